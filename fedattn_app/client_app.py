@@ -1,0 +1,98 @@
+"""The Flower ClientApp: translates Messages to a client's `fit` and `evaluate`, and back.
+
+Each message may be a process of its own on a real node, so what only some messages need is
+imported where it is used.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+if TYPE_CHECKING:
+    from flwr.common import NDArrays, Scalar
+
+    from fedattn_app.client import FrozenClient
+
+app = ClientApp()
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Tell which partition this node is, so that the server can order the nodes."""
+    answer = ConfigRecord(
+        {
+            "partition-id": int(context.node_config.get("partition-id", -1)),
+            "num-partitions": int(context.node_config.get("num-partitions", 0)),
+        }
+    )
+    return Message(RecordDict({"node": answer}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train locally and answer with the named shared arrays and the metrics of `fit`."""
+    client = client_fn(context)
+    arrays, num_examples, metrics = client.fit(_arrays(message, client), _config(message))
+    record = ArrayRecord(
+        {name: Array(array) for name, array in zip(client.shared, arrays, strict=True)}
+    )
+    return _reply(message, num_examples, metrics, {"arrays": record})
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate locally and answer with the loss and the metrics of `evaluate`."""
+    client = client_fn(context)
+    loss, num_examples, metrics = client.evaluate(_arrays(message, client), _config(message))
+    return _reply(message, num_examples, {"loss": loss, **metrics}, {})
+
+
+def client_fn(context: Context) -> "FrozenClient":
+    """Make this node's client from its run-config and node-config."""
+    from fedattn_app.client import FrozenClient, PersonalClient
+    from fedattn_app.config import Config
+    from fedattn_app.data import client_data, label_names, private_data
+    from fedattn_app.state import node_state
+
+    config = Config.from_run_config(context.run_config)
+    node = context.node_config
+    seed = config.federation.seed
+    partition = int(node.get("partition-id", 0))
+    labels = label_names(config.data)
+    if "data-path" in node:
+        data = private_data(config.data, config.model, seed, str(node["data-path"]))
+    else:
+        num_partitions = int(node.get("num-partitions", 1))
+        data = client_data(config.data, config.model, seed, partition, num_partitions)
+    if config.federation.local == "personal":
+        state = node_state(node.get("state-dir"), context.state)
+        return PersonalClient(config, labels, data, partition, state)
+    return FrozenClient(config, labels, data, partition)
+
+
+def _arrays(message: Message, client: "FrozenClient") -> "NDArrays":
+    record = message.content.array_records["arrays"]
+    if set(record) != set(client.shared):
+        odd = sorted(set(record) ^ set(client.shared))
+        raise ValueError(f"the server shares other parameters than this node: {', '.join(odd)}")
+    return [record[name].numpy() for name in client.shared]
+
+
+def _config(message: Message) -> "dict[str, Scalar]":
+    record = message.content.config_records["config"]
+    return {key: value for key, value in record.items() if not isinstance(value, list)}
+
+
+def _reply(
+    message: Message,
+    num_examples: int,
+    metrics: "Mapping[str, Scalar]",
+    records: Mapping[str, ArrayRecord],
+) -> Message:
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+    content = RecordDict(
+        {**records, "metrics": MetricRecord({"num-examples": num_examples, **numbers})}
+    )
+    return Message(content, reply_to=message)

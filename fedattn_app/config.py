@@ -1,0 +1,336 @@
+"""Run configuration: the only reader of Flower's flat ``run_config`` table.
+
+Every key of ``[tool.flwr.app.config]`` is a field of one of the frozen dataclasses below, with
+dashes for underscores. A field declares its default, what it means and what it may be; a value
+outside that raises `UserError` with one line that names key, value and what is allowed.
+"""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+ConfigValue: TypeAlias = bool | int | float | str
+
+
+class UserError(ValueError):
+    """A mistake of the user's: its text is one line that says what to change."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Encoder shape: `layers` blocks of `width` features, `heads` heads, `feedforward` units."""
+
+    layers: int
+    width: int
+    heads: int
+    feedforward: int
+
+
+MODEL_SIZES: Mapping[str, ModelSize] = {
+    "tiny": ModelSize(layers=1, width=64, heads=2, feedforward=256),
+    "small": ModelSize(layers=2, width=128, heads=4, feedforward=512),
+    "base": ModelSize(layers=4, width=256, heads=8, feedforward=1024),
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a value may be: one of `choices`, or a number within the bounds."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    above: float = -math.inf
+
+    def allowed(self, kind: type) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        bounds = []
+        if self.above > -math.inf:
+            bounds.append(f"> {self.above:g}")
+        if self.minimum > -math.inf:
+            bounds.append(f">= {self.minimum:g}")
+        if self.maximum < math.inf:
+            bounds.append(f"<= {self.maximum:g}")
+        name = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+        return " ".join([name, " and ".join(bounds)]).strip()
+
+    def admits(self, value: ConfigValue) -> bool:
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, str):
+            return True
+        return self.above < value and self.minimum <= value <= self.maximum
+
+
+def _setting(default: Any, help: str, **rule: Any) -> Any:
+    """Declare one run-config key; the keywords are the fields of `_Rule`."""
+    return field(default=default, metadata={"rule": _Rule(help, **rule)})
+
+
+def _key(entry: Field[Any]) -> str:
+    return entry.name.replace("_", "-")
+
+
+class _Section:
+    """Checks every field of a frozen dataclass against its rule when it is made."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):  # type: ignore[arg-type]
+            rule: _Rule = entry.metadata["rule"]
+            kind = type(entry.default)
+            value = getattr(self, entry.name)
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, entry.name, value)
+            if type(value) is not kind or not rule.admits(value):
+                shown = value if isinstance(value, (int, float)) else repr(value)
+                raise UserError(f"{_key(entry)} = {shown}: must be {rule.allowed(kind)}")
+
+
+@dataclass(frozen=True)
+class FederationConfig(_Section):
+    """Rounds, sampling, and the choices of scope, rule and privacy."""
+
+    num_rounds: int = _setting(10, "rounds of training", minimum=1)
+    fraction_train: float = _setting(
+        1.0, "share of the clients that train in a round", above=0, maximum=1
+    )
+    fraction_evaluate: float = _setting(
+        1.0, "share of the clients that evaluate after a round; 0 for none", minimum=0, maximum=1
+    )
+    min_clients: int = _setting(
+        0, "clients to wait for at the start; 0: as many as the nodes' `num-partitions`", minimum=0
+    )
+    round_timeout: float = _setting(
+        3600.0, "seconds to wait for the replies of one round", above=0, maximum=43200
+    )
+    seed: int = _setting(
+        1, "start of every random choice of a run", minimum=0, maximum=2**32 - 1
+    )
+    strategy: str = _setting("fedavg", "rule that combines the replies", choices=("fedavg",))
+    weighting: str = _setting(
+        "examples", "weight of a reply in the average", choices=("examples", "uniform")
+    )
+    shared: str = _setting(
+        "attention+head",
+        "what travels: `all`, `attention`, `attention+head`, `head`, "
+        "or a regex over parameter names",
+    )
+    local: str = _setting(
+        "frozen",
+        "what becomes of the rest: kept at its start, or trained and kept on the node",
+        choices=("frozen", "personal"),
+    )
+    privacy: str = _setting("none", "protection of an update", choices=("none",))
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Section):
+    """The Transformer and its tokenizer. Shapes of 0 are taken from the named size."""
+
+    model: str = _setting("small", "size of the built-in Transformer", choices=tuple(MODEL_SIZES))
+    layers: int = _setting(0, "blocks; 0: as the size says", minimum=0, maximum=64)
+    width: int = _setting(0, "features per token; 0: as the size says", minimum=0, maximum=8192)
+    heads: int = _setting(0, "attention heads; 0: as the size says", minimum=0, maximum=256)
+    feedforward: int = _setting(
+        0, "units of the feed-forward block; 0: as the size says", minimum=0, maximum=65536
+    )
+    dropout: float = _setting(0.0, "dropout probability in training", minimum=0, maximum=0.9)
+    vocabulary: int = _setting(
+        8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24
+    )
+    max_length: int = _setting(64, "tokens kept of a text", minimum=1, maximum=8192)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.size
+        if size.width % (2 * size.heads):
+            raise UserError(
+                f"width = {size.width}: must be a multiple of 2 × heads = {2 * size.heads}"
+            )
+
+    @property
+    def size(self) -> ModelSize:
+        """The shape in effect: the named size with every explicit key that is not 0."""
+        explicit = {
+            entry.name: getattr(self, entry.name) or getattr(MODEL_SIZES[self.model], entry.name)
+            for entry in fields(ModelSize)
+        }
+        return ModelSize(**explicit)
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
+    """Where the examples come from and how a simulation splits them over its clients."""
+
+    dataset: str = _setting(
+        "triage", "`triage` (built in), `file` (with `data-path`), or the id of a hub data set"
+    )
+    data_path: str = _setting(
+        "", "CSV, JSON Lines or Parquet file, or a folder with train.* and test.*"
+    )
+    text_column: str = _setting("text", "column that holds the text")
+    label_column: str = _setting("label", "column that holds the label")
+    labels: str = _setting(
+        "", "the label names, comma-separated; empty: those that the data set has"
+    )
+    partitioner: str = _setting(
+        "auto",
+        "how a simulation splits the data; `auto`: `natural` for triage, else `iid`",
+        choices=("auto", "iid", "dirichlet", "pathological", "natural", "linear", "square"),
+    )
+    partition_by: str = _setting("", "column of the `natural` partitioner")
+    alpha: float = _setting(0.5, "concentration of the `dirichlet` partitioner", above=0)
+    classes_per_client: int = _setting(2, "labels of a `pathological` client", minimum=1)
+    validation_fraction: float = _setting(
+        0.1, "share of its examples that a client holds out", minimum=0, maximum=0.9
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":
+            raise UserError(
+                'partition-by = "": partitioner = "natural" needs the name of a column here'
+            )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names given by `labels`, or none when they come from the data."""
+        return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Section):
+    """One client's local training in one round."""
+
+    local_epochs: int = _setting(1, "passes over a client's examples in a round", minimum=1)
+    batch_size: int = _setting(32, "examples per step", minimum=1)
+    learning_rate: float = _setting(1e-3, "step size of the local optimizer", above=0)
+    optimizer: str = _setting("adamw", "local optimizer", choices=("adamw", "adam", "sgd"))
+    weight_decay: float = _setting(0.01, "weight decay of the local optimizer", minimum=0)
+
+
+@dataclass(frozen=True)
+class OutputConfig(_Section):
+    """Where a run's folder goes, and the folder that a run carries on from."""
+
+    output_dir: str = _setting("", "folder for the results; empty: a new one under runs/")
+    resume_from: str = _setting("", "folder of a run to carry on from its checkpoint")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of one run."""
+
+    federation: FederationConfig = FederationConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: OutputConfig = OutputConfig()
+
+    def __post_init__(self) -> None:
+        if self.federation.shared == "all" and self.federation.local == "personal":
+            raise UserError(
+                'local = "personal": shared = "all" leaves nothing personal; '
+                'share less, for example shared = "attention"'
+            )
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
+        """Build the configuration from flat kebab-case keys; absent keys keep their default.
+
+        Raises `UserError` for a key that does not exist (with the nearest that does), and for a
+        value of the wrong type or outside its range.
+        """
+        unknown = [key for key in run_config if key not in SETTINGS]
+        if unknown:
+            raise UserError(_unknown_key(unknown[0]))
+        sections = {
+            section.name: type(section.default)(
+                **{
+                    entry.name: run_config[_key(entry)]
+                    for entry in fields(section.default)
+                    if _key(entry) in run_config
+                }
+            )
+            for section in fields(cls)
+        }
+        return cls(**sections)
+
+    def to_run_config(self) -> dict[str, ConfigValue]:
+        """Flatten to kebab-case keys: the inverse of `from_run_config`."""
+        return {
+            name.replace("_", "-"): value
+            for section in asdict(self).values()
+            for name, value in section.items()
+        }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run-config key as documentation shows it."""
+
+    default: ConfigValue
+    allowed: str
+    help: str
+
+
+SETTINGS: Mapping[str, Setting] = {
+    _key(entry): Setting(
+        entry.default,
+        entry.metadata["rule"].allowed(type(entry.default)),
+        entry.metadata["rule"].help,
+    )
+    for section in fields(Config)
+    for entry in fields(section.default)
+}
+
+
+def _unknown_key(key: str) -> str:
+    near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; the keys are {', '.join(SETTINGS)}"
+    return f"{key}: no such run-config key{hint}"
+
+
+_PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
+
+
+def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
+    """Read ``--run-config`` arguments, each ``'key=value key=value'`` or the path of a TOML file.
+
+    Later items win. Raises `UserError` for a file that cannot be read and for text that is
+    neither.
+    """
+    merged: dict[str, Any] = {}
+    for item in items:
+        merged.update(_read_toml(Path(item)) if item.endswith(".toml") else _read_pairs(item))
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file ({error})") from None
+
+
+def _read_pairs(text: str) -> dict[str, Any]:
+    pairs: Sequence[tuple[str, str]] = _PAIR.findall(text)
+    if _PAIR.sub("", text):
+        raise UserError(f"{text!r}: must be key=value pairs or the path of a .toml file")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        try:
+            values[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise UserError(f"{key} = {value}: not a TOML value; put text in quotes") from None
+    return values

@@ -1,0 +1,184 @@
+"""The server's view of the nodes: by partition, in order, with every byte counted.
+
+Flower's node ids are random, its lists of nodes unordered and its replies come as they come, so
+that a seed alone does not repeat a run. `PartitionGrid` wraps any Flower `Grid` and gives the
+nodes their partition numbers as ids: whatever samples and sums in the order of ids then does the
+same thing every time, Flower's own strategies included.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+log = logging.getLogger("fedattn")
+
+QUERY_TIMEOUT = 120.0
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Traffic:
+    """Payload bytes: `up` from the nodes to the server, `down` from the server to the nodes."""
+
+    up: int = 0
+    down: int = 0
+
+
+class PartitionGrid(Grid):
+    """Presents the nodes of `inner` under their partition numbers.
+
+    A node is asked once for its ``partition-id``; one that has none, or another's, gets the next
+    free number. `traffic` grows with every message that passes.
+    """
+
+    def __init__(self, inner: Grid) -> None:
+        self.inner = inner
+        self.traffic = Traffic()
+        self.num_partitions = 0
+        self._node_ids: dict[int, int] = {}  # partition -> node id
+
+    def wait_for_clients(self, minimum: int) -> int:
+        """Wait until enough nodes are connected and return how many are.
+
+        Enough is `minimum`, or with 0 as many as the nodes say there are partitions.
+        """
+        waiting = None
+        while True:
+            connected = len(self._refresh())
+            wanted = max(1, minimum or self.num_partitions)
+            if connected >= wanted:
+                return connected
+            if waiting != connected:
+                log.info("waiting for clients: %d of %d connected", connected, wanted)
+                waiting = connected
+            time.sleep(POLL_SECONDS)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the partition numbers of the connected nodes, ascending."""
+        return sorted(self._refresh())
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send to partitions and return the replies in the order of partitions."""
+        replies = self.inner.send_and_receive(self._outgoing(messages), timeout=timeout)
+        return sorted(self._incoming(replies), key=lambda reply: reply.metadata.src_node_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send to partitions and return the ids of the messages."""
+        return self.inner.push_messages(self._outgoing(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, from partitions."""
+        return self._incoming(self.inner.pull_messages(message_ids))
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on."""
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the inner grid."""
+        return self.inner.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a partition."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def _refresh(self) -> dict[int, int]:
+        """Bring the map of partitions up to date, asking each new node which one it is."""
+        present = set(self.inner.get_node_ids())
+        self._node_ids = {p: node for p, node in self._node_ids.items() if node in present}
+        new = sorted(present - set(self._node_ids.values()))
+        if new:
+            questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
+            self._count_down(questions)
+            replies = list(self.inner.send_and_receive(questions, timeout=QUERY_TIMEOUT))
+            self._admit([reply for reply in replies if not reply.has_error()])
+            for reply in replies:
+                if reply.has_error():
+                    log.warning("a node cannot take part: %s", error_line(reply))
+        return self._node_ids
+
+    def _admit(self, replies: list[Message]) -> None:
+        answers = []
+        for reply in replies:
+            self.traffic.up += payload_bytes(reply.content)
+            answer = reply.content.config_records["node"]
+            self.num_partitions = max(self.num_partitions, _int(answer["num-partitions"]))
+            answers.append((_int(answer["partition-id"]), reply.metadata.src_node_id))
+        nameless = []
+        for partition, node in sorted(answers):
+            if partition < 0 or partition in self._node_ids:
+                nameless.append((partition, node))
+            else:
+                self._node_ids[partition] = node
+        for partition, node in nameless:
+            free = next(p for p in range(len(self._node_ids) + 1) if p not in self._node_ids)
+            if partition >= 0:
+                log.warning("two nodes say they are partition %d; one counts as %d", partition, free)
+            self._node_ids[free] = node
+
+    def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        outgoing = list(messages)
+        for message in outgoing:
+            message.metadata.dst_node_id = self._node_ids[message.metadata.dst_node_id]
+        self._count_down(outgoing)
+        return outgoing
+
+    def _count_down(self, messages: list[Message]) -> None:
+        sizes: dict[int, int] = {}  # messages of one round mostly carry the same content
+        for message in messages:
+            key = id(message.content)
+            sizes[key] = sizes.get(key) or payload_bytes(message.content)
+            self.traffic.down += sizes[key]
+
+    def _incoming(self, replies: Iterable[Message]) -> list[Message]:
+        partition_of = {node: partition for partition, node in self._node_ids.items()}
+        incoming = [r for r in replies if r.metadata.src_node_id in partition_of]
+        for reply in incoming:
+            partition = partition_of[reply.metadata.src_node_id]
+            reply.metadata.__dict__["_src_node_id"] = partition  # Flower offers no setter
+            if not reply.has_error():
+                self.traffic.up += payload_bytes(reply.content)
+        return incoming
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return the serialised size of a message's content in bytes.
+
+    Array data are counted, not copied; names, shapes and the other records at their size as
+    Flower's protocol buffers.
+    """
+    skeleton = RecordDict(dict(content.items()))
+    data = 0
+    for key, record in content.array_records.items():
+        data += sum(len(array.data) for array in record.values())
+        skeleton[key] = ArrayRecord(
+            {name: Array(a.dtype, a.shape, a.stype, b"") for name, a in record.items()}
+        )
+    return data + int(recorddict_to_proto(skeleton).ByteSize())
+
+
+def error_line(reply: Message) -> str:
+    """Return the last line of the reason that a failed reply gives."""
+    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"error code {reply.error.code}"
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,139 @@
+"""The built-in Transformer classifier.
+
+A pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with sinusoidal positions (Vaswani et al.,
+2017, arXiv 1706.03762), mean pooling over real tokens, and one linear head. Query, key, value and
+output are four plain `nn.Linear` layers, so that every parameter has one name, with and without a
+wrapper around the model.
+
+Shapes: B examples, T tokens, D features, H heads, K labels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedattn_app.config import ModelConfig
+
+
+EMBEDDING_STD = 0.3
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the tokens that `mask` keeps."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Attend within each example.
+
+        `x` is (B, T, D); `mask` is boolean (B, 1, 1, T), true for real tokens. With a list for
+        `maps`, this layer's probabilities (B, H, T, T) are appended to it.
+        """
+        query, key, value = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D/H)
+            for layer in (self.query, self.key, self.value)
+        )
+        if maps is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, T)
+            maps.append(scores.masked_fill(~mask, -math.inf).softmax(-1))
+            mixed = maps[-1] @ value
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+        return output
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, the same for every token."""
+
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, units)
+        self.contract = nn.Linear(units, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        output: Tensor = self.contract(F.gelu(self.expand(x)))
+        return output
+
+
+class EncoderLayer(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added back."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.feedforward = FeedForward(width, feedforward)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, maps))
+        output: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        return output
+
+
+class TransformerClassifier(nn.Module):
+    """Token ids in, one score per label out.
+
+    Parameters are initialised from torch's global generator: see `build_model`, which seeds it.
+    """
+
+    def __init__(self, config: ModelConfig, num_labels: int) -> None:
+        super().__init__()
+        size = config.size
+        self.embedding = nn.Embedding(config.vocabulary, size.width, padding_idx=0)
+        # Small beside the positions, so that attention learns order first, even when frozen.
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        self.layers = nn.ModuleList(
+            EncoderLayer(size.width, size.heads, size.feedforward, config.dropout)
+            for _ in range(size.layers)
+        )
+        self.final_norm = nn.LayerNorm(size.width)
+        self.head = nn.Linear(size.width, num_labels)
+        self.register_buffer(
+            "positions", sinusoids(config.max_length, size.width), persistent=False
+        )
+
+    def forward(self, ids: Tensor, lengths: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Score the labels: (B, T) ids and (B,) lengths, both integer, give (B, K) logits."""
+        keep = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
+        positions: Tensor = self.positions[: ids.shape[1]]  # type: ignore[index]
+        x = self.embedding(ids) + positions  # (B, T, D)
+        for layer in self.layers:
+            x = layer(x, keep[:, None, None, :], maps)
+        x = self.final_norm(x) * keep[..., None]
+        logits: Tensor = self.head(x.sum(1) / lengths[:, None])
+        return logits
+
+    @torch.no_grad()
+    def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
+        """Return one (B, H, T, T) tensor of attention probabilities per layer."""
+        maps: list[Tensor] = []
+        self(ids, lengths, maps)
+        return maps
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Return the (length, width) position encoding of Vaswani et al., section 3.5."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))  # (D/2,)
+    angle = torch.arange(length)[:, None] * rate  # (T, D/2)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+
+
+def build_model(config: ModelConfig, num_labels: int, seed: int) -> TransformerClassifier:
+    """Build the model with parameters that depend on `seed` alone, the same on every node."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransformerClassifier(config, num_labels)

@@ -1,0 +1,199 @@
+"""A run's folder: written as the run goes, read back by scripts and notebooks.
+
+`RunFolder` writes ``config.toml``, ``history.jsonl``, ``clients.jsonl``, ``summary.json``,
+``model.safetensors`` and ``checkpoint/``; `RunResult` reads them.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from fedattn_app.config import Config, ConfigValue, UserError, parse_run_config
+from fedattn_app.parameters import NDArray
+from fedattn_app.state import write_atomically
+
+Row = dict[str, Any]
+Counts = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float64]
+
+# A run carried on may change these; any other change would make it another run.
+CHANGEABLE = {"num-rounds", "fraction-evaluate", "min-clients", "round-timeout"}
+CHANGEABLE |= {"output-dir", "resume-from"}
+
+
+class RunFolder:
+    """Writes one run's folder.
+
+    `path` is absolute. In a run that carries another on, `arrays` is the global model to start
+    from and `earlier` that run's rows, one per round from 0. Raises `UserError` for a folder that cannot be written, that already holds
+    another run, or that cannot be resumed from with this configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = _choose_path(config)
+        self.arrays: dict[str, NDArray] | None = None
+        self.earlier: list[Row] = []
+        clients: list[Row] = []
+        if config.output.resume_from:
+            before = _resumable(config)
+            self.arrays, metadata = _read_arrays(before.path / "checkpoint" / "model.safetensors")
+            last = int(metadata["round"])
+            if last >= config.federation.num_rounds:
+                raise UserError(
+                    f"num-rounds = {config.federation.num_rounds}: the run to carry on has "
+                    f"{last} rounds already"
+                )
+            self.earlier = [row for row in before.history if row["round"] <= last]
+            clients = [row for row in before.clients if row["round"] <= last]
+        try:
+            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
+            for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
+                self._write_text(name, "".join(map(_to_line, rows)))
+        except OSError as error:
+            raise UserError(
+                f"output-dir = {self.path}: cannot be written ({error.strerror})"
+            ) from None
+
+    def add_round(self, row: Row, clients: Iterable[Row]) -> None:
+        """Append one round to ``history.jsonl`` and its clients to ``clients.jsonl``."""
+        for name, rows in (("clients.jsonl", clients), ("history.jsonl", [row])):
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.writelines(map(_to_line, rows))
+
+    def checkpoint(self, server_round: int, arrays: Mapping[str, NDArray]) -> None:
+        """Replace the checkpoint by the global model after `server_round`."""
+        content = save(dict(arrays), {"round": str(server_round)})
+        write_atomically(self.path / "checkpoint" / "model.safetensors", content)
+
+    def finish(self, summary: Row, arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> None:
+        """Write ``model.safetensors`` with the metadata `about`, then ``summary.json``."""
+        write_atomically(self.path / "model.safetensors", save(dict(arrays), dict(about)))
+        self._write_text("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def _write_text(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text.encode())
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run's folder, read on demand."""
+
+    path: Path
+
+    @cached_property
+    def summary(self) -> Row:
+        """The content of ``summary.json``."""
+        summary: Row = json.loads(self._read("summary.json"))
+        return summary
+
+    @cached_property
+    def history(self) -> list[Row]:
+        """One row per round, from round 0."""
+        return [json.loads(line) for line in self._read("history.jsonl").splitlines()]
+
+    @cached_property
+    def clients(self) -> list[Row]:
+        """One row per client and round."""
+        return [json.loads(line) for line in self._read("clients.jsonl").splitlines()]
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray]:
+        """The final global model by parameter name."""
+        return _read_arrays(self.path / "model.safetensors")[0]
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+
+
+def class_scores(support: Counts, predicted: Counts, correct: Counts) -> tuple[Shares, float]:
+    """Return recall per class and macro F1.
+
+    The arguments are int64 counts of shape (K,). Recall is NaN, and F1 left out of the mean, for a
+    class that neither occurs nor is predicted; F1 is 2·correct / (support + predicted).
+    """
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN we mean
+        recall = correct / support
+        f1 = 2 * correct / (support + predicted)
+    return recall, float(np.nanmean(f1)) if np.isfinite(f1).any() else 0.0
+
+
+def _choose_path(config: Config) -> Path:
+    output = config.output
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.federation.strategy}"
+    default = output.resume_from or f"runs/{name}-{os.getpid()}"
+    path = Path(output.output_dir or default).expanduser().absolute()
+    resumed = output.resume_from and path == Path(output.resume_from).expanduser().absolute()
+    if (path / "history.jsonl").exists() and not resumed:
+        raise UserError(
+            f"output-dir = {path}: holds a run already; name another folder, "
+            "or carry that run on with resume-from"
+        )
+    return path
+
+
+def _resumable(config: Config) -> RunResult:
+    path = Path(config.output.resume_from).expanduser().absolute()
+    if not (path / "checkpoint" / "model.safetensors").exists():
+        raise UserError(f"resume-from = {path}: holds no checkpoint")
+    before = Config.from_run_config(parse_run_config([str(path / "config.toml")])).to_run_config()
+    for key, value in config.to_run_config().items():
+        if key not in CHANGEABLE and before[key] != value:
+            raise UserError(
+                f"{key} = {value!r}: the run in {path} has {before[key]!r}; "
+                "a run carries on with the settings it began with"
+            )
+    return RunResult(path)
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except Exception as error:  # safetensors raises its own class, which it does not export
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _to_line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _to_toml(settings: Mapping[str, ConfigValue], versions: Mapping[str, str]) -> str:
+    # A JSON scalar is a TOML value.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    lines += ["", "[versions]", *(f"{key} = {json.dumps(v)}" for key, v in versions.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("flwr", "torch", "opacus"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "none"
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return versions
+    return {**versions, "commit": commit.stdout.strip()} if commit.returncode == 0 else versions
+

@@ -1,0 +1,152 @@
+"""The Flower ServerApp: builds model, strategy and folder, runs the rounds, sums up."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from fedattn_app.config import Config, FederationConfig, UserError
+from fedattn_app.console import printing
+from fedattn_app.data import Examples, label_names, server_test_set
+from fedattn_app.grid import PartitionGrid
+from fedattn_app.model import TransformerClassifier, build_model
+from fedattn_app.parameters import (
+    NDArray,
+    fingerprint,
+    get_arrays,
+    set_arrays,
+    shared_names,
+    without,
+)
+from fedattn_app.results import Row, RunFolder, RunResult
+from fedattn_app.rounds import Outcome, Rounds, Scores
+from fedattn_app.training import evaluate
+from strategies import AttentionOnly, WeightedFedAvg
+
+log = logging.getLogger("fedattn")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federation as the run-config says. Raises `UserError` and `RunFailed`."""
+    with printing():
+        run(PartitionGrid(grid), Config.from_run_config(context.run_config))
+
+
+def run(grid: PartitionGrid, config: Config) -> RunResult:
+    """Run one federation on `grid` and return its folder."""
+    began = time.perf_counter()
+    federation = config.federation
+    labels = label_names(config.data)
+    if len(labels) < 2:
+        raise UserError(f"labels: a classifier needs at least 2, there are {len(labels)}")
+    test = server_test_set(config.data, config.model, federation.seed)
+    if federation.local == "personal" and test is not None:
+        log.info('local = "personal": the clients evaluate, the server has no whole model to test')
+        test = None
+    model = build_model(config.model, len(labels), federation.seed)
+    initial = get_arrays(model)
+    shared = shared_names(federation.shared, initial)
+    folder = RunFolder(config)
+    frozen = without(initial, shared) if federation.local == "frozen" else {}
+    rounds = Rounds(
+        strategy=AttentionOnly(make_strategy(federation), shared.__contains__),
+        grid=grid,
+        folder=folder,
+        config=federation,
+        num_labels=len(labels),
+        evaluate=test and _Evaluator(model, test, len(labels)),
+        message_config={"frozen-fingerprint": fingerprint(frozen)} if frozen else {},
+    )
+    log.info("%s", _plan(config, labels, shared, initial))
+    clients = grid.wait_for_clients(federation.min_clients)
+    outcome = rounds.run(folder.arrays or initial)
+    summary = _summary(config, labels, shared, clients, outcome, time.perf_counter() - began)
+    about = {"labels": json.dumps(labels), "config": json.dumps(config.to_run_config())}
+    folder.finish(summary, {k: array.numpy() for k, array in outcome.arrays.items()}, about)
+    log.info("results in %s", folder.path)
+    return RunResult(folder.path)
+
+
+def make_strategy(config: FederationConfig) -> Strategy:
+    """Make the rule that combines the replies."""
+    return WeightedFedAvg(
+        weighting=config.weighting,
+        fraction_train=config.fraction_train,
+        fraction_evaluate=config.fraction_evaluate,
+        min_train_nodes=1,
+        min_evaluate_nodes=1,
+        min_available_nodes=1,
+    )
+
+
+class _Evaluator:
+    """Scores global arrays on the server's test examples."""
+
+    def __init__(self, model: TransformerClassifier, test: Examples, num_labels: int) -> None:
+        self.model = model
+        self.test = test
+        self.num_labels = num_labels
+
+    def __call__(self, arrays: Mapping[str, NDArray]) -> Scores:
+        set_arrays(self.model, arrays)
+        result = evaluate(self.model, self.test, self.num_labels)
+        return Scores(
+            loss=result.loss,
+            accuracy=result.accuracy,
+            support=result.confusion.sum(1),
+            predicted=result.confusion.sum(0),
+            correct=result.confusion.diagonal(),
+        )
+
+
+def _plan(
+    config: Config, labels: tuple[str, ...], shared: frozenset[str], arrays: Mapping[str, NDArray]
+) -> str:
+    travelling = sum(arrays[name].size for name in shared)
+    total = sum(array.size for array in arrays.values())
+    return (
+        f"{config.data.dataset}: {len(labels)} labels; {config.model.model} model; "
+        f"{config.federation.strategy} shares {config.federation.shared}: "
+        f"{travelling:,} of {total:,} parameters"
+    )
+
+
+def _summary(
+    config: Config,
+    labels: tuple[str, ...],
+    shared: frozenset[str],
+    clients: int,
+    outcome: Outcome,
+    seconds: float,
+) -> Row:
+    scores = outcome.scores
+    up = sum(row["bytes_up"] for row in outcome.history)
+    client_rounds = sum(row["clients"] for row in outcome.history)
+    sizes = {name: array.numpy().size for name, array in outcome.arrays.items()}
+    return {
+        "strategy": config.federation.strategy,
+        "shared": config.federation.shared,
+        "privacy": config.federation.privacy,
+        "model": config.model.model,
+        "dataset": config.data.dataset,
+        "num_clients": clients,
+        "rounds": config.federation.num_rounds,
+        "accuracy": scores and scores.accuracy,
+        "macro_f1": scores and scores.macro_f1,
+        "recall_per_class": scores and dict(zip(labels, scores.recall, strict=True)),
+        "worst_client_accuracy": outcome.worst_client,
+        "epsilon": None,
+        "delta": None,
+        "bytes_up_per_client_round": up / max(client_rounds, 1),
+        "bytes_total": up + sum(row["bytes_down"] for row in outcome.history),
+        "shared_parameters": sum(sizes[name] for name in shared),
+        "total_parameters": sum(sizes.values()),
+        "seconds": seconds,
+    }

@@ -1,0 +1,120 @@
+"""Simulate a federation on this machine: the function behind scripts, notebooks and tests."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Context, Message, MessageType
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from tqdm import tqdm
+
+from fedattn_app import client_app, server_app
+from fedattn_app.config import Config, FederationConfig, UserError
+from fedattn_app.console import printing
+from fedattn_app.grid import PartitionGrid
+from fedattn_app.local_engine import LocalGrid, task_identity
+from fedattn_app.results import RunResult
+
+ENGINES = ("local", "flower")
+
+
+def simulate(
+    config: Config | Mapping[str, Any],
+    num_supernodes: int = 10,
+    *,
+    engine: str = "local",
+    quiet: bool = False,
+) -> RunResult:
+    """Run one federation of `num_supernodes` virtual clients and return its results.
+
+    `config` is a `Config` or the run-config keys that differ from their defaults. The engine
+    ``local`` runs in this process; ``flower`` is Flower's own, on Ray. `quiet` prints warnings
+    only. Raises `UserError` for a mistake in the arguments and `RunFailed` when every client of a
+    round fails.
+    """
+    if not isinstance(config, Config):
+        config = Config.from_run_config(config)
+    if num_supernodes < 1:
+        raise UserError(f"num-supernodes = {num_supernodes}: must be a whole number >= 1")
+    if engine not in ENGINES:
+        raise UserError(f"engine = {engine!r}: must be one of {', '.join(ENGINES)}")
+    if config.federation.min_clients > num_supernodes:
+        raise UserError(
+            f"min-clients = {config.federation.min_clients}: "
+            f"the simulation has only {num_supernodes} clients"
+        )
+    level = logging.WARNING if quiet else logging.INFO
+    if engine == "flower":
+        # Flower warns at each call that it would rather be started by `flwr run`.
+        with printing(level=level, flower_level=logging.ERROR):
+            return _run_flower(config, num_supernodes)
+    with (
+        _progress_bar(config.federation, num_supernodes, quiet) as bar,
+        printing(lambda line: tqdm.write(line, file=sys.stdout), level),
+        task_identity(),
+    ):
+        return _run_local(config, num_supernodes, bar)
+
+
+def _run_local(config: Config, num_supernodes: int, bar: "tqdm[Any]") -> RunResult:
+    def advance(reply: Message) -> None:
+        if reply.metadata.message_type != MessageType.QUERY:
+            bar.update()
+
+    grid = LocalGrid(client_app.app, num_supernodes, _run_config(config), on_reply=advance)
+    return server_app.run(PartitionGrid(grid), config)
+
+
+def _run_flower(config: Config, num_supernodes: int) -> RunResult:
+    from flwr.simulation import run_simulation
+
+    results: list[RunResult] = []
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        results.append(server_app.run(PartitionGrid(grid), config))
+
+    run_simulation(
+        server_app=app,
+        client_app=ConfiguredClientApp(_run_config(config)),
+        num_supernodes=num_supernodes,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+    return results[0]
+
+
+class ConfiguredClientApp(ClientApp):
+    """Our ClientApp with a run-config of its own: Flower's `run_simulation` passes none on."""
+
+    def __init__(self, run_config: UserConfig) -> None:
+        super().__init__()
+        self.run_config = run_config
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Run the message under the run-config given at construction."""
+        context.run_config = self.run_config
+        return client_app.app(message, context)
+
+
+def _run_config(config: Config) -> UserConfig:
+    return dict(config.to_run_config())
+
+
+def _progress_bar(
+    federation: FederationConfig, num_supernodes: int, quiet: bool
+) -> "tqdm[Any]":
+    per_round = sum(
+        max(1, int(num_supernodes * fraction))
+        for fraction in (federation.fraction_train, federation.fraction_evaluate)
+        if fraction
+    )
+    return tqdm(
+        total=federation.num_rounds * per_round,
+        unit=" messages",
+        leave=False,
+        disable=quiet or not sys.stderr.isatty(),
+    )

@@ -1,0 +1,58 @@
+"""A stateless hashing tokenizer: no vocabulary is learned, so none can leak private text."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+PADDING = 0
+
+# Ideographs and kana stand alone, since their scripts put no spaces between words.
+_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|_")
+
+
+class HashingTokenizer:
+    """Maps text to token ids by hashing its words (Weinberger et al., 2009, arXiv 0902.2206).
+
+    Text is NFKC-normalised and lower-cased, then cut into words and single punctuation marks.
+    A token's id is BLAKE2b-64 of its UTF-8 bytes modulo ``buckets - 1``, plus 1: the same on
+    every machine and in every Python. Id 0 is padding. A text without any token is one `EMPTY`
+    token, so that every example has something to attend to.
+    """
+
+    EMPTY = "\x00"
+
+    def __init__(self, buckets: int, max_length: int) -> None:
+        self.buckets = buckets
+        self.max_length = max_length
+        self._ids: dict[str, int] = {}
+
+    def tokens(self, text: str) -> list[str]:
+        """Cut `text` into at most `max_length` tokens."""
+        if not text.isascii():
+            text = unicodedata.normalize("NFKC", text)
+        return _TOKEN.findall(text.lower())[: self.max_length] or [self.EMPTY]
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Encode texts.
+
+        Returns ``ids``, int32 of shape (N, T) padded with 0 to the longest text, and
+        ``lengths``, int32 of shape (N,), each at least 1.
+        """
+        rows = [[self._id(token) for token in self.tokens(text)] for text in texts]
+        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+        ids = np.full((len(rows), max(map(len, rows), default=1)), PADDING, dtype=np.int32)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+        return ids, lengths
+
+    def _id(self, token: str) -> int:
+        known = self._ids.get(token)
+        if known is None:
+            digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            known = int.from_bytes(digest, "big") % (self.buckets - 1) + 1
+            self._ids[token] = known
+        return known

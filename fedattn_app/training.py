@@ -1,0 +1,114 @@
+"""One client's local training, and evaluation anywhere."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedattn_app.config import TrainingConfig
+from fedattn_app.data import Examples
+
+EVALUATION_BATCH = 256
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite, so there is no update worth sending."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Means over the examples of the last local epoch, each seen before its own step."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on some examples.
+
+    `loss` is the mean cross-entropy in nats; `confusion` is int64 (K, K), true label by predicted
+    label.
+    """
+
+    loss: float
+    confusion: npt.NDArray[np.int64]
+
+    @property
+    def num_examples(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1; 0 without examples."""
+        return float(self.confusion.trace() / max(self.num_examples, 1))
+
+
+def train(
+    model: nn.Module,
+    trainable: Collection[str],
+    examples: Examples,
+    config: TrainingConfig,
+    seed: int,
+) -> TrainingResult:
+    """Train the `trainable` parameters of `model` in place with a fresh optimizer.
+
+    `seed` decides the order of the examples and the dropout. Raises `TrainingDiverged` when the
+    loss is not finite. `examples` must not be empty.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    optimizer = make_optimizer(model, config)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(config.local_epochs):
+            loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+            for index in torch.randperm(len(examples)).split(config.batch_size):
+                batch = examples[index]
+                logits = model(batch.ids, batch.lengths)
+                loss = F.cross_entropy(logits, batch.labels)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                loss_sum += loss.detach() * len(batch)
+                right += (logits.argmax(1) == batch.labels).sum()
+            if not loss_sum.isfinite():
+                raise TrainingDiverged("the training loss is not finite; lower learning-rate")
+    return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Make the configured optimizer over the parameters of `model` that require gradients."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
+        case _:
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Evaluation:
+    """Evaluate `model` on `examples`, in batches of similar length."""
+    model.eval()
+    confusion = torch.zeros(num_labels * num_labels, dtype=torch.int64)
+    loss_sum = 0.0
+    for index in examples.lengths.argsort(stable=True).split(EVALUATION_BATCH):
+        batch = examples[index]
+        logits = model(batch.ids, batch.lengths)
+        loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+        confusion += torch.bincount(
+            batch.labels * num_labels + logits.argmax(1), minlength=len(confusion)
+        )
+    return Evaluation(
+        loss=loss_sum / max(len(examples), 1),
+        confusion=confusion.reshape(num_labels, num_labels).numpy(),
+    )

@@ -1,0 +1,59 @@
+"""One run from a script: ``python run_simulation.py --help``."""
+
+import argparse
+import sys
+
+from fedattn_app.config import UserError, parse_run_config
+
+
+def main() -> int:
+    """Run one federation; 0 on success, 2 for a user's mistake, 1 for a failed run."""
+    parser = argparse.ArgumentParser(
+        description="Simulate a federation on this machine; the last line is the results' folder."
+    )
+    parser.add_argument("--engine", choices=("local", "flower"), default="local")
+    parser.add_argument("--num-supernodes", type=int, default=10, metavar="N")
+    parser.add_argument(
+        "--run-config",
+        action="append",
+        default=[],
+        metavar="'k=v k=v' | FILE.toml",
+        help="settings that differ from the defaults in pyproject.toml; may be given repeatedly",
+    )
+    parser.add_argument("--output-dir", metavar="DIR", help="the same as the key output-dir")
+    parser.add_argument("--quiet", action="store_true", help="print the folder only")
+    arguments = parser.parse_args()
+    try:
+        run_config = parse_run_config(arguments.run_config)
+        if arguments.output_dir is not None:
+            run_config["output-dir"] = arguments.output_dir
+        return _run(run_config, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the rounds that are done are in the run's folder", file=sys.stderr)
+        return 1
+
+
+def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Namespace) -> int:
+    from fedattn_app.rounds import RunFailed
+    from fedattn_app.simulation import simulate
+
+    try:
+        result = simulate(
+            run_config,
+            arguments.num_supernodes,
+            engine=arguments.engine,
+            quiet=arguments.quiet,
+        )
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.quiet:
+        print(result.path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""What runs on the server: Flower Strategy classes. They know Flower and numpy, nothing else."""
+
+from strategies.attention_only import AttentionOnly
+from strategies.weighted_fedavg import WeightedFedAvg
+
+__all__ = ["AttentionOnly", "WeightedFedAvg"]

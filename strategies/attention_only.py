@@ -1,0 +1,94 @@
+"""Share a part of the model under any Flower strategy.
+
+    w[shared] ← inner strategy over the replies' shared arrays;   w[rest] stays
+
+The part is a predicate over parameter names, passed in as data: with the names of the attention
+projections only attention travels, with a predicate that is always true this wrapper changes
+nothing. Selecting parameters is not a privacy measure (Petrov et al., 2024, arXiv 2405.15586, read
+text from attention gradients); it saves bytes, and noise where noise is added.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+
+class AttentionOnly(Strategy):
+    """Wraps `inner`, which sees, sends and combines only the arrays that `shared` selects.
+
+    `shared` maps a parameter's full dotted name to whether it travels. Replies without examples
+    are left out, whatever the inner strategy. The aggregate is merged back into the whole global
+    model with each array's own dtype.
+    """
+
+    def __init__(self, inner: Strategy, shared: Callable[[str], bool]) -> None:
+        self.inner = inner
+        self.shared = shared
+        self._global = ArrayRecord()
+
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy send the shared arrays."""
+        self._global = arrays
+        return self.inner.configure_train(server_round, self._select(arrays), config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy combine the replies, and merge what it returns."""
+        usable = _with_examples(replies)
+        if not usable:
+            return None, None
+        arrays, metrics = self.inner.aggregate_train(server_round, usable)
+        return (None if arrays is None else self._merge(arrays)), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy send the shared arrays."""
+        return self.inner.configure_evaluate(server_round, self._select(arrays), config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the inner strategy combine the replies."""
+        usable = _with_examples(replies)
+        return self.inner.aggregate_evaluate(server_round, usable) if usable else None
+
+    def _select(self, arrays: ArrayRecord) -> ArrayRecord:
+        return ArrayRecord({name: array for name, array in arrays.items() if self.shared(name)})
+
+    def _merge(self, aggregated: ArrayRecord) -> ArrayRecord:
+        return ArrayRecord(
+            {
+                name: _as_dtype(aggregated[name], array.dtype) if name in aggregated else array
+                for name, array in self._global.items()
+            }
+        )
+
+
+def _with_examples(replies: Iterable[Message]) -> list[Message]:
+    """Return the replies that rest on data, in the order of node ids."""
+    usable = (
+        reply
+        for reply in replies
+        if not reply.has_error()
+        and any(record.get("num-examples", 1) for record in reply.content.metric_records.values())
+    )
+    return sorted(usable, key=lambda reply: reply.metadata.src_node_id)
+
+
+def _as_dtype(array: Array, dtype: str) -> Array:
+    if array.dtype == dtype:
+        return array
+    values = array.numpy()
+    rounded = np.rint(values) if np.issubdtype(np.dtype(dtype), np.integer) else values
+    return Array(np.asarray(rounded).astype(dtype))
