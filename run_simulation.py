@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Namespace) -> int:
-    from fedattn_app.rounds import RunFailed
+    from fedattn_app.rounds import RunFailedError
     from fedattn_app.simulation import simulate
 
     try:
@@ -47,7 +47,7 @@ def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Na
             engine=arguments.engine,
             quiet=arguments.quiet,
         )
-    except RunFailed as error:
+    except RunFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if arguments.quiet:

@@ -44,9 +44,7 @@ class FrozenClient(NumPyClient):
         self.labels = labels
         self.data = data
         self.partition = partition
-        self.model, self.initial = _initial_model(
-            config.model, len(labels), config.federation.seed
-        )
+        self.model, self.initial = _initial_model(config.model, len(labels), config.federation.seed)
         selected = shared_names(config.federation.shared, self.initial)
         self.shared = [name for name in self.initial if name in selected]
 
@@ -66,7 +64,8 @@ class FrozenClient(NumPyClient):
         """Train from the global `parameters`.
 
         Returns the new arrays, the number of examples trained on, and ``loss``, ``accuracy``
-        (over the last epoch) and ``seconds``. Raises `FrozenMismatch` and `TrainingDiverged`.
+        (over the last epoch) and ``seconds``. Raises `FrozenMismatchError` and
+        `TrainingDivergedError`.
         """
         start = time.perf_counter()
         self._load(parameters, config)
@@ -110,7 +109,7 @@ class FrozenClient(NumPyClient):
     def _load(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> None:
         expected = config.get("frozen-fingerprint")
         if expected is not None and expected != self._frozen_fingerprint():
-            raise FrozenMismatch()
+            raise FrozenMismatchError()
         shared = dict(zip(self.shared, parameters, strict=True))
         set_arrays(self.model, {**self.initial, **self._local_arrays(), **shared})
 
@@ -143,6 +142,7 @@ class PersonalClient(FrozenClient):
 
     @property
     def trainable(self) -> frozenset[str]:
+        """All names."""
         return frozenset(self.initial)
 
     def _local_arrays(self) -> Mapping[str, NDArray]:
@@ -152,8 +152,8 @@ class PersonalClient(FrozenClient):
         self.state.save(PERSONAL, without(get_arrays(self.model), self.shared))
 
 
-class FrozenMismatch(UserError):
-    """This node's frozen parameters are not the server's."""
+class FrozenMismatchError(UserError):
+    """Raised where a node's frozen parameters are not the server's."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 ConfigValue: TypeAlias = bool | int | float | str
 
@@ -78,18 +78,19 @@ def _key(entry: Field[Any]) -> str:
     return entry.name.replace("_", "-")
 
 
+@dataclass(frozen=True)
 class _Section:
     """Checks every field of a frozen dataclass against its rule when it is made."""
 
     def __post_init__(self) -> None:
-        for entry in fields(self):  # type: ignore[arg-type]
+        for entry in fields(self):
             rule: _Rule = entry.metadata["rule"]
-            kind = type(entry.default)
+            kind: type = type(entry.default)
             value = getattr(self, entry.name)
             if kind is float and type(value) is int:
                 value = float(value)
                 object.__setattr__(self, entry.name, value)
-            if type(value) is not kind or not rule.admits(value):
+            if type(value) is not kind or not rule.admits(cast(ConfigValue, value)):
                 shown = value if isinstance(value, (int, float)) else repr(value)
                 raise UserError(f"{_key(entry)} = {shown}: must be {rule.allowed(kind)}")
 
@@ -111,9 +112,7 @@ class FederationConfig(_Section):
     round_timeout: float = _setting(
         3600.0, "seconds to wait for the replies of one round", above=0, maximum=43200
     )
-    seed: int = _setting(
-        1, "start of every random choice of a run", minimum=0, maximum=2**32 - 1
-    )
+    seed: int = _setting(1, "start of every random choice of a run", minimum=0, maximum=2**32 - 1)
     strategy: str = _setting("fedavg", "rule that combines the replies", choices=("fedavg",))
     weighting: str = _setting(
         "examples", "weight of a reply in the average", choices=("examples", "uniform")
@@ -143,9 +142,7 @@ class ModelConfig(_Section):
         0, "units of the feed-forward block; 0: as the size says", minimum=0, maximum=65536
     )
     dropout: float = _setting(0.0, "dropout probability in training", minimum=0, maximum=0.9)
-    vocabulary: int = _setting(
-        8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24
-    )
+    vocabulary: int = _setting(8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24)
     max_length: int = _setting(64, "tokens kept of a text", minimum=1, maximum=8192)
 
     def __post_init__(self) -> None:
@@ -252,15 +249,15 @@ class Config:
         unknown = [key for key in run_config if key not in SETTINGS]
         if unknown:
             raise UserError(_unknown_key(unknown[0]))
-        sections = {
-            section.name: type(section.default)(
+        sections: dict[str, Any] = {
+            name: section(
                 **{
                     entry.name: run_config[_key(entry)]
-                    for entry in fields(section.default)
+                    for entry in fields(section)
                     if _key(entry) in run_config
                 }
             )
-            for section in fields(cls)
+            for name, section in SECTIONS.items()
         }
         return cls(**sections)
 
@@ -271,6 +268,15 @@ class Config:
             for section in asdict(self).values()
             for name, value in section.items()
         }
+
+
+SECTIONS: Mapping[str, type[_Section]] = {
+    "federation": FederationConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "output": OutputConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -284,12 +290,12 @@ class Setting:
 
 SETTINGS: Mapping[str, Setting] = {
     _key(entry): Setting(
-        entry.default,
+        getattr(section, entry.name),
         entry.metadata["rule"].allowed(type(entry.default)),
         entry.metadata["rule"].help,
     )
-    for section in fields(Config)
-    for entry in fields(section.default)
+    for section in SECTIONS.values()
+    for entry in fields(section)
 }
 
 

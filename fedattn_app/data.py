@@ -268,8 +268,7 @@ def _training_dataset(
 
 def _load_tables(config: DataConfig, stamp: tuple[int, ...]) -> tuple[_Table, _Table | None]:
     train, test = (
-        split
-        and _from_dataset(split, config.text_column, config.label_column, _source(config))
+        split and _from_dataset(split, config.text_column, config.label_column, _source(config))
         for split in _load_splits(config, stamp)
     )
     assert train is not None
@@ -307,9 +306,7 @@ def _stamp(config: DataConfig) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=2)
-def _load_splits(
-    config: DataConfig, stamp: tuple[int, ...]
-) -> tuple["Dataset", "Dataset | None"]:
+def _load_splits(config: DataConfig, stamp: tuple[int, ...]) -> tuple["Dataset", "Dataset | None"]:
     return _load_files(config.data_path) if config.dataset == "file" else _load_hub(config.dataset)
 
 

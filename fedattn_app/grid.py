@@ -129,7 +129,9 @@ class PartitionGrid(Grid):
         for partition, node in nameless:
             free = next(p for p in range(len(self._node_ids) + 1) if p not in self._node_ids)
             if partition >= 0:
-                log.warning("two nodes say they are partition %d; one counts as %d", partition, free)
+                log.warning(
+                    "two nodes say they are partition %d; one counts as %d", partition, free
+                )
             self._node_ids[free] = node
 
     def _outgoing(self, messages: Iterable[Message]) -> list[Message]:

@@ -1,9 +1,10 @@
 """The built-in Transformer classifier.
 
-A pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with sinusoidal positions (Vaswani et al.,
-2017, arXiv 1706.03762), mean pooling over real tokens, and one linear head. Query, key, value and
-output are four plain `nn.Linear` layers, so that every parameter has one name, with and without a
-wrapper around the model.
+A pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with rotary positions (Su et al., 2021,
+arXiv 2104.09864), mean pooling over real tokens, and one linear head. Query, key, value and output
+are four plain `nn.Linear` layers, so that every parameter has one name, with and without a wrapper
+around the model. Positions enter queries and keys only: attention learns order quickly even where
+it alone is trained, and there is no position parameter to send.
 
 Shapes: B examples, T tokens, D features, H heads, K labels.
 """
@@ -17,8 +18,8 @@ from torch.nn import functional as F
 
 from fedattn_app.config import ModelConfig
 
-
-EMBEDDING_STD = 0.3
+# Wavelengths of 6 to some 600 tokens: the texts here are tens of tokens long.
+ROTARY_BASE = 100.0
 
 
 class SelfAttention(nn.Module):
@@ -32,16 +33,20 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, rotation: Tensor, maps: list[Tensor] | None = None
+    ) -> Tensor:
         """Attend within each example.
 
-        `x` is (B, T, D); `mask` is boolean (B, 1, 1, T), true for real tokens. With a list for
-        `maps`, this layer's probabilities (B, H, T, T) are appended to it.
+        `x` is (B, T, D); `mask` is boolean (B, 1, 1, T), true for real tokens; `rotation` is what
+        `rotary_angles` gives. With a list for `maps`, this layer's probabilities (B, H, T, T) are
+        appended to it.
         """
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D/H)
             for layer in (self.query, self.key, self.value)
         )
+        query, key = rotate(query, rotation), rotate(key, rotation)
         if maps is None:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
@@ -77,9 +82,11 @@ class EncoderLayer(nn.Module):
         self.feedforward = FeedForward(width, feedforward)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, rotation: Tensor, maps: list[Tensor] | None = None
+    ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, maps))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, maps))
         output: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
         return output
 
@@ -94,8 +101,6 @@ class TransformerClassifier(nn.Module):
         super().__init__()
         size = config.size
         self.embedding = nn.Embedding(config.vocabulary, size.width, padding_idx=0)
-        # Small beside the positions, so that attention learns order first, even when frozen.
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.layers = nn.ModuleList(
             EncoderLayer(size.width, size.heads, size.feedforward, config.dropout)
             for _ in range(size.layers)
@@ -103,16 +108,16 @@ class TransformerClassifier(nn.Module):
         self.final_norm = nn.LayerNorm(size.width)
         self.head = nn.Linear(size.width, num_labels)
         self.register_buffer(
-            "positions", sinusoids(config.max_length, size.width), persistent=False
+            "rotation", rotary_angles(config.max_length, size.width // size.heads), persistent=False
         )
 
     def forward(self, ids: Tensor, lengths: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """Score the labels: (B, T) ids and (B,) lengths, both integer, give (B, K) logits."""
         keep = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
-        positions: Tensor = self.positions[: ids.shape[1]]  # type: ignore[index]
-        x = self.embedding(ids) + positions  # (B, T, D)
+        rotation: Tensor = self.rotation[:, : ids.shape[1]]  # type: ignore[index]
+        x = self.embedding(ids)  # (B, T, D)
         for layer in self.layers:
-            x = layer(x, keep[:, None, None, :], maps)
+            x = layer(x, keep[:, None, None, :], rotation, maps)
         x = self.final_norm(x) * keep[..., None]
         logits: Tensor = self.head(x.sum(1) / lengths[:, None])
         return logits
@@ -125,11 +130,18 @@ class TransformerClassifier(nn.Module):
         return maps
 
 
-def sinusoids(length: int, width: int) -> Tensor:
-    """Return the (length, width) position encoding of Vaswani et al., section 3.5."""
-    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))  # (D/2,)
-    angle = torch.arange(length)[:, None] * rate  # (T, D/2)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+def rotary_angles(length: int, width: int) -> Tensor:
+    """Return cosines and sines, (2, length, width / 2), of the rotation at each position."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(ROTARY_BASE) / width))  # (D/2H,)
+    angle = torch.arange(length)[:, None] * rate  # (T, D/2H)
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each half-split pair of features of `x` (B, H, T, D/H) by its position's angle."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
 
 
 def build_model(config: ModelConfig, num_labels: int, seed: int) -> TransformerClassifier:

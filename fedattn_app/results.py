@@ -165,7 +165,8 @@ def _resumable(config: Config) -> RunResult:
 def _read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names: list[str] = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:  # safetensors raises its own class, which it does not export
         raise UserError(f"{path}: cannot be read ({error})") from None
 
@@ -196,4 +197,3 @@ def _versions() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return versions
     return {**versions, "commit": commit.stdout.strip()} if commit.returncode == 0 else versions
-

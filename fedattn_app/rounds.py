@@ -25,7 +25,7 @@ from fedattn_app.results import Counts, Row, RunFolder, class_scores
 log = logging.getLogger("fedattn")
 
 
-class RunFailed(RuntimeError):
+class RunFailedError(RuntimeError):
     """The run cannot go on: its text is one line that says why."""
 
 
@@ -51,7 +51,7 @@ class Scores:
         return class_scores(self.support, self.predicted, self.correct)[1]
 
     def row(self) -> Row:
-        """What ``history.jsonl`` keeps of it."""
+        """Return what ``history.jsonl`` keeps of it."""
         return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
 
 
@@ -99,7 +99,7 @@ class Rounds:
     def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
         """Run from the folder's start round to the last one, from the global `arrays`.
 
-        Raises `RunFailed` when every client of a round fails; what went before is in the folder.
+        Raises `RunFailedError` when every client of a round fails; what went before is in the folder.
         """
         outcome = Outcome(
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
@@ -148,9 +148,7 @@ class Rounds:
         self._record(row, _client_rows(server_round, trained, evaluated), outcome)
         return row
 
-    def _train(
-        self, server_round: int, outcome: Outcome
-    ) -> tuple[dict[int, MetricRecord], int]:
+    def _train(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
         with _sampling(self.config.seed, server_round, "train"):
             messages = list(
                 self.strategy.configure_train(
@@ -162,7 +160,9 @@ class Rounds:
         if messages and not good:
             reasons = {error_line(reply) for reply in replies if reply.has_error()}
             reason = min(reasons, default=f"no reply within {self.config.round_timeout:g} s")
-            raise RunFailed(f"round {server_round}: all {len(messages)} clients failed: {reason}")
+            raise RunFailedError(
+                f"round {server_round}: all {len(messages)} clients failed: {reason}"
+            )
         arrays, _ = self.strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             outcome.arrays = arrays

@@ -34,7 +34,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one federation as the run-config says. Raises `UserError` and `RunFailed`."""
+    """Run one federation as the run-config says. Raises `UserError` and `RunFailedError`."""
     with printing():
         run(PartitionGrid(grid), Config.from_run_config(context.run_config))
 
@@ -61,7 +61,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         folder=folder,
         config=federation,
         num_labels=len(labels),
-        evaluate=test and _Evaluator(model, test, len(labels)),
+        evaluate=None if test is None else _Evaluator(model, test, len(labels)),
         message_config={"frozen-fingerprint": fingerprint(frozen)} if frozen else {},
     )
     log.info("%s", _plan(config, labels, shared, initial))

@@ -32,7 +32,7 @@ def simulate(
 
     `config` is a `Config` or the run-config keys that differ from their defaults. The engine
     ``local`` runs in this process; ``flower`` is Flower's own, on Ray. `quiet` prints warnings
-    only. Raises `UserError` for a mistake in the arguments and `RunFailed` when every client of a
+    only. Raises `UserError` for a mistake in the arguments and `RunFailedError` when every client of a
     round fails.
     """
     if not isinstance(config, Config):
@@ -104,9 +104,7 @@ def _run_config(config: Config) -> UserConfig:
     return dict(config.to_run_config())
 
 
-def _progress_bar(
-    federation: FederationConfig, num_supernodes: int, quiet: bool
-) -> "tqdm[Any]":
+def _progress_bar(federation: FederationConfig, num_supernodes: int, quiet: bool) -> "tqdm[Any]":
     per_round = sum(
         max(1, int(num_supernodes * fraction))
         for fraction in (federation.fraction_train, federation.fraction_evaluate)

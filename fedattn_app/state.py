@@ -38,6 +38,7 @@ class FolderState:
         self.folder = folder
 
     def load(self, name: str) -> dict[str, NDArray] | None:
+        """Read the file; raises `UserError` for one that cannot be read."""
         path = self._path(name)
         if not path.exists():
             return None
@@ -47,6 +48,7 @@ class FolderState:
             raise UserError(f"{path}: cannot be read ({error})") from None
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Write the file; raises `UserError` where that is not possible."""
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,10 +67,14 @@ class ContextState:
         self.records = records
 
     def load(self, name: str) -> dict[str, NDArray] | None:
+        """Read the record."""
         record = self.records.array_records.get(name)
-        return record and {key: array.numpy() for key, array in record.items()}
+        if record is None:
+            return None
+        return {key: array.numpy() for key, array in record.items()}
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Write the record, and say once that it will not last."""
         _warn_in_memory(name)
         self.records[name] = ArrayRecord(
             {key: Array(np.asarray(array)) for key, array in arrays.items()}

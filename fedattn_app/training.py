@@ -15,7 +15,7 @@ from fedattn_app.data import Examples
 EVALUATION_BATCH = 256
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The loss became NaN or infinite, so there is no update worth sending."""
 
 
@@ -40,6 +40,7 @@ class Evaluation:
 
     @property
     def num_examples(self) -> int:
+        """How many examples were scored."""
         return int(self.confusion.sum())
 
     @property
@@ -57,7 +58,7 @@ def train(
 ) -> TrainingResult:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `seed` decides the order of the examples and the dropout. Raises `TrainingDiverged` when the
+    `seed` decides the order of the examples and the dropout. Raises `TrainingDivergedError` when the
     loss is not finite. `examples` must not be empty.
     """
     for name, parameter in model.named_parameters():
@@ -68,7 +69,7 @@ def train(
         torch.manual_seed(seed)
         for _ in range(config.local_epochs):
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
-            for index in torch.randperm(len(examples)).split(config.batch_size):
+            for index in torch.split(torch.randperm(len(examples)), config.batch_size):
                 batch = examples[index]
                 logits = model(batch.ids, batch.lengths)
                 loss = F.cross_entropy(logits, batch.labels)
@@ -78,7 +79,7 @@ def train(
                 loss_sum += loss.detach() * len(batch)
                 right += (logits.argmax(1) == batch.labels).sum()
             if not loss_sum.isfinite():
-                raise TrainingDiverged("the training loss is not finite; lower learning-rate")
+                raise TrainingDivergedError("the training loss is not finite; lower learning-rate")
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
 
 
@@ -101,7 +102,7 @@ def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Evaluatio
     model.eval()
     confusion = torch.zeros(num_labels * num_labels, dtype=torch.int64)
     loss_sum = 0.0
-    for index in examples.lengths.argsort(stable=True).split(EVALUATION_BATCH):
+    for index in torch.split(examples.lengths.argsort(stable=True), EVALUATION_BATCH):
         batch = examples[index]
         logits = model(batch.ids, batch.lengths)
         loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))

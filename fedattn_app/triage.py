@@ -199,13 +199,13 @@ class _Site:
 
 
 def site_notes(seed: int, site: int) -> list[Note]:
-    """Return the `NOTES_PER_SITE` training notes of one site (0, 1, …)."""
+    """Return the `NOTES_PER_SITE` training notes of one site, numbered from 0."""
     writer = _Site(seed, f"site-{site}")
     return [Note(*writer.write(), site) for _ in range(NOTES_PER_SITE)]
 
 
 def test_notes(seed: int) -> list[Note]:
-    """Return `TEST_NOTES` notes of `TEST_SITES` other sites, numbered -1, -2, …"""
+    """Return `TEST_NOTES` notes of `TEST_SITES` other sites, numbered from -1 down."""
     sites = [(-1 - k, _Site(seed, f"test-{k}")) for k in range(TEST_SITES)]
     return [
         Note(*writer.write(), number)
