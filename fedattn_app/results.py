@@ -38,8 +38,9 @@ class RunFolder:
     """Writes one run's folder.
 
     `path` is absolute. In a run that carries another on, `arrays` is the global model to start
-    from and `earlier` that run's rows, one per round from 0. Raises `UserError` for a folder that cannot be written, that already holds
-    another run, or that cannot be resumed from with this configuration.
+    from and `earlier` that run's rows, one per round from 0. Raises `UserError` for a folder that
+    cannot be written, that already holds another run, or that cannot be carried on with this
+    configuration.
     """
 
     def __init__(self, config: Config) -> None:

@@ -99,7 +99,8 @@ class Rounds:
     def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
         """Run from the folder's start round to the last one, from the global `arrays`.
 
-        Raises `RunFailedError` when every client of a round fails; what went before is in the folder.
+        Raises `RunFailedError` when every client of a round fails; what went before is in the
+        folder.
         """
         outcome = Outcome(
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),

@@ -32,8 +32,8 @@ def simulate(
 
     `config` is a `Config` or the run-config keys that differ from their defaults. The engine
     ``local`` runs in this process; ``flower`` is Flower's own, on Ray. `quiet` prints warnings
-    only. Raises `UserError` for a mistake in the arguments and `RunFailedError` when every client of a
-    round fails.
+    only. Raises `UserError` for a mistake in the arguments and `RunFailedError` when every client
+    of a round fails.
     """
     if not isinstance(config, Config):
         config = Config.from_run_config(config)

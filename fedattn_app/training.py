@@ -58,8 +58,8 @@ def train(
 ) -> TrainingResult:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `seed` decides the order of the examples and the dropout. Raises `TrainingDivergedError` when the
-    loss is not finite. `examples` must not be empty.
+    `seed` decides the order of the examples and the dropout. Raises `TrainingDivergedError` when
+    the loss is not finite. `examples` must not be empty.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
