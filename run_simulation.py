@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from fedattn_app.config import UserError, parse_run_config
+from fedattn_app.config import parse_run_config
+from fedattn_app.errors import RunFailedError, UserError
 
 
 def main() -> int:
@@ -37,7 +38,6 @@ def main() -> int:
 
 
 def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Namespace) -> int:
-    from fedattn_app.rounds import RunFailedError
     from fedattn_app.simulation import simulate
 
     try:

@@ -12,8 +12,9 @@ import numpy as np
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedattn_app.config import Config, ModelConfig, UserError
+from fedattn_app.config import Config, ModelConfig
 from fedattn_app.data import ClientData
+from fedattn_app.errors import UserError
 from fedattn_app.model import TransformerClassifier, build_model
 from fedattn_app.parameters import (
     NDArray,

@@ -14,11 +14,9 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeAlias, cast
 
+from fedattn_app.errors import UserError
+
 ConfigValue: TypeAlias = bool | int | float | str
-
-
-class UserError(ValueError):
-    """A mistake of the user's: its text is one line that says what to change."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fedattn_app import triage
-from fedattn_app.config import DataConfig, ModelConfig, UserError
+from fedattn_app.config import DataConfig, ModelConfig
+from fedattn_app.errors import UserError
 from fedattn_app.tokenizer import HashingTokenizer
 
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedattn_app.errors import RunFailedError
+
 log = logging.getLogger("fedattn")
 
 QUERY_TIMEOUT = 120.0
@@ -42,11 +44,13 @@ class PartitionGrid(Grid):
         self.traffic = Traffic()
         self.num_partitions = 0
         self._node_ids: dict[int, int] = {}  # partition -> node id
+        self._refused: dict[int, str] = {}  # node id -> why it cannot take part
 
     def wait_for_clients(self, minimum: int) -> int:
         """Wait until enough nodes are connected and return how many are.
 
-        Enough is `minimum`, or with 0 as many as the nodes say there are partitions.
+        Enough is `minimum`, or with 0 as many as the nodes say there are partitions. Raises
+        `RunFailedError` when nodes are there but none of them can take part.
         """
         waiting = None
         while True:
@@ -54,6 +58,9 @@ class PartitionGrid(Grid):
             wanted = max(1, minimum or self.num_partitions)
             if connected >= wanted:
                 return connected
+            if self._refused and not connected:
+                reason = min(self._refused.values())
+                raise RunFailedError(f"none of {len(self._refused)} nodes can take part: {reason}")
             if waiting != connected:
                 log.info("waiting for clients: %d of %d connected", connected, wanted)
                 waiting = connected
@@ -102,7 +109,7 @@ class PartitionGrid(Grid):
         """Bring the map of partitions up to date, asking each new node which one it is."""
         present = set(self.inner.get_node_ids())
         self._node_ids = {p: node for p, node in self._node_ids.items() if node in present}
-        new = sorted(present - set(self._node_ids.values()))
+        new = sorted(present - set(self._node_ids.values()) - set(self._refused))
         if new:
             questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
             self._count_down(questions)
@@ -110,6 +117,7 @@ class PartitionGrid(Grid):
             self._admit([reply for reply in replies if not reply.has_error()])
             for reply in replies:
                 if reply.has_error():
+                    self._refused[reply.metadata.src_node_id] = error_line(reply)
                     log.warning("a node cannot take part: %s", error_line(reply))
         return self._node_ids
 

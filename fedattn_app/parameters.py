@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedattn_app.config import UserError
+from fedattn_app.errors import UserError
 
 NDArray = npt.NDArray[np.generic]
 

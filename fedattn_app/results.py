@@ -21,7 +21,8 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from fedattn_app.config import Config, ConfigValue, UserError, parse_run_config
+from fedattn_app.config import Config, ConfigValue, parse_run_config
+from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
 from fedattn_app.state import write_atomically
 

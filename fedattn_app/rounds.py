@@ -18,15 +18,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedattn_app.config import FederationConfig
+from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid, Traffic, error_line
 from fedattn_app.parameters import NDArray
 from fedattn_app.results import Counts, Row, RunFolder, class_scores
 
 log = logging.getLogger("fedattn")
-
-
-class RunFailedError(RuntimeError):
-    """The run cannot go on: its text is one line that says why."""
 
 
 @dataclass(frozen=True)

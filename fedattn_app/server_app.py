@@ -9,9 +9,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from fedattn_app.config import Config, FederationConfig, UserError
+from fedattn_app.config import Config, FederationConfig
 from fedattn_app.console import printing
 from fedattn_app.data import Examples, label_names, server_test_set
+from fedattn_app.errors import UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.model import TransformerClassifier, build_model
 from fedattn_app.parameters import (

@@ -1,8 +1,10 @@
 """Simulate a federation on this machine: the function behind scripts, notebooks and tests."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Context, Message, MessageType
@@ -12,8 +14,9 @@ from flwr.serverapp import Grid, ServerApp
 from tqdm import tqdm
 
 from fedattn_app import client_app, server_app
-from fedattn_app.config import Config, FederationConfig, UserError
+from fedattn_app.config import Config, FederationConfig
 from fedattn_app.console import printing
+from fedattn_app.errors import UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.results import RunResult
@@ -69,6 +72,7 @@ def _run_local(config: Config, num_supernodes: int, bar: "tqdm[Any]") -> RunResu
 
 
 def _run_flower(config: Config, num_supernodes: int) -> RunResult:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it
     from flwr.simulation import run_simulation
 
     results: list[RunResult] = []
@@ -82,7 +86,10 @@ def _run_flower(config: Config, num_supernodes: int) -> RunResult:
         server_app=app,
         client_app=ConfiguredClientApp(_run_config(config)),
         num_supernodes=num_supernodes,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"log_to_driver": False},
+        },
     )
     return results[0]
 
@@ -96,8 +103,7 @@ class ConfiguredClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Run the message under the run-config given at construction."""
-        context.run_config = self.run_config
-        return client_app.app(message, context)
+        return client_app.app(message, replace(context, run_config=self.run_config))
 
 
 def _run_config(config: Config) -> UserConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 from safetensors.numpy import load_file, save
 
-from fedattn_app.config import UserError
+from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
 
 log = logging.getLogger("fedattn")

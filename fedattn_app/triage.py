@@ -134,8 +134,8 @@ class _Site:
 
     def __init__(self, seed: int, name: str) -> None:
         self.rng = Random(f"triage/{seed}/{name}")
-        # A Dirichlet(1) draw: normalised exponentials are uniform over the simplex.
-        self.class_mix = [self.rng.expovariate(1.0) + 0.05 for _ in LABELS]
+        # A Dirichlet(1) draw (normalised exponentials), and a little of everything.
+        self.class_mix = [self.rng.expovariate(1.0) + 0.2 for _ in LABELS]
         self.abbreviates = 0.8 * self.rng.random()
         self.mistypes = 0.06 * self.rng.random()
         self.separator = self._pick(SEPARATORS)

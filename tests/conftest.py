@@ -1,0 +1,34 @@
+"""Fixtures that several test files use."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fedattn_app.config import UserError
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def refused():
+    """A context whose code must raise a one-line `UserError` that says every one of `parts`."""
+
+    @contextmanager
+    def context(*parts):
+        with pytest.raises(UserError) as caught:
+            yield
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1, message
+        for part in parts:
+            assert str(part) in message
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data sets that lies beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is absent")
+    return SHARED_DATA

@@ -1,0 +1,293 @@
+"""Run configuration: defaults, what is refused, and reading ``--run-config``."""
+
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedattn_app.config import (
+    MODEL_SIZES,
+    SETTINGS,
+    Config,
+    ModelConfig,
+    ModelSize,
+    parse_run_config,
+)
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+# Beyond each end of each range. The last column is what the message must say is allowed.
+OUT_OF_RANGE = [
+    ("num-rounds", 0, ">= 1"),
+    ("num-rounds", -3, ">= 1"),
+    ("fraction-train", 0, "> 0"),
+    ("fraction-train", 1.01, "<= 1"),
+    ("fraction-evaluate", -0.01, ">= 0"),
+    ("fraction-evaluate", 1.01, "<= 1"),
+    ("min-clients", -1, ">= 0"),
+    ("round-timeout", 0, "> 0"),
+    ("round-timeout", math.inf, "<= 43200"),
+    ("seed", -1, ">= 0"),
+    ("seed", 2**32, "<="),
+    ("strategy", "nonsense", "fedavg"),
+    ("weighting", "nonsense", "uniform"),
+    ("local", "nonsense", "personal"),
+    ("privacy", "nonsense", "none"),
+    ("model", "nonsense", "tiny"),
+    ("layers", -1, ">= 0"),
+    ("layers", 65, "<= 64"),
+    ("width", -1, ">= 0"),
+    ("width", 8193, "<= 8192"),
+    ("heads", -1, ">= 0"),
+    ("heads", 257, "<= 256"),
+    ("feedforward", -1, ">= 0"),
+    ("feedforward", 65537, "<= 65536"),
+    ("dropout", -0.01, ">= 0"),
+    ("dropout", 0.91, "<= 0.9"),
+    ("vocabulary", 7, ">= 8"),
+    ("vocabulary", 2**24 + 1, "<="),
+    ("max-length", 0, ">= 1"),
+    ("max-length", 8193, "<= 8192"),
+    ("partitioner", "nonsense", "dirichlet"),
+    ("alpha", 0, "> 0"),
+    ("alpha", math.inf, "a number"),
+    ("classes-per-client", 0, ">= 1"),
+    ("validation-fraction", -0.01, ">= 0"),
+    ("validation-fraction", 0.91, "<= 0.9"),
+    ("local-epochs", 0, ">= 1"),
+    ("batch-size", 0, ">= 1"),
+    ("learning-rate", 0, "> 0"),
+    ("learning-rate", -1e-3, "> 0"),
+    ("learning-rate", math.inf, "a number"),
+    ("learning-rate", 10**400, "a number"),
+    ("optimizer", "nonsense", "sgd"),
+    ("weight-decay", -0.01, ">= 0"),
+    ("weight-decay", math.inf, "a number"),
+]
+
+# The ends of the ranges, which are allowed, and a value other than the default for each text.
+ALLOWED = [
+    ("num-rounds", 1),
+    ("fraction-train", 1e-9),
+    ("fraction-train", 1.0),
+    ("fraction-evaluate", 0.0),
+    ("min-clients", 3),
+    ("round-timeout", 43200.0),
+    ("seed", 0),
+    ("seed", 2**32 - 1),
+    ("weighting", "uniform"),
+    ("shared", r".*\.query\.weight"),
+    ("local", "personal"),
+    ("model", "tiny"),
+    ("layers", 64),
+    ("width", 8192),
+    ("heads", 1),
+    ("feedforward", 65536),
+    ("dropout", 0.9),
+    ("vocabulary", 8),
+    ("vocabulary", 2**24),
+    ("max-length", 8192),
+    ("dataset", "someone/some-set"),
+    ("data-path", "/data/ward 3"),
+    ("text-column", "note"),
+    ("label-column", "department"),
+    ("labels", "no,yes"),
+    ("partitioner", "dirichlet"),
+    ("partition-by", "ward"),
+    ("alpha", 1e-9),
+    ("classes-per-client", 1),
+    ("validation-fraction", 0.9),
+    ("local-epochs", 9),
+    ("batch-size", 1),
+    ("learning-rate", 1e-9),
+    ("optimizer", "sgd"),
+    ("weight-decay", 0.0),
+    ("output-dir", "runs/mine"),
+    ("resume-from", "runs/mine"),
+]
+
+OF_TYPE = {kind: [k for k, s in SETTINGS.items() if type(s.default) is kind] for kind in (int, str)}
+OF_TYPE[float] = [key for key, setting in SETTINGS.items() if type(setting.default) is float]
+
+
+def test_pyproject_states_the_defaults_key_for_key():
+    table = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+    defaults = Config().to_run_config()
+    assert table == defaults
+    assert {k: type(v) for k, v in table.items()} == {k: type(v) for k, v in defaults.items()}
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused(refused, key, value, allowed):
+    with refused(f"{key} = ", value, allowed):
+        Config.from_run_config({key: value})
+
+
+def test_the_table_of_values_out_of_range_has_every_setting_that_has_a_range():
+    assert {key for key, _, _ in OUT_OF_RANGE} == {
+        key for key, setting in SETTINGS.items() if setting.allowed != "text"
+    }
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1]])
+@pytest.mark.parametrize("key", OF_TYPE[int])
+def test_a_whole_number_is_nothing_else(refused, key, value):
+    with refused(f"{key} = {value!r}", "a whole number"):
+        Config.from_run_config({key: value})
+
+
+@pytest.mark.parametrize("value", [True, math.nan, "0.5", None])
+@pytest.mark.parametrize("key", OF_TYPE[float])
+def test_a_number_is_nothing_else(refused, key, value):
+    with refused(f"{key} = {value!r}", "a number"):
+        Config.from_run_config({key: value})
+
+
+@pytest.mark.parametrize("value", [True, 1, 0.5, None])
+@pytest.mark.parametrize("key", OF_TYPE[str])
+def test_text_is_nothing_else(refused, key, value):
+    with refused(f"{key} = {value!r}", SETTINGS[key].allowed):
+        Config.from_run_config({key: value})
+
+
+@pytest.mark.parametrize("key", OF_TYPE[float])
+def test_a_whole_number_will_do_for_a_number(key):
+    value = Config.from_run_config({key: int(key != "dropout" and key != "validation-fraction")})
+    assert type(value.to_run_config()[key]) is float
+
+
+@pytest.mark.parametrize(("key", "value"), ALLOWED)
+def test_one_key_changes_one_setting(key, value):
+    assert Config.from_run_config({key: value}).to_run_config() == {
+        **Config().to_run_config(),
+        key: value,
+    }
+
+
+def test_to_run_config_and_from_run_config_are_inverse():
+    config = Config.from_run_config(dict(ALLOWED))
+    assert config != Config()
+    assert Config.from_run_config(config.to_run_config()) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("num-round", "did you mean num-rounds?"),
+        ("num_rounds", "did you mean num-rounds?"),
+        ("learning_rate", "did you mean learning-rate?"),
+        ("datapath", "did you mean data-path?"),
+        ("zzzzzz", "the keys are num-rounds, "),
+    ],
+)
+def test_an_unknown_key_is_refused_with_a_hint(refused, key, hint):
+    with refused(f"{key}: ", hint):
+        Config.from_run_config({"seed": 2, key: 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"shared": "all", "local": "personal"}, ["local", '"personal"', "shared"]),
+        ({"width": 100, "heads": 3}, ["width = 100", "heads", "6"]),
+        ({"heads": 3}, ["width = 128", "heads", "6"]),
+        ({"width": 6, "heads": 2}, ["width = 6", "4"]),
+        ({"partitioner": "natural", "dataset": "someone/some-set"}, ["partition-by", "natural"]),
+        ({"labels": "no,yes,no"}, ["labels", "no"]),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(refused, settings, parts):
+    with refused(*parts):
+        Config.from_run_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        *(({"model": name}, size) for name, size in MODEL_SIZES.items()),
+        ({"model": "tiny", "layers": 3, "heads": 4}, ModelSize(3, 64, 4, 256)),
+        ({"layers": 1, "width": 32, "heads": 2, "feedforward": 48}, ModelSize(1, 32, 2, 48)),
+    ],
+)
+def test_the_size_is_the_named_one_with_every_explicit_shape(settings, size):
+    assert ModelConfig(**settings).size == size
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [("", ()), ("no,yes", ("no", "yes")), (" no , not yet ,", ("no", "not yet"))],
+)
+def test_labels_are_separated_by_commas(labels, names):
+    assert Config.from_run_config({"labels": labels}).data.label_names == names
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([], {}),
+        ([""], {}),
+        (["num-rounds=3"], {"num-rounds": 3}),
+        (["num-rounds = 3\n seed= 4"], {"num-rounds": 3, "seed": 4}),
+        (["alpha=1e-3 quiet=true"], {"alpha": 1e-3, "quiet": True}),
+        (["""labels='no, not yet' dataset="a/b" """], {"labels": "no, not yet", "dataset": "a/b"}),
+        ([r"shared='.*\.(query|key)\..*'"], {"shared": r".*\.(query|key)\..*"}),
+        (["labels='a=b #c'"], {"labels": "a=b #c"}),
+        (["seed=1 alpha=2", "seed=3"], {"seed": 3, "alpha": 2}),
+        (["seed=1 seed=2"], {"seed": 2}),
+    ],
+)
+def test_pairs_are_read(items, expected):
+    assert parse_run_config(items) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("num-rounds", "key=value"),
+        ("num-rounds=3 fast", "key=value"),
+        ("=3", "key=value"),
+        ("seed=", "key=value"),
+        ("?!", "key=value"),
+        ("seed==3", "seed"),
+        ("strategy=fedavg", "put text in quotes"),
+        ("labels='no", "quotes"),
+    ],
+)
+def test_garbage_is_refused(refused, text, part):
+    with refused(part, text.split("=")[0]):
+        parse_run_config([text])
+
+
+def test_a_toml_file_is_read_and_later_items_win(tmp_path):
+    file = tmp_path / "run config.toml"
+    file.write_text('seed = 5  # five\nalpha = 2.0\nlabels = "né,oui"\n', encoding="utf-8")
+    assert parse_run_config(["seed=1 num-rounds=2", str(file), "alpha=3.0"]) == {
+        "seed": 5,
+        "num-rounds": 2,
+        "alpha": 3.0,
+        "labels": "né,oui",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"seed = \n", "not a TOML file"),
+        (b"seed = 1\nseed = 2\n", "not a TOML file"),
+        (b'labels = "n\xe9"\n', "not a TOML file"),
+    ],
+)
+def test_a_toml_file_that_cannot_be_read_is_refused(refused, tmp_path, content, reason):
+    file = tmp_path / "run.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with refused(file, reason):
+        parse_run_config([str(file)])
+
+
+def test_a_folder_in_place_of_a_toml_file_is_refused(refused, tmp_path):
+    (tmp_path / "run.toml").mkdir()
+    with refused(tmp_path / "run.toml", "cannot be read"):
+        parse_run_config([str(tmp_path / "run.toml")])
