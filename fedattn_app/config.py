@@ -97,7 +97,7 @@ class _Section:
 class FederationConfig(_Section):
     """Rounds, sampling, and the choices of scope, rule and privacy."""
 
-    num_rounds: int = _setting(10, "rounds of training", minimum=1)
+    num_rounds: int = _setting(15, "rounds of training", minimum=1)
     fraction_train: float = _setting(
         1.0, "share of the clients that train in a round", above=0, maximum=1
     )
@@ -206,8 +206,8 @@ class TrainingConfig(_Section):
     """One client's local training in one round."""
 
     local_epochs: int = _setting(1, "passes over a client's examples in a round", minimum=1)
-    batch_size: int = _setting(32, "examples per step", minimum=1)
-    learning_rate: float = _setting(1e-3, "step size of the local optimizer", above=0)
+    batch_size: int = _setting(16, "examples per step", minimum=1)
+    learning_rate: float = _setting(3e-3, "step size of the local optimizer", above=0)
     optimizer: str = _setting("adamw", "local optimizer", choices=("adamw", "adam", "sgd"))
     weight_decay: float = _setting(0.01, "weight decay of the local optimizer", minimum=0)
 

@@ -51,7 +51,7 @@ class RunFolder:
         clients: list[Row] = []
         if config.output.resume_from:
             before = _resumable(config)
-            self.arrays, metadata = _read_arrays(before.path / "checkpoint" / "model.safetensors")
+            self.arrays, metadata = read_arrays(before.path / "checkpoint" / "model.safetensors")
             last = int(metadata["round"])
             if last >= config.federation.num_rounds:
                 raise UserError(
@@ -115,7 +115,7 @@ class RunResult:
     @cached_property
     def arrays(self) -> dict[str, NDArray]:
         """The final global model by parameter name."""
-        return _read_arrays(self.path / "model.safetensors")[0]
+        return read_arrays(self.path / "model.safetensors")[0]
 
     def _read(self, name: str) -> str:
         try:
@@ -164,7 +164,8 @@ def _resumable(config: Config) -> RunResult:
     return RunResult(path)
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
+def read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
+    """Read the arrays and the metadata of a safetensors file; raises `UserError` if it cannot."""
     try:
         with safe_open(path, framework="numpy") as file:
             names: list[str] = list(file.keys())

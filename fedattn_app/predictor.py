@@ -1,0 +1,77 @@
+"""Use a trained model: from a run's ``model.safetensors`` to labels for new texts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fedattn_app.config import Config
+from fedattn_app.errors import UserError
+from fedattn_app.model import TransformerClassifier, build_model
+from fedattn_app.parameters import set_arrays
+from fedattn_app.results import read_arrays
+from fedattn_app.tokenizer import HashingTokenizer
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What each layer attended to in one text of T tokens.
+
+    `tokens` has length T; `maps` holds one (H, T, T) tensor per layer: for each head, how much
+    token i (row) drew from token j (column). Rows sum to 1.
+    """
+
+    tokens: Sequence[str]
+    maps: Sequence[Tensor]
+
+
+class Predictor:
+    """A trained classifier with its tokenizer and label names."""
+
+    def __init__(
+        self, model: TransformerClassifier, tokenizer: HashingTokenizer, labels: Sequence[str]
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.labels = labels
+
+    @classmethod
+    def load(cls, run: str | Path) -> Self:
+        """Load the final model of a run's folder, or a ``model.safetensors`` file.
+
+        Raises `UserError` for a file that is missing or is not a run's model.
+        """
+        path = Path(run)
+        path = path / "model.safetensors" if path.is_dir() else path
+        arrays, about = read_arrays(path)
+        if not {"labels", "config"} <= about.keys():
+            raise UserError(f"{path}: is not the model of a run (no labels and config in it)")
+        labels = json.loads(about["labels"])
+        config = Config.from_run_config(json.loads(about["config"]))
+        model = build_model(config.model, len(labels), config.federation.seed)
+        set_arrays(model, arrays)
+        tokenizer = HashingTokenizer(config.model.vocabulary, config.model.max_length)
+        return cls(model, tokenizer, labels)
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """Return the likeliest label of each text."""
+        return [self.labels[k] for k in self.probabilities(texts).argmax(1).tolist()]
+
+    @torch.no_grad()
+    def probabilities(self, texts: Sequence[str]) -> Tensor:
+        """Return the (N, K) probability of each label for each text."""
+        probabilities: Tensor = self.model(*self._encode(texts)).softmax(1)
+        return probabilities
+
+    def attention(self, text: str) -> Attention:
+        """Return what the layers attend to in `text`."""
+        maps = self.model.attention_maps(*self._encode([text]))
+        return Attention(self.tokenizer.tokens(text), [layer[0] for layer in maps])
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, lengths = self.tokenizer.encode(texts)
+        return torch.from_numpy(ids), torch.from_numpy(lengths)

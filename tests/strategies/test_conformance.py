@@ -1,0 +1,161 @@
+"""What every strategy must do inside `AttentionOnly`, ours and Flower's alike."""
+
+import random
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum
+
+from fedattn_app.local_engine import LocalGrid, task_identity
+from strategies import AttentionOnly, WeightedFedAvg
+
+CLIENTS = 5
+FACTORIES = {
+    "weighted by examples": lambda: WeightedFedAvg("examples"),
+    "weighted uniformly": lambda: WeightedFedAvg("uniform"),
+    "flower's fedavg": FedAvg,
+    "flower's fedadam": FedAdam,
+    "flower's fedmedian": FedMedian,
+    "flower's krum": lambda: Krum(num_malicious_nodes=1),
+}
+# A server optimizer moves even where all clients agree with the global model but for rounding.
+NOT_IDEMPOTENT = {"flower's fedadam"}
+SHARED = {"attention.weight", "attention.scale"}
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    with task_identity():
+        yield
+
+
+@pytest.fixture(params=FACTORIES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def make(name):
+    return FACTORIES[name]
+
+
+def arrays(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "embedding.weight": rng.normal(size=(7, 3)).astype(np.float32),
+        "attention.weight": rng.normal(size=(3, 3)).astype(np.float32),
+        "attention.scale": np.asarray(rng.normal(), dtype=np.float32),
+        "head.bias": rng.normal(size=2),
+    }
+
+
+def record(values):
+    return ArrayRecord({key: Array(np.asarray(value)) for key, value in values.items()})
+
+
+def shared_part(values):
+    return {key: value for key, value in values.items() if key in SHARED}
+
+
+def reply_to(node, values, num_examples):
+    message = Message(RecordDict(), node, "train")
+    metrics = MetricRecord({"num-examples": num_examples, "loss": float(node)})
+    return Message(RecordDict({"arrays": record(values), "metrics": metrics}), reply_to=message)
+
+
+def replies(part=shared_part, sizes=(10, 20, 30, 40, 50)):
+    """Make fresh replies: Flower's FedMedian empties those it is given."""
+    return [reply_to(node, part(arrays(node + 1)), n) for node, n in enumerate(sizes)]
+
+
+def grid():
+    return LocalGrid(ClientApp(), CLIENTS, {})
+
+
+def run_round(strategy, answers, before=None):
+    """Configure a round and aggregate `answers`: the new global arrays and the metrics."""
+    random.seed(0)
+    strategy.configure_train(1, record(before or arrays(0)), ConfigRecord(), grid())
+    merged, metrics = strategy.aggregate_train(1, answers)
+    return merged and {key: array.numpy() for key, array in merged.items()}, metrics
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        assert left[key].dtype == right[key].dtype
+        assert left[key].shape == right[key].shape
+        assert left[key].tobytes() == right[key].tobytes(), key
+
+
+def test_only_the_shared_arrays_change_and_none_changes_its_form(make):
+    before = arrays(0)
+    after, _ = run_round(AttentionOnly(make(), SHARED.__contains__), replies())
+    assert list(after) == list(before)
+    for key in before:
+        assert after[key].dtype == before[key].dtype
+        assert after[key].shape == before[key].shape
+        assert (after[key].tobytes() == before[key].tobytes()) == (key not in SHARED)
+
+
+def test_selecting_all_is_the_inner_strategy_exactly(make):
+    wrapped, metrics = run_round(AttentionOnly(make(), lambda name: True), replies(part=dict))
+    alone, alone_metrics = run_round(make(), replies(part=dict))
+    for key, before in arrays(0).items():
+        np.testing.assert_array_equal(wrapped[key], alone[key].astype(before.dtype))
+    assert metrics == alone_metrics
+
+
+def test_the_order_of_replies_does_not_matter(make):
+    expected, expected_metrics = run_round(AttentionOnly(make(), SHARED.__contains__), replies())
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(replies(), CLIENTS)
+        got, metrics = run_round(AttentionOnly(make(), SHARED.__contains__), shuffled)
+        assert_same_bits(got, expected)
+        assert metrics == expected_metrics
+
+
+@pytest.mark.parametrize("useless", ["failed", "without examples"])
+def test_a_client_that_brings_nothing_changes_nothing(make, useless):
+    if useless == "failed":
+        extra = Message(Error(1, "boom"), reply_to=Message(RecordDict(), 9, "train"))
+    else:
+        extra = reply_to(9, shared_part(arrays(99)), 0)
+    expected, _ = run_round(AttentionOnly(make(), SHARED.__contains__), replies())
+    got, _ = run_round(AttentionOnly(make(), SHARED.__contains__), [*replies(), extra])
+    assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (0, 0, 0)])
+def test_without_any_examples_the_model_stays(make, sizes):
+    strategy = AttentionOnly(make(), SHARED.__contains__)
+    assert run_round(strategy, replies(sizes=sizes)) == (None, None)
+    assert strategy.aggregate_evaluate(1, replies(sizes=sizes)) is None
+
+
+def test_clients_that_agree_are_what_they_agree_on(make, name):
+    if name in NOT_IDEMPOTENT:
+        pytest.skip("a server optimizer takes a step of its own")
+    agreed = shared_part(arrays(3))
+    answers = [reply_to(node, agreed, 10 + node) for node in range(CLIENTS)]
+    after, _ = run_round(AttentionOnly(make(), SHARED.__contains__), answers)
+    for key, value in agreed.items():
+        np.testing.assert_allclose(after[key], value, rtol=1e-6)
+
+
+def test_messages_carry_the_shared_arrays_and_the_config(make):
+    strategy = AttentionOnly(make(), SHARED.__contains__)
+    global_arrays, config = record(arrays(0)), ConfigRecord({"frozen-fingerprint": "abc"})
+    sent = [
+        *strategy.configure_train(3, global_arrays, config, grid()),
+        *strategy.configure_evaluate(3, global_arrays, config, grid()),
+    ]
+    assert len(sent) == 2 * CLIENTS
+    for message in sent:
+        assert set(message.content.array_records["arrays"]) == SHARED
+        assert message.content.config_records["config"] == {
+            "frozen-fingerprint": "abc",
+            "server-round": 3,
+        }

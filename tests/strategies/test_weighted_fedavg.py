@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+
+from fedattn_app.local_engine import task_identity
+from strategies import WeightedFedAvg
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    with task_identity():
+        yield
+
+
+def reply(node, value, num_examples, loss=0.0):
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"w": Array(np.asarray(value))}),
+            "metrics": MetricRecord({"num-examples": num_examples, "loss": loss}),
+        }
+    )
+    return Message(content, reply_to=Message(RecordDict(), node, "train"))
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_equals_numpys_average(weighting, dtype):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 4, 3)).astype(dtype)
+    sizes = [1, 5, 2, 90, 7, 3]
+    replies = [reply(k, values[k], sizes[k], loss=float(k)) for k in range(6)]
+    arrays, metrics = WeightedFedAvg(weighting).aggregate_train(1, replies)
+    weights = sizes if weighting == "examples" else None
+    expected = np.average(values.astype(np.float64), axis=0, weights=weights).astype(dtype)
+    result = arrays["w"].numpy()
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, expected, rtol=2 * np.finfo(dtype).eps)
+    # Metrics are means over examples, whatever weighs the arrays.
+    assert metrics["loss"] == pytest.approx(np.average(range(6), weights=sizes))
+
+
+def test_one_client_is_returned_bit_for_bit():
+    value = np.random.default_rng(1).normal(size=100).astype(np.float32)
+    arrays, _ = WeightedFedAvg().aggregate_train(1, [reply(0, value, 17)])
+    assert arrays["w"].numpy().tobytes() == value.tobytes()
+
+
+def test_uniform_weighting_leaves_out_clients_without_examples():
+    arrays, _ = WeightedFedAvg("uniform").aggregate_train(
+        1, [reply(0, np.float32(1.0), 3), reply(1, np.float32(5.0), 0)]
+    )
+    assert arrays["w"].numpy() == 1.0
+
+
+def test_many_small_terms_are_not_lost_beside_a_large_one():
+    replies = [reply(0, np.float32(1e8), 1)]
+    replies += [reply(k, np.float32(1.0), 1) for k in range(1, 1001)]
+    arrays, _ = WeightedFedAvg().aggregate_train(1, replies)
+    assert arrays["w"].numpy() == np.float32((1e8 + 1000) / 1001)

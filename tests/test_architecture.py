@@ -1,0 +1,62 @@
+"""Imports run one way, and the server's strategies stand alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each module may import those above it.
+LAYERS = [
+    ["errors"],
+    ["config"],
+    ["tokenizer", "triage", "model", "parameters", "console"],
+    ["data", "state"],
+    ["training", "results", "grid"],
+    ["client", "rounds", "predictor"],
+    ["client_app", "server_app"],
+    ["local_engine"],
+    ["simulation"],
+]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+
+def imported(path):
+    """Every module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "fedattn_app":
+            yield from (f"fedattn_app.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def modules(package):
+    return sorted(p for p in (ROOT / package).glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", modules("fedattn_app"), ids=lambda p: p.stem)
+def test_modules_import_only_what_is_above_them(path):
+    own = [name.split(".")[1] for name in imported(path) if name.startswith("fedattn_app.")]
+    assert [name for name in own if RANK[name] >= RANK[path.stem]] == []
+
+
+@pytest.mark.parametrize("path", modules("strategies"), ids=lambda p: p.stem)
+def test_strategies_know_flower_and_numpy_only(path):
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert roots <= {"flwr", "numpy", "strategies", *sys.stdlib_module_names}
+
+
+def test_only_the_server_app_knows_the_strategies():
+    users = {p.stem for p in modules("fedattn_app") if "strategies" in set(imported(p))}
+    assert users == {"server_app"}
+
+
+def test_answering_the_servers_question_needs_no_torch():
+    code = "import sys, fedattn_app.client_app; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.strip() == "False", ran.stderr

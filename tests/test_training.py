@@ -1,0 +1,212 @@
+"""Local training and evaluation, against torch's own gradients and scikit-learn's scores."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix
+from torch.nn import functional as F
+
+from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.data import Examples
+from fedattn_app.model import build_model
+from fedattn_app.parameters import get_arrays, shared_names
+from fedattn_app.training import TrainingDivergedError, evaluate, train
+
+LABELS = 3
+SMALL = {"layers": 1, "width": 16, "heads": 2, "feedforward": 24, "vocabulary": 40, "max_length": 9}
+CONFIG = ModelConfig(**SMALL)
+TORCH_OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def make_examples(count, seed=1):
+    """Texts of 1 to 9 tokens whose first token decides the label."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 40, (count, 9), generator=generator)
+    lengths = torch.randint(1, 10, (count,), generator=generator)
+    ids = torch.where(torch.arange(9) < lengths[:, None], ids, 0)
+    return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return make_examples(48)
+
+
+@pytest.fixture
+def model():
+    return build_model(CONFIG, LABELS, seed=1)
+
+
+def changed(before, after):
+    return {name for name in before if before[name].tobytes() != after[name].tobytes()}
+
+
+def trained(examples, seed=1, model_config=CONFIG, **settings):
+    model = build_model(model_config, LABELS, seed=1)
+    names = {name for name, _ in model.named_parameters()}
+    train(model, names, examples, TrainingConfig(**settings), seed)
+    return get_arrays(model)
+
+
+@pytest.mark.parametrize("optimizer", TORCH_OPTIMIZERS)
+@pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
+def test_the_trainable_parameters_change_and_the_others_keep_their_bits(
+    model, examples, shared, optimizer
+):
+    before = get_arrays(model)
+    trainable = shared_names(shared, before)
+    train(model, trainable, examples, TrainingConfig(optimizer=optimizer, local_epochs=2), seed=1)
+    assert changed(before, get_arrays(model)) == trainable
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == trainable
+
+
+def test_what_was_trainable_before_no_longer_changes(model, examples):
+    config = TrainingConfig()
+    train(model, set(get_arrays(model)), examples, config, seed=1)
+    before = get_arrays(model)
+    train(model, {"head.bias"}, examples, config, seed=2)
+    assert changed(before, get_arrays(model)) == {"head.bias"}
+
+
+def test_the_embedding_of_padding_stays_zero(examples):
+    assert not trained(examples, local_epochs=2)["embedding.weight"][0].any()
+
+
+@pytest.mark.parametrize("optimizer", TORCH_OPTIMIZERS)
+def test_one_seed_gives_the_same_bits_whatever_the_global_generator_is_at(examples, optimizer):
+    config = ModelConfig(**SMALL, dropout=0.3)
+    torch.manual_seed(5)
+    first = trained(examples, model_config=config, optimizer=optimizer, batch_size=8)
+    torch.manual_seed(6)
+    second = trained(examples, model_config=config, optimizer=optimizer, batch_size=8)
+    assert changed(first, second) == set()
+
+
+def test_the_seed_decides_the_order_of_the_examples(examples):
+    first, second = (trained(examples, seed, batch_size=8) for seed in (1, 2))
+    assert "head.weight" in changed(first, second)
+
+
+def test_the_seed_decides_the_dropout(examples):
+    config = ModelConfig(**SMALL, dropout=0.3)
+    first, second = (
+        trained(examples[torch.tensor([4])], seed, model_config=config) for seed in (1, 2)
+    )
+    assert "head.weight" in changed(first, second)
+
+
+def test_training_leaves_the_global_generator_alone(examples):
+    before = torch.get_rng_state()
+    trained(examples)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("optimizer", TORCH_OPTIMIZERS)
+def test_one_batch_in_one_epoch_is_one_step_of_torchs_optimizer(model, examples, optimizer):
+    rate, decay = 0.05, 0.1
+    step = TORCH_OPTIMIZERS[optimizer](model.parameters(), lr=rate, weight_decay=decay)
+    F.cross_entropy(model(examples.ids, examples.lengths), examples.labels).backward()
+    step.step()
+    ours = trained(
+        examples,
+        optimizer=optimizer,
+        learning_rate=rate,
+        weight_decay=decay,
+        batch_size=len(examples),
+    )
+    for name, array in get_arrays(model).items():
+        np.testing.assert_allclose(ours[name], array, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_epochs_and_batches_are_as_many_steps(examples):
+    # At so small a rate gradients stay put, so that SGD's way is its number of steps long.
+    start = get_arrays(build_model(CONFIG, LABELS, seed=1))["head.bias"]
+
+    def way(**settings):
+        end = trained(examples, optimizer="sgd", learning_rate=1e-3, weight_decay=0.0, **settings)
+        return end["head.bias"] - start
+
+    one = way(batch_size=48)
+    np.testing.assert_allclose(way(batch_size=48, local_epochs=3), 3 * one, rtol=0.02)
+    np.testing.assert_allclose(way(batch_size=12), 4 * one, rtol=0.02)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.5), ("adam", 0.01), ("adamw", 0.01)])
+def test_every_optimizer_learns(model, examples, optimizer, rate):
+    before = evaluate(model, examples, LABELS)
+    config = TrainingConfig(
+        optimizer=optimizer, learning_rate=rate, local_epochs=20, batch_size=16
+    )
+    result = train(model, set(get_arrays(model)), examples, config, seed=1)
+    after = evaluate(model, examples, LABELS)
+    assert after.loss < 0.5 * before.loss
+    assert after.accuracy > before.accuracy
+    assert result.loss < 0.5 * before.loss
+
+
+def test_the_result_is_the_mean_over_examples_seen_before_their_step(model, examples):
+    before = evaluate(model, examples, LABELS)
+    config = TrainingConfig(batch_size=len(examples))
+    result = train(model, {"head.bias"}, examples, config, seed=1)
+    assert result.loss == pytest.approx(before.loss, rel=1e-5)
+    assert result.accuracy == pytest.approx(before.accuracy)
+
+
+def test_an_uneven_last_batch_counts_by_its_examples(model, examples):
+    before = evaluate(model, examples, LABELS)
+    config = TrainingConfig(batch_size=47, learning_rate=1e-9)
+    result = train(model, {"head.bias"}, examples, config, seed=1)
+    assert result.loss == pytest.approx(before.loss, rel=1e-5)
+    assert result.accuracy == pytest.approx(before.accuracy)
+
+
+@pytest.mark.parametrize("batch_size", [8, 48], ids=["in an early step", "in the last step"])
+def test_a_training_that_diverges_is_no_update(examples, batch_size):
+    with pytest.raises(TrainingDivergedError, match="learning-rate"):
+        trained(examples, optimizer="sgd", learning_rate=1e40, batch_size=batch_size)
+
+
+def test_a_model_that_is_not_finite_is_no_update(model, examples):
+    model.head.bias.data[0] = torch.nan
+    with pytest.raises(TrainingDivergedError):
+        train(model, {"head.weight"}, examples, TrainingConfig(), seed=1)
+
+
+def test_evaluation_agrees_with_one_big_batch_and_scikit_learn(model):
+    examples = make_examples(600, seed=2)
+    with torch.no_grad():
+        logits = model.eval()(examples.ids, examples.lengths)
+    predicted = logits.argmax(1)
+    result = evaluate(model, examples, LABELS)
+    assert result.loss == pytest.approx(F.cross_entropy(logits, examples.labels).item(), rel=1e-5)
+    assert result.accuracy == pytest.approx(accuracy_score(examples.labels, predicted))
+    assert result.num_examples == 600
+    expected = confusion_matrix(examples.labels, predicted, labels=range(LABELS))
+    np.testing.assert_array_equal(result.confusion, expected)
+
+
+def test_the_confusion_has_a_row_for_labels_that_do_not_occur(model, examples):
+    only = examples[examples.labels == 1]
+    confusion = evaluate(model, only, LABELS).confusion
+    assert confusion.shape == (LABELS, LABELS)
+    assert confusion.sum(1).tolist() == [0, len(only), 0]
+
+
+def test_no_examples_score_nothing(model, examples):
+    result = evaluate(model, examples[torch.arange(0)], LABELS)
+    assert (result.loss, result.accuracy, result.num_examples) == (0, 0, 0)
+    assert result.confusion.tolist() == [[0] * LABELS] * LABELS
+
+
+def test_evaluation_has_no_dropout_and_leaves_no_gradients(examples):
+    model = build_model(ModelConfig(**SMALL, dropout=0.5), LABELS, seed=1)
+    before = get_arrays(model)
+    first, second = (evaluate(model, examples, LABELS) for _ in range(2))
+    assert first.loss == second.loss
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+    assert changed(before, get_arrays(model)) == set()
