@@ -13,7 +13,6 @@ from fedattn_app.state import ContextState, FolderState, _warn_in_memory, node_s
 ARRAYS = {
     "weight": np.float32([[1.5, -0.0], [np.nan, 1e-45]]),
     "steps": np.int64([3]),
-    "scalar": np.array(2.5, np.float32),
     "column first": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
 }
 
@@ -43,6 +42,11 @@ def test_what_is_saved_comes_back_bit_by_bit(state):
     state.save("personal", ARRAYS)
     assert_same(state.load("personal"), ARRAYS)
     assert state.load("other") is None
+
+
+def test_a_scalar_stays_a_scalar(state):
+    state.save("personal", {"scalar": np.array(2.5, np.float32)})
+    assert_same(state.load("personal"), {"scalar": np.array(2.5, np.float32)})
 
 
 def test_saving_replaces_what_was_there(state):
