@@ -320,11 +320,13 @@ def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from None
+    table.pop("versions", None)  # what a run's config.toml says beside its settings
+    return table
 
 
 def _read_pairs(text: str) -> dict[str, Any]:

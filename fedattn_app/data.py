@@ -5,6 +5,7 @@ streamed, so that no cache on disk ever holds a copy of private text. A simulati
 set with flwr-datasets' partitioners; a real node reads its own file whole.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -116,6 +117,13 @@ def client_data(
     return _client_data(config, model, seed, partition, num_partitions, _stamp(config))
 
 
+def check_split(config: DataConfig, seed: int, num_partitions: int) -> None:
+    """Raise `UserError` for a data set that cannot be split over so many clients."""
+    if not _generated(config):
+        partitioner = _partitioner(config, seed, num_partitions, _stamp(config))
+        _check_labels(set(partitioner.dataset["label"]), label_names(config), _source(config))
+
+
 def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -> ClientData:
     """Return all examples of a node's own file or folder at `path`.
 
@@ -141,7 +149,7 @@ def _client_data(
     stamp: tuple[int, ...],
 ) -> ClientData:
     labels = label_names(config)
-    if config.dataset == "triage" and config.partitioner in ("auto", "natural"):
+    if _generated(config):
         notes = triage.site_notes(seed, partition)
         table = _Table([n.text for n in notes], [n.label for n in notes], "triage")
     else:
@@ -168,18 +176,27 @@ def _hold_out(examples: Examples, fraction: float, seed: int, partition: int) ->
 
 
 def _tokenise(table: _Table, labels: Sequence[str], model: ModelConfig) -> Examples:
+    _check_labels(set(table.labels), labels, table.source)
     index = {name: number for number, name in enumerate(labels)}
-    unknown = next((name for name in table.labels if name not in index), None)
-    if unknown is not None:
-        raise UserError(
-            f"{table.source}: label {unknown!r} is unknown; the labels are {', '.join(labels)}"
-        )
     ids, lengths = HashingTokenizer(model.vocabulary, model.max_length).encode(table.texts)
     return Examples(
         torch.from_numpy(ids),
         torch.from_numpy(lengths),
         torch.tensor([index[name] for name in table.labels], dtype=torch.int64),
     )
+
+
+def _check_labels(found: set[str], known: Sequence[str], source: str) -> None:
+    unknown = sorted(found - set(known))
+    if unknown:
+        raise UserError(
+            f"{source}: label {unknown[0]!r} is unknown; the labels are {', '.join(known)}"
+        )
+
+
+def _generated(config: DataConfig) -> bool:
+    """Whether each client's examples are written for it alone, so that nothing is split."""
+    return config.dataset == "triage" and config.partitioner in ("auto", "natural")
 
 
 @lru_cache(maxsize=4)
@@ -343,6 +360,7 @@ def _load_file(file: Path) -> "Dataset":
     kind = FORMATS[file.suffix.lower()]
     # Words such as "NA" and "null" are text here, not missing values.
     options = {"keep_default_na": False} if kind == "csv" else {}
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
     try:
         rows = datasets.load_dataset(
             kind, data_files=str(file), split="train", streaming=True, **options

@@ -93,7 +93,7 @@ class LocalGrid(Grid):
 
     def _process(self, message: Message) -> Message:
         try:
-            with _one_thread():
+            with one_thread():
                 reply = self.client_app(message, self._context(message.metadata.dst_node_id))
         except Exception as error:  # whatever a client raises is its reply, as in Flower
             log.debug("a client raised", exc_info=error)
@@ -128,7 +128,8 @@ def task_identity() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, so that sums are taken in one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config, FederationConfig
 from fedattn_app.console import printing
+from fedattn_app.data import check_split
 from fedattn_app.errors import UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
@@ -49,6 +50,7 @@ def simulate(
             f"min-clients = {config.federation.min_clients}: "
             f"the simulation has only {num_supernodes} clients"
         )
+    check_split(config.data, config.federation.seed, num_supernodes)
     level = logging.WARNING if quiet else logging.INFO
     if engine == "flower":
         # Flower warns at each call that it would rather be started by `flwr run`.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedattn_app.config import UserError
+from fedattn_app.errors import UserError
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -32,3 +32,14 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is absent")
     return SHARED_DATA
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Run-config of a federation that trains in a second or two."""
+    return {
+        "model": "tiny",
+        "vocabulary": 512,
+        "num-rounds": 2,
+        "output-dir": str(tmp_path / "run"),
+    }

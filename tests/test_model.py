@@ -28,7 +28,10 @@ def test_every_parameter_has_one_dotted_name(model):
         *("attention_norm", "feedforward.expand", "feedforward.contract", "feedforward_norm"),
     ]
     names = {"embedding.weight"}
-    for module in [f"layers.{i}.{name}" for i in (0, 1) for name in linear] + ["final_norm", "head"]:
+    for module in [f"layers.{i}.{name}" for i in (0, 1) for name in linear] + [
+        "final_norm",
+        "head",
+    ]:
         names |= {f"{module}.weight", f"{module}.bias"}
     assert {name for name, _ in model.named_parameters()} == names
     assert set(model.state_dict()) == names

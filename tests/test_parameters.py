@@ -61,7 +61,9 @@ def test_a_scope_that_is_no_regex_is_refused(refused, names, shared):
 
 def test_without_leaves_the_others(model):
     arrays = get_arrays(model)
-    assert list(without(arrays, ATTENTION | HEAD)) == [n for n in arrays if n not in ATTENTION | HEAD]
+    assert list(without(arrays, ATTENTION | HEAD)) == [
+        n for n in arrays if n not in ATTENTION | HEAD
+    ]
 
 
 def test_arrays_go_from_one_model_to_another_bit_by_bit(model):

@@ -103,9 +103,7 @@ def test_the_seed_decides_the_order_of_the_examples(examples):
 def test_the_seed_decides_the_dropout(examples):
     config = ModelConfig(**SMALL, dropout=0.3)
     alone = examples[torch.tensor([4])]
-    first, second = (
-        trained(alone, seed, model_config=config, optimizer="sgd") for seed in (1, 2)
-    )
+    first, second = (trained(alone, seed, model_config=config, optimizer="sgd") for seed in (1, 2))
     assert "head.weight" in changed(first, second)
 
 
@@ -148,9 +146,7 @@ def test_epochs_and_batches_are_as_many_steps(examples):
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.5), ("adam", 0.01), ("adamw", 0.01)])
 def test_every_optimizer_learns(model, examples, optimizer, rate):
     before = evaluate(model, examples, LABELS)
-    config = TrainingConfig(
-        optimizer=optimizer, learning_rate=rate, local_epochs=20, batch_size=16
-    )
+    config = TrainingConfig(optimizer=optimizer, learning_rate=rate, local_epochs=20, batch_size=16)
     result = train(model, set(get_arrays(model)), examples, config, seed=1)
     after = evaluate(model, examples, LABELS)
     assert after.loss < 0.5 * before.loss

@@ -1,0 +1,163 @@
+"""The app, unchanged, on a real SuperLink and two SuperNodes on loopback."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedattn_app.predictor import Predictor
+from fedattn_app.results import RunResult
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+LABELS = "negative,positive"
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Deployment:
+    """A SuperLink and its SuperNodes, each in a process group of its own that ends with us."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.port, *self.node_ports = free_ports(3)
+        self.environment = os.environ | {
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+        (folder / "flwr").mkdir()
+        (folder / "flwr" / "config.toml").write_text(
+            '[superlink]\ndefault = "test"\n'
+            f'[superlink.test]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        )
+        self.started = []
+
+    def start(self, name, *command):
+        log = (self.folder / f"{name}.log").open("w")
+        process = subprocess.Popen(
+            [BIN / command[0], "--insecure", *command[1:]],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def start_superlink(self):
+        process = self.start(
+            "superlink",
+            *("flower-superlink", "--disable-runtime-dependency-installation"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+        )
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            try:  # a pause that a SuperLink which dies cuts short
+                process.wait(0.1)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        pytest.fail((self.folder / "superlink.log").read_text())
+
+    def start_supernode(self, number, **node_config):
+        pairs = " ".join(f"{k.replace('_', '-')}={json.dumps(v)}" for k, v in node_config.items())
+        self.start(
+            f"supernode{number}",
+            *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}"),
+            *("--port", str(self.node_ports[number]), "--node-config", pairs),
+        )
+
+    def flwr(self, *arguments):
+        return subprocess.run(
+            [BIN / "flwr", *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            cwd=self.folder,
+            timeout=300,
+        )
+
+    def stop(self):
+        for process in self.started[::-1]:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in self.started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    made = Deployment(tmp_path)
+    yield made
+    made.stop()
+
+
+def write_reviews(path, good, bad, count):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for k in range(count):
+            words, label = (good, "positive") if k % 2 else (bad, "negative")
+            writer.writerow([f"visit {k} was {words}", label])
+
+
+def test_two_sites_train_on_files_of_their_own(deployment):
+    folder = deployment.folder
+    write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
+    write_reviews(folder / "south.csv", "kind and quick", "slow and rude", 160)
+    deployment.start_superlink()
+    for number, site in enumerate(("north", "south")):
+        deployment.start_supernode(
+            number,
+            partition_id=number,
+            num_partitions=2,
+            data_path=str(folder / f"{site}.csv"),
+            state_dir=str(folder / f"{site}-state"),
+        )
+    run_config = (
+        f'dataset="file" labels="{LABELS}" model="tiny" vocabulary=512 num-rounds=2 '
+        f'local-epochs=3 shared="attention" local="personal" output-dir="{folder / "out"}"'
+    )
+    ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
+    assert f"results in {folder / 'out'}" in ran.stdout, ran.stdout + ran.stderr
+
+    result = RunResult(folder / "out")
+    assert [(row["round"], row["clients"], row["failures"]) for row in result.history] == [
+        *((0, 0, 0), (1, 2, 0), (2, 2, 0))
+    ]
+    sizes = [(row["partition"], row["num_examples"]) for row in result.clients]
+    assert sizes == [(0, 216), (1, 144)] * 2
+    assert result.summary["accuracy"] > 0.9
+    for site in ("north", "south"):
+        assert (folder / f"{site}-state" / "personal.safetensors").stat().st_size > 1000
+    assert len(Predictor.load(folder / "out").predict(["good and kind"])) == 1
+
+    listed = json.loads(deployment.flwr("list", "test", "--format", "json").stdout)
+    traffic = listed["runs"][0]["network-traffic"]
+    # Flower's figures hold its own framing too, about 4 KB a message.
+    messages = 2 * (1 + 2 * 2)
+    for key, direction in (("inbound-bytes", "bytes_up"), ("outbound-bytes", "bytes_down")):
+        ours = sum(row[direction] for row in result.history)
+        assert ours <= traffic[key] <= ours + messages * 8_000

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from fedattn_app.predictor import Predictor
+from fedattn_app.simulation import simulate
+from fedattn_app.triage import test_notes as notes_for_testing
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "out"
+    config = {"model": "tiny", "vocabulary": 512, "num-rounds": 2, "output-dir": str(path)}
+    return simulate(config, 3, quiet=True)
+
+
+def test_predicts_as_the_server_evaluated(run):
+    notes = notes_for_testing(1)
+    predicted = Predictor.load(run.path).predict([note.text for note in notes])
+    right = sum(label == note.label for label, note in zip(predicted, notes, strict=True))
+    assert right / len(notes) == pytest.approx(run.summary["accuracy"], abs=0.002)
+
+
+def test_probabilities_are_distributions_and_batches_do_not_matter(run):
+    predictor = Predictor.load(run.path / "model.safetensors")
+    texts = ["denies chest pain", "", "hx of asthma, now ankle swelling " * 30]
+    together = predictor.probabilities(texts)
+    alone = torch.cat([predictor.probabilities([text]) for text in texts])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together.sum(1), torch.ones(3))
+
+
+def test_attention_is_over_the_tokens_of_the_text(run):
+    attention = Predictor.load(run.path).attention("denies chest pain")
+    assert attention.tokens == ["denies", "chest", "pain"]
+    assert [tuple(layer.shape) for layer in attention.maps] == [(2, 3, 3)]
+    torch.testing.assert_close(attention.maps[0].sum(-1), torch.ones(2, 3))
+
+
+def test_what_is_no_model_is_refused(run, tmp_path, refused):
+    with refused("cannot be read"):
+        Predictor.load(tmp_path / "none.safetensors")
+    with refused("is not the model of a run"):
+        Predictor.load(run.path / "checkpoint" / "model.safetensors")

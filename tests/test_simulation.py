@@ -1,0 +1,346 @@
+"""Whole runs on the local engine, and the same one on Flower's."""
+
+import json
+import tomllib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedattn_app import client_app, server_app
+from fedattn_app.client import FrozenClient
+from fedattn_app.config import Config
+from fedattn_app.data import client_data
+from fedattn_app.errors import RunFailedError
+from fedattn_app.grid import PartitionGrid, payload_bytes
+from fedattn_app.local_engine import LocalGrid, one_thread, task_identity
+from fedattn_app.model import build_model
+from fedattn_app.parameters import get_arrays
+from fedattn_app.simulation import simulate
+from fedattn_app.triage import LABELS
+
+CLIENTS = 3
+
+
+def settled(result):
+    """Everything a run wrote but its clocks."""
+    keep = [{**row, "seconds": None} for row in (*result.history, *result.clients)]
+    return keep, {**result.summary, "seconds": None}
+
+
+def same_arrays(left, right):
+    assert left.arrays.keys() == right.arrays.keys()
+    return all(left.arrays[k].tobytes() == right.arrays[k].tobytes() for k in left.arrays)
+
+
+def run_with(app, config, num_supernodes=CLIENTS):
+    """Run the server against another ClientApp than ours."""
+    config = Config.from_run_config(config)
+    with task_identity():
+        grid = LocalGrid(app, num_supernodes, dict(config.to_run_config()))
+        return server_app.run(PartitionGrid(grid), config)
+
+
+@pytest.fixture
+def ran(tiny):
+    return simulate(tiny, CLIENTS, quiet=True)
+
+
+def test_one_seed_is_one_result_bit_for_bit(tiny, ran, tmp_path):
+    again = simulate(tiny | {"output-dir": str(tmp_path / "b")}, CLIENTS, quiet=True)
+    assert settled(ran) == settled(again)
+    assert same_arrays(ran, again)
+
+
+def test_another_seed_is_another_result(tiny, ran, tmp_path):
+    other = simulate(tiny | {"output-dir": str(tmp_path / "b"), "seed": 2}, CLIENTS, quiet=True)
+    assert settled(ran) != settled(other)
+
+
+def test_flowers_engine_gives_the_same_bits(tiny, ran, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    config = tiny | {"output-dir": str(tmp_path / "flower")}
+    flower = simulate(config, CLIENTS, engine="flower", quiet=True)
+    assert settled(ran) == settled(flower)
+    assert same_arrays(ran, flower)
+
+
+def test_one_client_that_shares_all_is_local_training(tiny):
+    result = simulate(tiny | {"shared": "all"}, 1, quiet=True)
+    config = Config.from_run_config(tiny | {"shared": "all"})
+    data = client_data(config.data, config.model, 1, 0, 1)
+    client = FrozenClient(config, LABELS, data)
+    arrays = [client.initial[name] for name in client.shared]
+    with one_thread():
+        for server_round in (1, 2):
+            arrays, *_ = client.fit(arrays, {"server-round": server_round})
+    for name, array in zip(client.shared, arrays, strict=True):
+        assert result.arrays[name].tobytes() == array.tobytes(), name
+
+
+def test_frozen_parameters_never_move_in_ten_rounds(tiny):
+    config = tiny | {"shared": "attention", "num-rounds": 10, "fraction-evaluate": 0.0}
+    result = simulate(config, CLIENTS, quiet=True)
+    start = get_arrays(build_model(Config.from_run_config(config).model, len(LABELS), 1))
+    for name, array in start.items():
+        moved = result.arrays[name].tobytes() != array.tobytes()
+        assert moved == (".attention." in name), name
+
+
+def test_personal_parameters_stay_at_home(tiny):
+    config = tiny | {"shared": "attention", "local": "personal"}
+    result = simulate(config, CLIENTS, quiet=True)
+    start = get_arrays(build_model(Config.from_run_config(config).model, len(LABELS), 1))
+    for name, array in start.items():
+        moved = result.arrays[name].tobytes() != array.tobytes()
+        assert moved == (".attention." in name), name
+    assert all(row["central"] is None for row in result.history)
+    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
+
+
+@pytest.fixture
+def opinions(tmp_path):
+    """A file of 200 examples that are easy to tell apart."""
+    path = tmp_path / "train.csv"
+    rows = [f"{'good fine' if k % 2 else 'bad poor'} {k},{'np'[k % 2]}" for k in range(200)]
+    path.write_text("\n".join(["text,label", *rows]))
+    return {"dataset": "file", "data-path": str(path)}
+
+
+@pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
+def test_every_scope_learns_what_is_easy(tiny, opinions, shared):
+    settings = {"shared": shared, "num-rounds": 5, "local-epochs": 3}
+    result = simulate(tiny | opinions | settings, CLIENTS, quiet=True)
+    assert result.history[0]["central"] is None
+    assert result.summary["accuracy"] > 0.9
+
+
+def test_sampling_takes_the_asked_share_and_repeats_by_seed(tiny, tmp_path):
+    config = tiny | {"fraction-train": 0.4, "fraction-evaluate": 0.0, "num-rounds": 4}
+
+    def trained(name, seed):
+        more = {"output-dir": str(tmp_path / name), "seed": seed}
+        result = simulate(config | more, 5, quiet=True)
+        return [(row["round"], row["partition"]) for row in result.clients]
+
+    first = trained("a", 1)
+    assert [r for r, _ in first] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert first == trained("b", 1)
+    assert first != trained("c", 2)
+    assert len({p for _, p in first}) > 2
+
+
+def test_the_folder_holds_what_the_contract_says(tiny, ran):
+    names = {path.relative_to(ran.path).as_posix() for path in ran.path.rglob("*")}
+    assert names == {
+        "config.toml",
+        "history.jsonl",
+        "clients.jsonl",
+        "summary.json",
+        "model.safetensors",
+        "checkpoint",
+        "checkpoint/model.safetensors",
+    }
+    settings = tomllib.loads((ran.path / "config.toml").read_text())
+    assert set(settings.pop("versions")) >= {"python", "flwr", "torch", "opacus"}
+    assert Config.from_run_config(settings) == Config.from_run_config(tiny)
+    assert [row["round"] for row in ran.history] == [0, 1, 2]
+    for row in ran.history:
+        assert set(row) == {
+            *("round", "seconds", "clients", "failures", "bytes_up", "bytes_down"),
+            *("train", "evaluate", "central", "epsilon_max"),
+        }
+    assert [(row["round"], row["partition"]) for row in ran.clients] == [
+        (r, p) for r in (1, 2) for p in range(CLIENTS)
+    ]
+    for row in ran.clients:
+        assert set(row) == {
+            *("round", "partition", "num_examples", "accuracy", "loss", "epsilon", "seconds")
+        }
+    summary = ran.summary
+    assert set(summary) == {
+        *("strategy", "shared", "privacy", "model", "dataset", "num_clients", "rounds"),
+        *("accuracy", "macro_f1", "recall_per_class", "worst_client_accuracy"),
+        *("epsilon", "delta", "bytes_up_per_client_round", "bytes_total"),
+        *("shared_parameters", "total_parameters", "seconds"),
+    }
+    last = ran.history[-1]
+    assert summary["accuracy"] == last["central"]["accuracy"]
+    assert summary["num_clients"] == CLIENTS
+    assert set(summary["recall_per_class"]) == set(LABELS)
+    worst = min(row["accuracy"] for row in ran.clients if row["round"] == 2)
+    assert summary["worst_client_accuracy"] == worst
+    total = sum(row["bytes_up"] + row["bytes_down"] for row in ran.history)
+    assert summary["bytes_total"] == total
+    assert summary["shared_parameters"] == sum(
+        array.size
+        for name, array in ran.arrays.items()
+        if ".attention." in name or name.startswith("head")
+    )
+
+
+def test_federated_scores_pool_the_clients(ran):
+    rows = [row for row in ran.clients if row["round"] == 2]
+    sizes = [len(client_data_of(row["partition"]).validation) for row in rows]
+    pooled = np.average([row["accuracy"] for row in rows], weights=sizes)
+    assert ran.history[2]["evaluate"]["accuracy"] == pytest.approx(pooled)
+
+
+def client_data_of(partition):
+    config = Config.from_run_config({"model": "tiny", "vocabulary": 512})
+    return client_data(config.data, config.model, 1, partition, CLIENTS)
+
+
+def test_a_run_carried_on_is_the_run_not_interrupted(tiny, tmp_path):
+    whole = simulate(tiny | {"num-rounds": 4}, CLIENTS, quiet=True)
+    half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
+    more = {"num-rounds": 4, "output-dir": "", "resume-from": str(half.path)}
+    resumed = simulate(tiny | more, CLIENTS, quiet=True)
+    assert resumed.path == half.path
+    assert same_arrays(whole, resumed)
+    expected, expected_summary = settled(whole)
+    rows, summary = settled(resumed)
+    # Carrying on asks the nodes once more who they are; round 0 is the first run's.
+    assert [r | {"bytes_up": 0, "bytes_down": 0} for r in rows] == [
+        r | {"bytes_up": 0, "bytes_down": 0} for r in expected
+    ]
+    assert summary["accuracy"] == expected_summary["accuracy"]
+
+
+def test_bytes_are_those_of_the_messages(tiny):
+    sizes = {"up": 0, "down": 0}
+    app = ClientApp()
+
+    def passing(message, context):
+        sizes["down"] += payload_bytes(message.content)
+        reply = client_app.app(message, context)
+        sizes["up"] += payload_bytes(reply.content)
+        return reply
+
+    for register in (app.train, app.evaluate, app.query):
+        register()(passing)
+    result = run_with(app, tiny)
+    assert sum(row["bytes_up"] for row in result.history) == sizes["up"]
+    assert sum(row["bytes_down"] for row in result.history) == sizes["down"]
+
+
+def app_where(partition, change):
+    """Our ClientApp, but node `partition` gets its context through `change`."""
+    app = ClientApp()
+
+    def passing(message: Message, context):
+        if context.node_config["partition-id"] == partition:
+            context = change(context)
+        return client_app.app(message, context)
+
+    for register in (app.train, app.evaluate):
+        register()(passing)
+    app.query()(client_app.describe)
+    return app
+
+
+def with_run_config(**settings):
+    return lambda context: replace(context, run_config={**context.run_config, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"seed": 9}, "frozen parameters of this node differ"),
+        ({"shared": "head"}, "shares other parameters"),
+        ({"learning-rate": 1e30}, "not finite"),
+        ({"dataset": "file", "data-path": "/nowhere.csv"}, "does not exist"),
+    ],
+)
+def test_a_node_that_fails_is_named_and_the_others_go_on(tiny, caplog, settings, reason):
+    result = run_with(app_where(1, with_run_config(**settings)), tiny)
+    assert [row["failures"] for row in result.history] == [0, 1, 1]
+    assert {row["partition"] for row in result.clients} - {1} == {0, 2}
+    assert "client 1 failed" in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_round_in_which_all_fail_ends_the_run_and_keeps_what_was(tiny):
+    with pytest.raises(RunFailedError, match=r"round 1: all 3 clients failed: .*not finite"):
+        simulate(tiny | {"learning-rate": 1e30}, CLIENTS, quiet=True)
+
+
+def test_clients_without_examples_take_part_in_name_only(tiny, tmp_path):
+    path = tmp_path / "train.csv"
+    rows = [f"word{k % 7} text,{'ab'[k % 2]}" for k in range(40)]
+    path.write_text("\n".join(["text,label", *rows]))
+    config = tiny | {
+        "dataset": "file",
+        "data-path": str(path),
+        "partitioner": "dirichlet",
+        "alpha": 0.01,
+    }
+    result = simulate(config, 8, quiet=True)
+    sizes = [row["num_examples"] for row in result.clients if row["round"] == 1]
+    assert 0 in sizes
+    assert len(sizes) == 8
+    assert sum(sizes) > 30
+    assert result.summary["accuracy"] is not None
+
+
+def test_without_a_test_split_the_clients_validation_decides(tiny, opinions):
+    result = simulate(tiny | opinions, 2, quiet=True)
+    assert result.history[-1]["central"] is None
+    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
+    assert set(result.summary["recall_per_class"]) == {"n", "p"}
+
+
+def test_lines_tell_each_round(tiny, capsys):
+    result = simulate(tiny, CLIENTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"results in {result.path}"
+    rounds = [line for line in lines if line.startswith("round ")]
+    assert len(rounds) == 3
+    for word in ("accuracy", "loss", "up", "down", " s", "left"):
+        assert word in rounds[1]
+
+
+def test_quiet_prints_nothing(tiny, capsys):
+    simulate(tiny, CLIENTS, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "parts"),
+    [
+        ({"num_supernodes": 0}, {}, ["num-supernodes = 0"]),
+        ({"engine": "spark"}, {}, ["engine = 'spark'", "local, flower"]),
+        ({}, {"min-clients": 4}, ["min-clients = 4", "only 3"]),
+    ],
+)
+def test_wrong_arguments_are_refused(tiny, refused, arguments, settings, parts):
+    with refused(*parts):
+        simulate(tiny | settings, **{"num_supernodes": CLIENTS, **arguments})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shared", "at_least"), [("all", 0.77), ("attention+head", 0.72)])
+def test_trec_reaches_what_the_prototype_did(tmp_path, shared_data, shared, at_least):
+    result = simulate(
+        {
+            "dataset": "file",
+            "data-path": str(shared_data / "trec"),
+            "partitioner": "dirichlet",
+            "num-rounds": 10,
+            "shared": shared,
+            "output-dir": str(tmp_path / "run"),
+        },
+        quiet=True,
+    )
+    assert result.summary["accuracy"] >= at_least
+    if shared != "all":
+        summary = json.loads((result.path / "summary.json").read_text())
+        assert summary["total_parameters"] >= 10 * summary["shared_parameters"]
+
+
+@pytest.mark.slow
+def test_the_main_job_reaches_what_the_readme_says(tmp_path):
+    result = simulate({"output-dir": str(tmp_path / "run")}, quiet=True)
+    assert result.summary["accuracy"] >= 0.85
