@@ -6,6 +6,7 @@ outside that raises `UserError` with one line that names key, value and what is 
 """
 
 import difflib
+import json
 import math
 import re
 import tomllib
@@ -51,11 +52,11 @@ class _Rule:
             return "one of " + ", ".join(self.choices)
         bounds = []
         if self.above > -math.inf:
-            bounds.append(f"> {self.above:g}")
+            bounds.append(f"> {self.above}")
         if self.minimum > -math.inf:
-            bounds.append(f">= {self.minimum:g}")
+            bounds.append(f">= {self.minimum}")
         if self.maximum < math.inf:
-            bounds.append(f"<= {self.maximum:g}")
+            bounds.append(f"<= {self.maximum}")
         name = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
         return " ".join([name, " and ".join(bounds)]).strip()
 
@@ -64,7 +65,8 @@ class _Rule:
             return value in self.choices
         if isinstance(value, str):
             return True
-        return self.above < value and self.minimum <= value <= self.maximum
+        within = self.above < value and self.minimum <= value <= self.maximum
+        return within and math.isfinite(value)
 
 
 def _setting(default: Any, help: str, **rule: Any) -> Any:
@@ -340,3 +342,16 @@ def _read_pairs(text: str) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             raise UserError(f"{key} = {value}: not a TOML value; put text in quotes") from None
     return values
+
+
+def settings_table() -> str:
+    """Return the Markdown table of all run-config keys that the README shows."""
+    rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    for key, setting in SETTINGS.items():
+        default = json.dumps(setting.default)
+        rows.append(f"| `{key}` | `{default}` | {setting.allowed} | {setting.help} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(settings_table())

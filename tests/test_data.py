@@ -398,6 +398,12 @@ def test_the_seed_decides_the_split(wards, partitioner):
     assert shares(config, 4, seed=1) != shares(config, 4, seed=2)
 
 
+def test_the_seed_decides_the_sizes_of_a_dirichlet_split(wards):
+    config = wards(partitioner="dirichlet")
+    first, second = ([len(share) for share in shares(config, 4, seed)] for seed in (1, 2))
+    assert first != second
+
+
 @pytest.mark.parametrize(
     ("partitioner", "sizes"),
     [("iid", [15, 15, 15, 15]), ("linear", [6, 12, 18, 24]), ("square", [2, 8, 18, 32])],

@@ -107,6 +107,14 @@ def test_the_seed_decides_the_dropout(examples):
     assert "head.weight" in changed(first, second)
 
 
+def test_training_has_dropout_after_an_evaluation_too(examples):
+    config = ModelConfig(**SMALL, dropout=0.3)
+    model = build_model(config, LABELS, seed=1)
+    evaluate(model, examples, LABELS)
+    train(model, set(get_arrays(model)), examples, TrainingConfig(), seed=1)
+    assert changed(trained(examples, model_config=config), get_arrays(model)) == set()
+
+
 def test_training_leaves_the_global_generator_alone(examples):
     before = torch.get_rng_state()
     trained(examples)

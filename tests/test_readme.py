@@ -1,0 +1,19 @@
+"""The README says what the code does."""
+
+import re
+from pathlib import Path
+
+from fedattn_app.config import settings_table
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_table_of_settings_is_that_of_the_code():
+    shown = re.search(r"<!-- settings.*?-->\n(.*?)\n<!-- end", README, re.DOTALL)
+    assert shown[1] == settings_table()
+
+
+def test_it_opens_with_the_two_commands():
+    commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)[:2]
+    assert commands[0].startswith("pip install -e . && flwr run . --stream")
+    assert commands[1] == "pip install -e '.[test]' && pytest"
