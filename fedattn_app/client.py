@@ -48,6 +48,7 @@ class FrozenClient(NumPyClient):
         self.model, self.initial = _initial_model(config.model, len(labels), config.federation.seed)
         selected = shared_names(config.federation.shared, self.initial)
         self.shared = [name for name in self.initial if name in selected]
+        self._present = [self.initial[name] for name in self.shared]
 
     @property
     def trainable(self) -> frozenset[str]:
@@ -55,9 +56,8 @@ class FrozenClient(NumPyClient):
         return frozenset(self.shared)
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
-        """Return the model's present shared arrays."""
-        arrays = get_arrays(self.model)
-        return [np.asarray(arrays[name]) for name in self.shared]
+        """Return the shared arrays as the last `fit` left them, at first as the seed made them."""
+        return list(self._present)
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -80,7 +80,9 @@ class FrozenClient(NumPyClient):
             self.config.training,
             seed=_seed(self.config.federation.seed, server_round, self.partition),
         )
-        self._keep()
+        trained = get_arrays(self.model)
+        self._keep(trained)
+        self._present = [trained[name] for name in self.shared]
         metrics: dict[str, Scalar] = {
             "loss": result.loss,
             "accuracy": result.accuracy,
@@ -123,7 +125,7 @@ class FrozenClient(NumPyClient):
     def _local_arrays(self) -> Mapping[str, NDArray]:
         return {}
 
-    def _keep(self) -> None:
+    def _keep(self, arrays: Mapping[str, NDArray]) -> None:
         """Keep what must outlive this message; called before the update is returned."""
 
 
@@ -149,8 +151,8 @@ class PersonalClient(FrozenClient):
     def _local_arrays(self) -> Mapping[str, NDArray]:
         return self.state.load(PERSONAL) or {}
 
-    def _keep(self) -> None:
-        self.state.save(PERSONAL, without(get_arrays(self.model), self.shared))
+    def _keep(self, arrays: Mapping[str, NDArray]) -> None:
+        self.state.save(PERSONAL, without(arrays, self.shared))
 
 
 class FrozenMismatchError(UserError):

@@ -87,7 +87,7 @@ class _Section:
             rule: _Rule = entry.metadata["rule"]
             kind: type = type(entry.default)
             value = getattr(self, entry.name)
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) < 2**53:
                 value = float(value)
                 object.__setattr__(self, entry.name, value)
             if type(value) is not kind or not rule.admits(cast(ConfigValue, value)):
@@ -195,6 +195,16 @@ class DataConfig(_Section):
         if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":
             raise UserError(
                 'partition-by = "": partitioner = "natural" needs the name of a column here'
+            )
+        twice = [name for name in self.label_names if self.label_names.count(name) > 1]
+        if twice:
+            raise UserError(f"labels = {self.labels!r}: names {twice[0]!r} twice")
+        if not self.dataset:
+            raise UserError('dataset = "": must be triage, file, or the id of a hub data set')
+        if self.data_path and self.dataset != "file":
+            raise UserError(
+                f'data-path = {self.data_path!r}: is read with dataset = "file" only, '
+                f"not with dataset = {self.dataset!r}"
             )
 
     @property
@@ -322,7 +332,7 @@ def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

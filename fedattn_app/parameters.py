@@ -33,7 +33,7 @@ def shared_names(shared: str, names: Iterable[str]) -> frozenset[str]:
     """
     try:
         pattern = re.compile(SCOPES.get(shared, shared))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
             f"shared = {shared!r}: neither one of {', '.join(SCOPES)} nor a regex ({error})"
         ) from None
@@ -74,7 +74,7 @@ def fingerprint(arrays: Mapping[str, NDArray]) -> str:
     """Return the SHA-256 (hex) of names, dtypes, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
-from safetensors.numpy import save
 
 from fedattn_app.config import Config, ConfigValue, parse_run_config
 from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
-from fedattn_app.state import write_atomically
+from fedattn_app.state import serialise, write_atomically
 
 Row = dict[str, Any]
 Counts = npt.NDArray[np.int64]
@@ -51,8 +50,7 @@ class RunFolder:
         clients: list[Row] = []
         if config.output.resume_from:
             before = _resumable(config)
-            self.arrays, metadata = read_arrays(before.path / "checkpoint" / "model.safetensors")
-            last = int(metadata["round"])
+            self.arrays, last = _read_checkpoint(before.path / "checkpoint" / "model.safetensors")
             if last >= config.federation.num_rounds:
                 raise UserError(
                     f"num-rounds = {config.federation.num_rounds}: the run to carry on has "
@@ -78,12 +76,12 @@ class RunFolder:
 
     def checkpoint(self, server_round: int, arrays: Mapping[str, NDArray]) -> None:
         """Replace the checkpoint by the global model after `server_round`."""
-        content = save(dict(arrays), {"round": str(server_round)})
+        content = serialise(arrays, {"round": str(server_round)})
         write_atomically(self.path / "checkpoint" / "model.safetensors", content)
 
     def finish(self, summary: Row, arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> None:
         """Write ``model.safetensors`` with the metadata `about`, then ``summary.json``."""
-        write_atomically(self.path / "model.safetensors", save(dict(arrays), dict(about)))
+        write_atomically(self.path / "model.safetensors", serialise(arrays, about))
         self._write_text("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
@@ -105,12 +103,12 @@ class RunResult:
     @cached_property
     def history(self) -> list[Row]:
         """One row per round, from round 0."""
-        return [json.loads(line) for line in self._read("history.jsonl").splitlines()]
+        return _rows(self._read("history.jsonl"))
 
     @cached_property
     def clients(self) -> list[Row]:
         """One row per client and round."""
-        return [json.loads(line) for line in self._read("clients.jsonl").splitlines()]
+        return _rows(self._read("clients.jsonl"))
 
     @cached_property
     def arrays(self) -> dict[str, NDArray]:
@@ -164,6 +162,13 @@ def _resumable(config: Config) -> RunResult:
     return RunResult(path)
 
 
+def _read_checkpoint(path: Path) -> tuple[dict[str, NDArray], int]:
+    arrays, about = read_arrays(path)
+    if not about.get("round", "").isdecimal():
+        raise UserError(f"{path}: is not the checkpoint of a run (it names no round)")
+    return arrays, int(about["round"])
+
+
 def read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
     """Read the arrays and the metadata of a safetensors file; raises `UserError` if it cannot."""
     try:
@@ -174,13 +179,18 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
+def _rows(lines: str) -> list[Row]:
+    """Parse whole lines; the last of a run that was killed may be a part of one."""
+    return [json.loads(line) for line in lines.split("\n")[:-1]]
+
+
 def _to_line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _to_toml(settings: Mapping[str, ConfigValue], versions: Mapping[str, str]) -> str:
     # A JSON scalar is a TOML value.
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     lines += ["", "[versions]", *(f"{key} = {json.dumps(v)}" for key, v in versions.items())]
     return "\n".join(lines) + "\n"
 

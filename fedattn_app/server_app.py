@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from fedattn_app.config import Config, FederationConfig
 from fedattn_app.console import printing
 from fedattn_app.data import Examples, label_names, server_test_set
-from fedattn_app.errors import UserError
+from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.model import TransformerClassifier, build_model
 from fedattn_app.parameters import (
@@ -36,8 +37,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation as the run-config says. Raises `UserError` and `RunFailedError`."""
-    with printing():
-        run(PartitionGrid(grid), Config.from_run_config(context.run_config))
+    try:
+        with printing():
+            run(PartitionGrid(grid), Config.from_run_config(context.run_config))
+    except (UserError, RunFailedError):
+        sys.tracebacklimit = 0  # Flower logs the exception and ends this process: one line will do
+        raise
 
 
 def run(grid: PartitionGrid, config: Config) -> RunResult:

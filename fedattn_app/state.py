@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_safetensors
 
 from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
@@ -49,10 +50,9 @@ class FolderState:
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Write the file; raises `UserError` where that is not possible."""
-        contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(name), save(contiguous))
+            write_atomically(self._path(name), serialise(arrays))
         except OSError as error:
             raise UserError(f"state-dir = {self.folder}: {error.strerror}") from None
 
@@ -97,8 +97,18 @@ def _warn_in_memory(name: str) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds the old or the new bytes, never a part of them."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def serialise(arrays: Mapping[str, NDArray], about: Mapping[str, str] | None = None) -> bytes:
+    """Return `arrays` and the metadata `about` as the bytes of a safetensors file."""
+    # safetensors writes the buffer as it lies, so it must lie in C order.
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return to_safetensors(ordered, dict(about or {}))

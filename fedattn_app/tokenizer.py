@@ -11,7 +11,13 @@ import numpy.typing as npt
 PADDING = 0
 
 # Ideographs and kana stand alone, since their scripts put no spaces between words.
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|_")
+_ALONE = r"\u3040-\u30ff\u3400-\u9fff"
+# Accents, points and vowel signs belong to their word, though Python's \w leaves them out.
+_SIGNS = (
+    r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u0670\u06d6-\u06ed"
+    r"\u0900-\u0963\u0966-\u109f"
+)
+_TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W_{_ALONE}]|[{_SIGNS}])+|[^\w\s]|_")
 
 
 class HashingTokenizer:

@@ -80,6 +80,8 @@ def train(
                 right += (logits.argmax(1) == batch.labels).sum()
             if not loss_sum.isfinite():
                 raise TrainingDivergedError("the training loss is not finite; lower learning-rate")
+    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+        raise TrainingDivergedError("the trained parameters are not finite; lower learning-rate")
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
 
 

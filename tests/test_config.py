@@ -88,7 +88,6 @@ ALLOWED = [
     ("vocabulary", 2**24),
     ("max-length", 8192),
     ("dataset", "someone/some-set"),
-    ("data-path", "/data/ward 3"),
     ("text-column", "note"),
     ("label-column", "department"),
     ("labels", "no,yes"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from flwr_datasets.partitioner import NaturalIdPartitioner
 
-from fedattn_app import data, triage
+from fedattn_app import data, sources, triage
 from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.data import client_data, label_names, private_data, server_test_set
 from fedattn_app.tokenizer import HashingTokenizer
@@ -92,7 +92,7 @@ def together(parts):
 
 def forget():
     """Clear the module's caches, as a new process would start."""
-    for value in vars(data).values():
+    for value in (*vars(data).values(), *vars(sources).values()):
         if hasattr(value, "cache_clear"):
             value.cache_clear()
 

@@ -96,7 +96,7 @@ def test_each_round_is_there_as_soon_as_it_is_added(tmp_path):
     [
         {},
         {"learning_rate": 1e-5, "alpha": 1e22, "num_rounds": 10**12, "seed": 2**32 - 1},
-        {"labels": 'say "no",it\'s yes', "data_path": r"C:\data\new.csv"},
+        {"labels": 'say "no",it\'s yes', "dataset": "file", "data_path": r"C:\data\new.csv"},
         {"labels": "naïve,痛,😀", "text_column": "two\nlines\ttab"},
     ],
 )

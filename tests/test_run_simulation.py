@@ -60,7 +60,7 @@ MISTAKES = {
     "too many clients": ('dataset="file" data-path="good.csv"', "only 40 training examples"),
     "unknown partition column": (
         'dataset="file" data-path="good.csv" partitioner="natural" partition-by="ward"',
-        "no such column",
+        "no column 'ward' (partition-by)",
     ),
     "hub out of reach": ('dataset="no/such"', 'use dataset = "file"'),
     "output is a file": ('output-dir="occupied"', "cannot be written"),
