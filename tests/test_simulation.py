@@ -3,6 +3,7 @@
 import json
 import tomllib
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -59,8 +60,18 @@ def test_another_seed_is_another_result(tiny, ran, tmp_path):
     assert settled(ran) != settled(other)
 
 
-def test_flowers_engine_gives_the_same_bits(tiny, ran, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+@pytest.fixture
+def scratch_for_ray(monkeypatch):
+    """A folder with a path short enough for Ray's sockets."""
+    with TemporaryDirectory(prefix="ray") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("FLWR_HOME", f"{folder}/flwr")
+        monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+        yield folder
+
+
+@pytest.mark.usefixtures("scratch_for_ray")
+def test_flowers_engine_gives_the_same_bits(tiny, ran, tmp_path):
     config = tiny | {"output-dir": str(tmp_path / "flower")}
     flower = simulate(config, CLIENTS, engine="flower", quiet=True)
     assert settled(ran) == settled(flower)
