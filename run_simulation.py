@@ -2,14 +2,24 @@
 
 import argparse
 import sys
+from typing import NoReturn
 
 from fedattn_app.config import parse_run_config
 from fedattn_app.errors import RunFailedError, UserError
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
 def main() -> int:
-    """Run one federation; 0 on success, 2 for a user's mistake, 1 for a failed run."""
-    parser = argparse.ArgumentParser(
+    """Run one federation.
+
+    Returns the exit status: 0 on success, 1 for a failed run, 2 for a user's mistake, 130 for one
+    who interrupts.
+    """
+    parser = _Parser(
         description="Simulate a federation on this machine; the last line is the results' folder."
     )
     parser.add_argument("--engine", choices=("local", "flower"), default="local")
@@ -23,8 +33,8 @@ def main() -> int:
     )
     parser.add_argument("--output-dir", metavar="DIR", help="the same as the key output-dir")
     parser.add_argument("--quiet", action="store_true", help="print the folder only")
-    arguments = parser.parse_args()
     try:
+        arguments = parser.parse_args()
         run_config = parse_run_config(arguments.run_config)
         if arguments.output_dir is not None:
             run_config["output-dir"] = arguments.output_dir
@@ -33,8 +43,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the rounds that are done are in the run's folder", file=sys.stderr)
-        return 1
+        return 130
 
 
 def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Namespace) -> int:

@@ -27,8 +27,6 @@ from fedattn_app.parameters import (
 from fedattn_app.state import NodeState
 from fedattn_app.training import evaluate, train
 
-PERSONAL = "personal"
-
 
 class FrozenClient(NumPyClient):
     """Trains and returns the shared parameters; all others stay as the seed made them.
@@ -57,7 +55,7 @@ class FrozenClient(NumPyClient):
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """Return the shared arrays as the last `fit` left them, at first as the seed made them."""
-        return list(self._present)
+        return [array.copy() for array in self._present]
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -88,7 +86,7 @@ class FrozenClient(NumPyClient):
             "accuracy": result.accuracy,
             "seconds": time.perf_counter() - start,
         }
-        return self.get_parameters({}), len(self.data.train), metrics
+        return list(self._present), len(self.data.train), metrics
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -103,9 +101,9 @@ class FrozenClient(NumPyClient):
         result = evaluate(self.model, self.data.validation, len(self.labels))
         metrics: dict[str, Scalar] = {"accuracy": result.accuracy}
         for k in range(len(self.labels)):
-            metrics[f"support-{k}"] = int(result.confusion[k].sum())
-            metrics[f"predicted-{k}"] = int(result.confusion[:, k].sum())
-            metrics[f"correct-{k}"] = int(result.confusion[k, k])
+            metrics[f"support-{k}"] = int(result.support[k])
+            metrics[f"predicted-{k}"] = int(result.predicted[k])
+            metrics[f"correct-{k}"] = int(result.correct[k])
         metrics["seconds"] = time.perf_counter() - start
         return result.loss, result.num_examples, metrics
 
@@ -130,7 +128,10 @@ class FrozenClient(NumPyClient):
 
 
 class PersonalClient(FrozenClient):
-    """Trains all parameters, returns the shared ones and keeps the others in `state`."""
+    """Trains all parameters, returns the shared ones and keeps the others in `state`.
+
+    They are kept for every later run with the same model, labels, scope and seed.
+    """
 
     def __init__(
         self,
@@ -148,11 +149,16 @@ class PersonalClient(FrozenClient):
         """All names."""
         return frozenset(self.initial)
 
+    @property
+    def state_name(self) -> str:
+        """Name of the personal arrays: those of another partition, model or seed have another."""
+        return f"personal-{self.partition}-{self._frozen_fingerprint()[:16]}"
+
     def _local_arrays(self) -> Mapping[str, NDArray]:
-        return self.state.load(PERSONAL) or {}
+        return self.state.load(self.state_name) or {}
 
     def _keep(self, arrays: Mapping[str, NDArray]) -> None:
-        self.state.save(PERSONAL, without(arrays, self.shared))
+        self.state.save(self.state_name, without(arrays, self.shared))
 
 
 class FrozenMismatchError(UserError):

@@ -4,6 +4,7 @@ Each message may be a process of its own on a real node, so what only some messa
 imported where it is used.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
 
     from fedattn_app.client import FrozenClient
+    from fedattn_app.config import Config
+    from fedattn_app.data import ClientData
+    from fedattn_app.state import NodeState
+
+log = logging.getLogger("fedattn")
 
 app = ClientApp()
 
@@ -53,8 +59,7 @@ def client_fn(context: Context) -> "FrozenClient":
     """Make this node's client from its run-config and node-config."""
     from fedattn_app.client import FrozenClient, PersonalClient
     from fedattn_app.config import Config
-    from fedattn_app.data import client_data, label_names, private_data
-    from fedattn_app.state import node_state
+    from fedattn_app.data import client_data, label_names
 
     config = Config.from_run_config(context.run_config)
     node = context.node_config
@@ -62,14 +67,37 @@ def client_fn(context: Context) -> "FrozenClient":
     partition = int(node.get("partition-id", 0))
     labels = label_names(config.data)
     if "data-path" in node:
-        data = private_data(config.data, config.model, seed, str(node["data-path"]))
+        data = _own_data(config, str(node["data-path"]))
     else:
         num_partitions = int(node.get("num-partitions", 1))
         data = client_data(config.data, config.model, seed, partition, num_partitions)
     if config.federation.local == "personal":
-        state = node_state(node.get("state-dir"), context.state)
-        return PersonalClient(config, labels, data, partition, state)
+        return PersonalClient(config, labels, data, partition, _state(context))
     return FrozenClient(config, labels, data, partition)
+
+
+def _own_data(config: "Config", path: str) -> "ClientData":
+    """Load this node's private file, and keep what an error says of it on this node."""
+    from fedattn_app.data import private_data
+    from fedattn_app.errors import UserError
+
+    try:
+        return private_data(config.data, config.model, config.federation.seed, path)
+    except UserError as error:
+        log.error("%s", error)
+        raise UserError("this node cannot use its data-path; its own log says why") from None
+
+
+def _state(context: Context) -> "NodeState":
+    from fedattn_app.state import ContextState, FolderState
+    from fedattn_app.storage import user_path
+
+    folder = context.node_config.get("state-dir")
+    if folder:
+        return FolderState(user_path("state-dir", str(folder)))
+    if "data-path" in context.node_config:  # a real node, not a simulated one
+        log.warning("no state-dir in node-config: personal parameters end with the run")
+    return ContextState(context.state)
 
 
 def _arrays(message: Message, client: "FrozenClient") -> "NDArrays":

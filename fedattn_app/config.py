@@ -218,7 +218,7 @@ class TrainingConfig(_Section):
     """One client's local training in one round."""
 
     local_epochs: int = _setting(1, "passes over a client's examples in a round", minimum=1)
-    batch_size: int = _setting(16, "examples per step", minimum=1)
+    batch_size: int = _setting(16, "examples per step", minimum=1, maximum=2**31 - 1)
     learning_rate: float = _setting(3e-3, "step size of the local optimizer", above=0)
     optimizer: str = _setting("adamw", "local optimizer", choices=("adamw", "adam", "sgd"))
     weight_decay: float = _setting(0.01, "weight decay of the local optimizer", minimum=0)
@@ -337,7 +337,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from None
-    table.pop("versions", None)  # what a run's config.toml says beside its settings
+    if table.pop("versions", None):  # a run's own config.toml, given again
+        table.pop("output-dir", None)
+        table.pop("resume-from", None)
     return table
 
 

@@ -4,27 +4,32 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 LOGGER = logging.getLogger("fedattn")
 FLOWER = logging.getLogger("flwr")
 
 
 class _Writer(logging.Handler):
-    def __init__(self, write: Callable[[str], object]) -> None:
+    def __init__(self, write: Callable[[str, TextIO], object]) -> None:
         super().__init__()
         self.write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.write(record.getMessage())
+        wrong = record.levelno >= logging.WARNING
+        self.write(record.getMessage(), sys.stderr if wrong else sys.stdout)
 
 
 @contextmanager
 def printing(
-    write: Callable[[str], object] | None = None,
+    write: Callable[[str, TextIO], object] | None = None,
     level: int = logging.INFO,
     flower_level: int = logging.WARNING,
 ) -> Iterator[None]:
-    """Pass the lines of a run to `write`, or else to standard output, while the context lasts."""
+    """Print the lines of a run while the context lasts, warnings to standard error.
+
+    `write` takes a line and the stream it is for; by default it prints.
+    """
     handler = _Writer(write or _print)
     before = LOGGER.level, LOGGER.propagate, FLOWER.level
     LOGGER.addHandler(handler)
@@ -38,5 +43,5 @@ def printing(
         LOGGER.level, LOGGER.propagate, FLOWER.level = before
 
 
-def _print(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)
+def _print(line: str, stream: TextIO) -> None:
+    print(line, file=stream, flush=True)

@@ -69,20 +69,21 @@ def label_names(config: DataConfig) -> tuple[str, ...]:
         return config.label_names
     if config.dataset == "triage":
         return triage.LABELS
-    if not _server_has_data(config):
+    if not server_has_data(config):
         raise UserError(
             'labels = "": with dataset = "file" and no data-path, name the labels, '
             'for example labels = "negative,positive"'
         )
     splits = sources.load(config)
-    return tuple(sorted({*splits.train.labels, *(splits.test.labels if splits.test else ())}))
+    tables = [table for table in (splits.train, splits.test) if table is not None]
+    return tuple(sorted({label for table in tables for label in table.labels}))
 
 
 def server_test_set(config: DataConfig, model: ModelConfig, seed: int) -> Examples | None:
     """Return the examples that the server evaluates on, or None where it has no test split."""
     if config.dataset == "triage":
         table = _notes_table(triage.test_notes(seed))
-    elif not _server_has_data(config) or (test := sources.load(config).test) is None:
+    elif not server_has_data(config) or (test := sources.load(config).test) is None:
         return None
     else:
         table = test
@@ -123,6 +124,8 @@ def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -
         )
     own = replace(config, dataset="file", data_path=path, partition_by="")
     splits = sources.load(own)
+    if splits.train is None:
+        raise UserError(f"data-path = {path}: no train.csv, .jsonl or .parquet in it")
     train = _tokenise(splits.train, config.label_names, model)
     if splits.test is None:
         return _hold_out(train, config.validation_fraction, seed, 0)
@@ -173,7 +176,8 @@ def _check_labels(table: Table, known: Sequence[str]) -> None:
         )
 
 
-def _server_has_data(config: DataConfig) -> bool:
+def server_has_data(config: DataConfig) -> bool:
+    """Whether the server can read the data set, so that a simulation splits it."""
     return config.dataset != "file" or bool(config.data_path)
 
 
@@ -193,7 +197,10 @@ def _notes_table(notes: Sequence[triage.Note]) -> Table:
 def _training_table(config: DataConfig, seed: int, num_partitions: int) -> Table:
     if config.dataset == "triage":
         return _corpus(seed, num_partitions)
-    return sources.load(config).train
+    train = sources.load(config).train
+    if train is None:
+        raise UserError(f"data-path = {config.data_path}: no train.csv, .jsonl or .parquet in it")
+    return train
 
 
 @lru_cache(maxsize=2)
@@ -242,10 +249,15 @@ def _partitioner(config: DataConfig, seed: int, num_partitions: int, table: Tabl
 
 def _check_partitioning(config: DataConfig, clients: int, table: Table) -> None:
     classes = len(set(table.labels))
-    if config.partitioner == "pathological" and config.classes_per_client > classes:
-        raise UserError(
-            f"classes-per-client = {config.classes_per_client}: the data has {classes} labels"
-        )
+    if config.partitioner == "pathological":
+        chosen = config.classes_per_client
+        if chosen > classes:
+            raise UserError(f"classes-per-client = {chosen}: the data has {classes} labels")
+        if chosen * clients < classes:
+            raise UserError(
+                f"classes-per-client = {chosen}: {clients} clients leave out "
+                f"{classes - chosen * clients} of {classes} labels"
+            )
     if config.partitioner == "natural" and table.groups is not None:
         groups = len(set(table.groups))
         if groups != clients:

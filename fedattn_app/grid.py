@@ -7,6 +7,7 @@ same thing every time, Flower's own strategies included.
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,24 +47,28 @@ class PartitionGrid(Grid):
         self._node_ids: dict[int, int] = {}  # partition -> node id
         self._refused: dict[int, str] = {}  # node id -> why it cannot take part
 
-    def wait_for_clients(self, minimum: int) -> int:
+    def wait_for_clients(self, minimum: int, timeout: float = math.inf) -> int:
         """Wait until enough nodes are connected and return how many are.
 
         Enough is `minimum`, or with 0 as many as the nodes say there are partitions. Raises
-        `RunFailedError` when nodes are there but none of them can take part.
+        `RunFailedError` when so many nodes are there but none can take part, and after `timeout`
+        seconds.
         """
         waiting = None
+        began = time.monotonic()
         while True:
             connected = len(self._refresh())
             wanted = max(1, minimum or self.num_partitions)
             if connected >= wanted:
                 return connected
-            if self._refused and not connected:
+            if not connected and len(self._refused) >= wanted:
                 reason = min(self._refused.values())
                 raise RunFailedError(f"none of {len(self._refused)} nodes can take part: {reason}")
             if waiting != connected:
                 log.info("waiting for clients: %d of %d connected", connected, wanted)
                 waiting = connected
+            if time.monotonic() - began > timeout:
+                raise RunFailedError(f"{connected} of {wanted} clients connected in {timeout:g} s")
             time.sleep(POLL_SECONDS)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -108,7 +113,10 @@ class PartitionGrid(Grid):
     def _refresh(self) -> dict[int, int]:
         """Bring the map of partitions up to date, asking each new node which one it is."""
         present = set(self.inner.get_node_ids())
-        self._node_ids = {p: node for p, node in self._node_ids.items() if node in present}
+        for partition in [p for p, node in self._node_ids.items() if node not in present]:
+            log.warning("client %d has left", partition)
+            del self._node_ids[partition]
+        self._refused = {node: why for node, why in self._refused.items() if node in present}
         new = sorted(present - set(self._node_ids.values()) - set(self._refused))
         if new:
             questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]

@@ -13,8 +13,9 @@ from fedattn_app.config import Config
 from fedattn_app.errors import UserError
 from fedattn_app.model import TransformerClassifier, build_model
 from fedattn_app.parameters import set_arrays
-from fedattn_app.results import read_arrays
+from fedattn_app.storage import read_arrays
 from fedattn_app.tokenizer import HashingTokenizer
+from fedattn_app.training import EVALUATION_BATCH
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class Predictor:
         self.labels = labels
 
     @classmethod
-    def load(cls, run: str | Path) -> Self:
+    def load(cls, run: str | Path, personal: str | Path | None = None) -> Self:
         """Load the final model of a run's folder, or a ``model.safetensors`` file.
 
-        Raises `UserError` for a file that is missing or is not a run's model.
+        `personal` is the file in a node's `state-dir` that holds the parameters it kept: a run
+        with ``local = "personal"`` has no whole model without one. Raises `UserError` for a file
+        that is missing, is not a run's model, or does not fit the other.
         """
         path = Path(run)
         path = path / "model.safetensors" if path.is_dir() else path
@@ -52,8 +55,18 @@ class Predictor:
             raise UserError(f"{path}: is not the model of a run (no labels and config in it)")
         labels = json.loads(about["labels"])
         config = Config.from_run_config(json.loads(about["config"]))
+        if personal is not None:
+            arrays |= read_arrays(Path(personal))[0]
+        elif config.federation.local == "personal":
+            raise UserError(
+                f'{path}: was trained with local = "personal"; give the file of a node\'s '
+                "personal parameters too"
+            )
         model = build_model(config.model, len(labels), config.federation.seed)
-        set_arrays(model, arrays)
+        try:
+            set_arrays(model, arrays)
+        except ValueError as error:
+            raise UserError(f"{personal or path}: {error}") from None
         tokenizer = HashingTokenizer(config.model.vocabulary, config.model.max_length)
         return cls(model, tokenizer, labels)
 
@@ -63,9 +76,14 @@ class Predictor:
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str]) -> Tensor:
-        """Return the (N, K) probability of each label for each text."""
-        probabilities: Tensor = self.model(*self._encode(texts)).softmax(1)
-        return probabilities
+        """Return the float32 (N, K) probability of each label for each text."""
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of texts, not one text")
+        batches = [
+            self.model(*self._encode(texts[start : start + EVALUATION_BATCH])).softmax(1)
+            for start in range(0, len(texts), EVALUATION_BATCH)
+        ]
+        return torch.cat(batches) if batches else torch.zeros(0, len(self.labels))
 
     def attention(self, text: str) -> Attention:
         """Return what the layers attend to in `text`."""

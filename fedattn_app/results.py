@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 
 from fedattn_app.config import Config, ConfigValue, parse_run_config
 from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
-from fedattn_app.state import serialise, write_atomically
+from fedattn_app.storage import read_arrays, user_path, write_arrays, write_atomically
+
+CHECKPOINT = Path("checkpoint", "model.safetensors")
 
 Row = dict[str, Any]
 Counts = npt.NDArray[np.int64]
@@ -37,8 +38,9 @@ CHANGEABLE |= {"output-dir", "resume-from"}
 class RunFolder:
     """Writes one run's folder.
 
-    `path` is absolute. In a run that carries another on, `arrays` is the global model to start
-    from and `earlier` that run's rows, one per round from 0. Raises `UserError` for a folder that
+    `path` is absolute. In a run that carries another on, `arrays` is the global model after round
+    `start_round`, `earlier` that run's rows, one per round from 0, and `num_partitions` how many
+    it had. Raises `UserError` for a folder that
     cannot be written, that already holds another run, or that cannot be carried on with this
     configuration.
     """
@@ -46,11 +48,15 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self.path = _choose_path(config)
         self.arrays: dict[str, NDArray] | None = None
+        self.start_round = 0
+        self.num_partitions = 0
         self.earlier: list[Row] = []
         clients: list[Row] = []
         if config.output.resume_from:
             before = _resumable(config)
-            self.arrays, last = _read_checkpoint(before.path / "checkpoint" / "model.safetensors")
+            self.arrays, about = read_checkpoint(before.path)
+            self.num_partitions = int(about.get("num-partitions", 0))
+            self.start_round = last = int(about["round"])
             if last >= config.federation.num_rounds:
                 raise UserError(
                     f"num-rounds = {config.federation.num_rounds}: the run to carry on has "
@@ -63,6 +69,8 @@ class RunFolder:
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
             for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
                 self._write_text(name, "".join(map(_to_line, rows)))
+            for name in ("summary.json", "model.safetensors"):  # of the run that is carried on
+                (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"output-dir = {self.path}: cannot be written ({error.strerror})"
@@ -73,15 +81,22 @@ class RunFolder:
         for name, rows in (("clients.jsonl", clients), ("history.jsonl", [row])):
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.writelines(map(_to_line, rows))
+                file.flush()
+                os.fsync(file.fileno())
 
-    def checkpoint(self, server_round: int, arrays: Mapping[str, NDArray]) -> None:
-        """Replace the checkpoint by the global model after `server_round`."""
-        content = serialise(arrays, {"round": str(server_round)})
-        write_atomically(self.path / "checkpoint" / "model.safetensors", content)
+    def checkpoint(
+        self, server_round: int, arrays: Mapping[str, NDArray], num_partitions: int = 0
+    ) -> None:
+        """Replace the checkpoint by the global model after `server_round`.
+
+        `num_partitions` says over how many clients the data are split; 0: they are not.
+        """
+        about = {"round": str(server_round), "num-partitions": str(num_partitions)}
+        write_arrays(self.path / CHECKPOINT, arrays, about)
 
     def finish(self, summary: Row, arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> None:
         """Write ``model.safetensors`` with the metadata `about`, then ``summary.json``."""
-        write_atomically(self.path / "model.safetensors", serialise(arrays, about))
+        write_arrays(self.path / "model.safetensors", arrays, about)
         self._write_text("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
@@ -94,6 +109,9 @@ class RunResult:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
     @cached_property
     def summary(self) -> Row:
         """The content of ``summary.json``."""
@@ -103,17 +121,25 @@ class RunResult:
     @cached_property
     def history(self) -> list[Row]:
         """One row per round, from round 0."""
-        return _rows(self._read("history.jsonl"))
+        return self._rows("history.jsonl")
 
     @cached_property
     def clients(self) -> list[Row]:
         """One row per client and round."""
-        return _rows(self._read("clients.jsonl"))
+        return self._rows("clients.jsonl")
 
     @cached_property
     def arrays(self) -> dict[str, NDArray]:
         """The final global model by parameter name."""
         return read_arrays(self.path / "model.safetensors")[0]
+
+    def _rows(self, name: str) -> list[Row]:
+        # The last line of a run that was killed may be a part of one.
+        lines = self._read(name).split("\n")[:-1]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{self.path / name}: cannot be read ({error})") from None
 
     def _read(self, name: str) -> str:
         try:
@@ -138,9 +164,10 @@ def _choose_path(config: Config) -> Path:
     output = config.output
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.federation.strategy}"
     default = output.resume_from or f"runs/{name}-{os.getpid()}"
-    path = Path(output.output_dir or default).expanduser().absolute()
-    resumed = output.resume_from and path == Path(output.resume_from).expanduser().absolute()
-    if (path / "history.jsonl").exists() and not resumed:
+    path = user_path("output-dir", output.output_dir or default)
+    resumed = output.resume_from and path == user_path("resume-from", output.resume_from)
+    history = path / "history.jsonl"
+    if history.exists() and history.stat().st_size and not resumed:
         raise UserError(
             f"output-dir = {path}: holds a run already; name another folder, "
             "or carry that run on with resume-from"
@@ -149,10 +176,8 @@ def _choose_path(config: Config) -> Path:
 
 
 def _resumable(config: Config) -> RunResult:
-    path = Path(config.output.resume_from).expanduser().absolute()
-    if not (path / "checkpoint" / "model.safetensors").exists():
-        raise UserError(f"resume-from = {path}: holds no checkpoint")
-    before = Config.from_run_config(parse_run_config([str(path / "config.toml")])).to_run_config()
+    path = user_path("resume-from", config.output.resume_from)
+    before = Config.from_run_config(settings_of(path)).to_run_config()
     for key, value in config.to_run_config().items():
         if key not in CHANGEABLE and before[key] != value:
             raise UserError(
@@ -162,30 +187,23 @@ def _resumable(config: Config) -> RunResult:
     return RunResult(path)
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, NDArray], int]:
-    arrays, about = read_arrays(path)
+def settings_of(run: Path) -> dict[str, ConfigValue]:
+    """Return the run-config of an earlier run that has a checkpoint to carry on from."""
+    if not (run / CHECKPOINT).exists():
+        raise UserError(f"resume-from = {run}: holds no checkpoint")
+    return parse_run_config([str(run / "config.toml")])
+
+
+def read_checkpoint(run: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
+    """Read the arrays of a run's checkpoint and what it says of itself."""
+    arrays, about = read_arrays(run / CHECKPOINT)
     if not about.get("round", "").isdecimal():
-        raise UserError(f"{path}: is not the checkpoint of a run (it names no round)")
-    return arrays, int(about["round"])
-
-
-def read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
-    """Read the arrays and the metadata of a safetensors file; raises `UserError` if it cannot."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names: list[str] = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except Exception as error:  # safetensors raises its own class, which it does not export
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def _rows(lines: str) -> list[Row]:
-    """Parse whole lines; the last of a run that was killed may be a part of one."""
-    return [json.loads(line) for line in lines.split("\n")[:-1]]
+        raise UserError(f"{run / CHECKPOINT}: is not the checkpoint of a run (it names no round)")
+    return arrays, about
 
 
 def _to_line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _to_toml(settings: Mapping[str, ConfigValue], versions: Mapping[str, str]) -> str:

@@ -21,6 +21,15 @@ from fedattn_app.config import FederationConfig
 from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid, Traffic, error_line
 from fedattn_app.parameters import NDArray
+from fedattn_app.replies import (
+    COUNTS,
+    evaluate_keys,
+    mean_scores,
+    metrics_of,
+    number,
+    sound,
+    train_keys,
+)
 from fedattn_app.results import Counts, Row, RunFolder, class_scores
 
 log = logging.getLogger("fedattn")
@@ -103,9 +112,9 @@ class Rounds:
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
             history=list(self.folder.earlier),
         )
-        if not outcome.history:
+        first = self.folder.start_round + 1
+        if first == 1:
             self._start(outcome)
-        first = len(outcome.history)
         began = time.perf_counter()
         for server_round in range(first, self.config.num_rounds + 1):
             row = self._round(server_round, outcome)
@@ -126,21 +135,21 @@ class Rounds:
 
     def _round(self, server_round: int, outcome: Outcome) -> Row:
         began = time.perf_counter()
-        trained, failures = self._train(server_round, outcome)
-        evaluated = self._evaluate(server_round, outcome)
+        self.grid.wait_for_clients(1, timeout=self.config.round_timeout)
+        trained, failed_training = self._train(server_round, outcome)
+        evaluated, failed_evaluation = self._evaluate(server_round, outcome)
         if self.evaluate:
             outcome.central = self.evaluate(_to_numpy(outcome.arrays))
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
-        train = _mean(list(trained.values()))
         row = _row(
             server_round,
             seconds,
             len(trained),
-            failures,
+            failed_training + failed_evaluation,
             traffic,
-            train,
-            outcome.federated.row() if evaluated and outcome.federated else None,
+            mean_scores(list(trained.values())),
+            outcome.federated,
             outcome.central,
         )
         self._record(row, _client_rows(server_round, trained, evaluated), outcome)
@@ -153,54 +162,57 @@ class Rounds:
                     server_round, outcome.arrays, self._message_config(), self.grid
                 )
             )
-        replies = self._exchange(messages)
-        good = _metrics(replies)
+        replies = self._exchange(messages, train_keys())
+        good = metrics_of(replies)
         if messages and not good:
             reasons = {error_line(reply) for reply in replies if reply.has_error()}
             reason = min(reasons, default=f"no reply within {self.config.round_timeout:g} s")
             raise RunFailedError(
-                f"round {server_round}: all {len(messages)} clients failed: {reason}"
+                f"round {server_round}: all {len(messages)} clients failed: {reason}; "
+                f"the rounds before are in {self.folder.path}"
             )
         arrays, _ = self.strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             outcome.arrays = arrays
         return good, len(messages) - len(good)
 
-    def _evaluate(self, server_round: int, outcome: Outcome) -> dict[int, MetricRecord]:
+    def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
+        outcome.federated = outcome.worst_client = None
         with _sampling(self.config.seed, server_round, "evaluate"):
             messages = list(
                 self.strategy.configure_evaluate(
                     server_round, outcome.arrays, self._message_config(), self.grid
                 )
             )
-        if not messages:
-            return {}
-        replies = self._exchange(messages)
+        replies = self._exchange(messages, evaluate_keys(self.num_labels))
         self.strategy.aggregate_evaluate(server_round, replies)
-        good = _metrics(replies)
-        counted = [record for record in good.values() if _number(record, "num-examples")]
+        good = metrics_of(replies)
+        counted = [record for record in good.values() if number(record, "num-examples")]
         if counted:
             outcome.federated = self._pool(counted)
-            outcome.worst_client = min(_number(record, "accuracy") for record in counted)
-        return good
+            outcome.worst_client = min(number(record, "accuracy") for record in counted)
+        return good, len(messages) - len(good)
 
     def _pool(self, records: Sequence[MetricRecord]) -> Scores:
         """Add the clients' counts up, as if their held-out examples lay in one place."""
         counts = {
             kind: np.array(
                 [
-                    sum(int(_number(record, f"{kind}-{k}")) for record in records)
+                    sum(int(number(record, f"{kind}-{k}")) for record in records)
                     for k in range(self.num_labels)
                 ],
                 dtype=np.int64,
             )
-            for kind in ("support", "predicted", "correct")
+            for kind in COUNTS
         }
-        mean = _mean(records)
-        return Scores(loss=mean["loss"], accuracy=mean["accuracy"], **counts)
+        return Scores(**(mean_scores(records) or {}), **counts)  # type: ignore[arg-type]
 
-    def _exchange(self, messages: Sequence[Message]) -> list[Message]:
-        replies = list(self.grid.send_and_receive(messages, timeout=self.config.round_timeout))
+    def _exchange(self, messages: Sequence[Message], keys: set[str]) -> list[Message]:
+        if not messages:
+            return []
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        answers = list(self.grid.send_and_receive(messages, timeout=self.config.round_timeout))
+        replies = sound(asked, answers, keys)
         for reply in replies:
             if reply.has_error():
                 log.warning("client %d failed: %s", reply.metadata.src_node_id, error_line(reply))
@@ -218,7 +230,7 @@ class Rounds:
     def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
         outcome.history.append(row)
         self.folder.add_round(row, clients)
-        self.folder.checkpoint(row["round"], _to_numpy(outcome.arrays))
+        self.folder.checkpoint(row["round"], _to_numpy(outcome.arrays), self.grid.num_partitions)
 
 
 def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
@@ -247,31 +259,6 @@ def _sampling(seed: int, server_round: int, stage: str) -> Iterator[None]:
         random.setstate(before)
 
 
-def _metrics(replies: Sequence[Message]) -> dict[int, MetricRecord]:
-    return {
-        reply.metadata.src_node_id: reply.content.metric_records["metrics"]
-        for reply in replies
-        if not reply.has_error()
-    }
-
-
-def _number(record: MetricRecord, key: str) -> float:
-    value = record[key]
-    assert isinstance(value, (int, float))
-    return value
-
-
-def _mean(records: Sequence[MetricRecord]) -> dict[str, float]:
-    """Average loss and accuracy over examples."""
-    weights = [_number(record, "num-examples") for record in records]
-    if not sum(weights):
-        return {}
-    return {
-        key: float(np.average([_number(record, key) for record in records], weights=weights))
-        for key in ("loss", "accuracy")
-    }
-
-
 def _row(
     server_round: int,
     seconds: float,
@@ -279,7 +266,7 @@ def _row(
     failures: int,
     traffic: Traffic,
     train: Mapping[str, Any] | None,
-    evaluate: Row | None,
+    evaluate: Scores | None,
     central: Scores | None,
 ) -> Row:
     return {
@@ -289,8 +276,8 @@ def _row(
         "failures": failures,
         "bytes_up": traffic.up,
         "bytes_down": traffic.down,
-        "train": train or None,
-        "evaluate": evaluate,
+        "train": train,
+        "evaluate": evaluate and evaluate.row(),
         "central": central and central.row(),
         "epsilon_max": None,
     }
@@ -306,7 +293,7 @@ def _client_rows(
     for partition in sorted({*trained, *evaluated}):
         train, held_out = trained.get(partition), evaluated.get(partition)
         scored = held_out if held_out and held_out["num-examples"] else train
-        seconds = [_number(record, "seconds") for record in (train, held_out) if record]
+        seconds = [number(record, "seconds") for record in (train, held_out) if record]
         rows.append(
             {
                 "round": server_round,

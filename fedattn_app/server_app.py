@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedattn_app.config import Config, FederationConfig
 from fedattn_app.console import printing
-from fedattn_app.data import Examples, label_names, server_test_set
+from fedattn_app.data import Examples, label_names, server_has_data, server_test_set
 from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.model import TransformerClassifier, build_model
@@ -30,6 +30,9 @@ from fedattn_app.training import evaluate
 from strategies import AttentionOnly, WeightedFedAvg
 
 log = logging.getLogger("fedattn")
+
+# What a model that is passed on should not tell.
+PRIVATE_SETTINGS = {"data-path", "output-dir", "resume-from"}
 
 app = ServerApp()
 
@@ -56,11 +59,12 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     if federation.local == "personal" and test is not None:
         log.info('local = "personal": the clients evaluate, the server has no whole model to test')
         test = None
-    model = build_model(config.model, len(labels), federation.seed)
+    model = _build_model(config, len(labels))
     initial = get_arrays(model)
     shared = shared_names(federation.shared, initial)
     folder = RunFolder(config)
-    frozen = without(initial, shared) if federation.local == "frozen" else {}
+    start = folder.arrays or initial
+    frozen = without(start, shared) if federation.local == "frozen" else {}
     rounds = Rounds(
         strategy=AttentionOnly(make_strategy(federation), shared.__contains__),
         grid=grid,
@@ -71,13 +75,32 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         message_config={"frozen-fingerprint": fingerprint(frozen)} if frozen else {},
     )
     log.info("%s", _plan(config, labels, shared, initial))
+    log.info("results go to %s", folder.path)
     clients = grid.wait_for_clients(federation.min_clients)
-    outcome = rounds.run(folder.arrays or initial)
+    if server_has_data(config.data) and folder.num_partitions not in (0, grid.num_partitions):
+        raise UserError(
+            f"{grid.num_partitions} clients: the run to carry on split its data over "
+            f"{folder.num_partitions}"
+        )
+    try:
+        outcome = rounds.run(start)
+    except KeyboardInterrupt:
+        log.warning("interrupted; the rounds so far are in %s", folder.path)
+        raise
     summary = _summary(config, labels, shared, clients, outcome, time.perf_counter() - began)
-    about = {"labels": json.dumps(labels), "config": json.dumps(config.to_run_config())}
+    settings = {k: v for k, v in config.to_run_config().items() if k not in PRIVATE_SETTINGS}
+    about = {"labels": json.dumps(labels), "config": json.dumps(settings)}
     folder.finish(summary, {k: array.numpy() for k, array in outcome.arrays.items()}, about)
     log.info("results in %s", folder.path)
     return RunResult(folder.path)
+
+
+def _build_model(config: Config, num_labels: int) -> TransformerClassifier:
+    try:
+        return build_model(config.model, num_labels, config.federation.seed)
+    except RuntimeError as error:  # torch's way to say that memory does not suffice
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model = {config.model.model!r}: cannot be built ({reason})") from None
 
 
 def make_strategy(config: FederationConfig) -> Strategy:
@@ -106,9 +129,9 @@ class _Evaluator:
         return Scores(
             loss=result.loss,
             accuracy=result.accuracy,
-            support=result.confusion.sum(1),
-            predicted=result.confusion.sum(0),
-            correct=result.confusion.diagonal(),
+            support=result.support,
+            predicted=result.predicted,
+            correct=result.correct,
         )
 
 

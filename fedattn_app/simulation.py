@@ -20,7 +20,8 @@ from fedattn_app.data import check_split
 from fedattn_app.errors import UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
-from fedattn_app.results import RunResult
+from fedattn_app.results import RunResult, settings_of
+from fedattn_app.storage import user_path
 
 ENGINES = ("local", "flower")
 
@@ -34,15 +35,15 @@ def simulate(
 ) -> RunResult:
     """Run one federation of `num_supernodes` virtual clients and return its results.
 
-    `config` is a `Config` or the run-config keys that differ from their defaults. The engine
+    `config` is a `Config` or the run-config keys that differ from their defaults, or with
+    ``resume-from`` from the settings of that run. The engine
     ``local`` runs in this process; ``flower`` is Flower's own, on Ray. `quiet` prints warnings
     only. Raises `UserError` for a mistake in the arguments and `RunFailedError` when every client
     of a round fails.
     """
-    if not isinstance(config, Config):
-        config = Config.from_run_config(config)
-    if num_supernodes < 1:
-        raise UserError(f"num-supernodes = {num_supernodes}: must be a whole number >= 1")
+    config = _settled(config)
+    if type(num_supernodes) is not int or num_supernodes < 1:
+        raise UserError(f"num-supernodes = {num_supernodes!r}: must be a whole number >= 1")
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r}: must be one of {', '.join(ENGINES)}")
     if config.federation.min_clients > num_supernodes:
@@ -58,10 +59,26 @@ def simulate(
             return _run_flower(config, num_supernodes)
     with (
         _progress_bar(config.federation, num_supernodes, quiet) as bar,
-        printing(lambda line: tqdm.write(line, file=sys.stdout), level),
+        printing(tqdm.write, level),
         task_identity(),
     ):
         return _run_local(config, num_supernodes, bar)
+
+
+def _settled(config: Config | Mapping[str, Any]) -> Config:
+    """Fill in what is not given: from the run that is carried on, else from the defaults."""
+    if isinstance(config, Mapping):
+        resumed = config.get("resume-from")
+        earlier = settings_of(user_path("resume-from", resumed)) if resumed else {}
+        config = Config.from_run_config({**earlier, **config})
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")
+    if config.output.resume_from and config.federation.local == "personal":
+        raise UserError(
+            'resume-from: a simulation with local = "personal" cannot be carried on, '
+            "since what its clients kept ended with it"
+        )
+    return config
 
 
 def _run_local(config: Config, num_supernodes: int, bar: "tqdm[Any]") -> RunResult:

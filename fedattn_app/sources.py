@@ -8,6 +8,8 @@ in a cache.
 
 import csv
 import json
+import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 
 from fedattn_app.config import DataConfig
 from fedattn_app.errors import UserError
+from fedattn_app.storage import user_path
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -36,9 +39,9 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The training rows of a data set and, where it has them, its test rows."""
+    """The training and the test rows of a data set; it has one of them at least."""
 
-    train: Table
+    train: Table | None
     test: Table | None
 
 
@@ -58,7 +61,7 @@ def _load(config: DataConfig, stamp: tuple[int, ...]) -> Splits:
         split: _table(_read(file), config, str(file))
         for split, file in _files(config.data_path).items()
     }
-    return Splits(tables["train"], tables.get("test"))
+    return Splits(tables.get("train"), tables.get("test"))
 
 
 def _table(columns: Columns, config: DataConfig, source: str) -> Table:
@@ -72,6 +75,9 @@ def _table(columns: Columns, config: DataConfig, source: str) -> Table:
             )
     if not len(columns[config.text_column]):
         raise UserError(f"{source}: holds no examples")
+    for column in needed.values():
+        if any(isinstance(value, (list, dict)) for value in columns[column]):
+            raise UserError(f"{source}: column {column!r} holds lists, not single values")
     labels = _strings(columns[config.label_column])
     if "" in labels:
         raise UserError(f"{source}: row {labels.index('') + 1} has no label")
@@ -84,7 +90,11 @@ def _table(columns: Columns, config: DataConfig, source: str) -> Table:
 
 
 def _strings(values: Sequence[Any]) -> list[str]:
-    return ["" if value is None else str(value) for value in values]
+    return ["" if _missing(value) else str(value) for value in values]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _stamp(config: DataConfig) -> tuple[int, ...]:
@@ -99,24 +109,31 @@ def _files(data_path: str) -> dict[str, Path]:
     """Find the file of each split: the path itself, or train.* and test.* in the folder."""
     if not data_path:
         raise UserError('data-path = "": dataset = "file" needs the path of a file or folder')
-    path = Path(data_path).expanduser()
+    path = user_path("data-path", data_path)
     if not path.exists():
-        raise UserError(f"data-path = {data_path}: does not exist ({path.absolute()})")
+        raise UserError(f"data-path = {data_path}: does not exist ({path})")
     if not path.is_dir():
         if path.suffix.lower() not in READERS:
             raise UserError(f"data-path = {data_path}: must end in {', '.join(READERS)}")
         return {"train": path}
     files: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
+    for file in _listed(path):
         if file.stem in ("train", "test") and file.suffix.lower() in READERS:
             if file.stem in files:
                 raise UserError(
                     f"data-path = {data_path}: holds both {files[file.stem].name} and {file.name}"
                 )
             files[file.stem] = file
-    if "train" not in files:
+    if not files:
         raise UserError(f"data-path = {data_path}: no train.csv, .jsonl or .parquet in it")
     return files
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"data-path = {folder}: cannot be listed ({error.strerror})") from None
 
 
 def _read(file: Path) -> Columns:
@@ -125,7 +142,7 @@ def _read(file: Path) -> Columns:
         return READERS[kind](file)
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8 text; save it as UTF-8") from None
-    except (ValueError, OSError, TypeError, AttributeError, csv.Error) as error:
+    except (ValueError, OSError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read as {kind} ({_first_line(error)})") from None
 
 
@@ -134,6 +151,8 @@ def _read_csv(file: Path) -> Columns:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         names = list(reader.fieldnames or ())
+        if len(set(names)) < len(names):
+            raise ValueError("a column stands twice in the header")
         columns: dict[str, list[str | None]] = {name: [] for name in names}
         for row in reader:
             if None in row:
@@ -168,6 +187,7 @@ def _load_hub(config: DataConfig) -> Splits:
 
     source = f"dataset {config.dataset}"
     try:
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises as well
         splits = datasets.load_dataset(config.dataset)
     except Exception as error:  # whatever the hub, the network and the format may raise
         raise UserError(

@@ -44,6 +44,23 @@ class Evaluation:
         return int(self.confusion.sum())
 
     @property
+    def support(self) -> npt.NDArray[np.int64]:
+        """Examples of each label, (K,)."""
+        support: npt.NDArray[np.int64] = self.confusion.sum(1)
+        return support
+
+    @property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """Answers of each label, (K,)."""
+        predicted: npt.NDArray[np.int64] = self.confusion.sum(0)
+        return predicted
+
+    @property
+    def correct(self) -> npt.NDArray[np.int64]:
+        """Right answers of each label, (K,)."""
+        return self.confusion.diagonal()
+
+    @property
     def accuracy(self) -> float:
         """Share of right answers, 0 to 1; 0 without examples."""
         return float(self.confusion.trace() / max(self.num_examples, 1))

@@ -3,24 +3,26 @@
     w[shared] ← inner strategy over the replies' shared arrays;   w[rest] stays
 
 The part is a predicate over parameter names, passed in as data: with the names of the attention
-projections only attention travels, with a predicate that is always true this wrapper changes
-nothing. Selecting parameters is not a privacy measure (Petrov et al., 2024, arXiv 2405.15586, read
+projections only attention travels; with a predicate that is always true the inner strategy decides
+alone. Selecting parameters is not a privacy measure (Petrov et al., 2024, arXiv 2405.15586, read
 text from attention gradients); it saves bytes, and noise where noise is added.
 """
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+
+from strategies.arrays import as_dtype
 
 
 class AttentionOnly(Strategy):
     """Wraps `inner`, which sees, sends and combines only the arrays that `shared` selects.
 
-    `shared` maps a parameter's full dotted name to whether it travels. Replies without examples
-    are left out, whatever the inner strategy. The aggregate is merged back into the whole global
+    `shared` maps a parameter's full dotted name to whether it travels. The inner strategy gets the
+    replies in the order of node ids, failed ones too, but none that rests on no examples: where
+    there is no other, the model stays. The aggregate is merged back into the whole global
     model with each array's own dtype.
     """
 
@@ -45,7 +47,7 @@ class AttentionOnly(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the inner strategy combine the replies, and merge what it returns."""
         usable = _with_examples(replies)
-        if not usable:
+        if all(reply.has_error() for reply in usable):
             return None, None
         arrays, metrics = self.inner.aggregate_train(server_round, usable)
         return (None if arrays is None else self._merge(arrays)), metrics
@@ -61,7 +63,9 @@ class AttentionOnly(Strategy):
     ) -> MetricRecord | None:
         """Let the inner strategy combine the replies."""
         usable = _with_examples(replies)
-        return self.inner.aggregate_evaluate(server_round, usable) if usable else None
+        if all(reply.has_error() for reply in usable):
+            return None
+        return self.inner.aggregate_evaluate(server_round, usable)
 
     def _select(self, arrays: ArrayRecord) -> ArrayRecord:
         return ArrayRecord({name: array for name, array in arrays.items() if self.shared(name)})
@@ -69,26 +73,20 @@ class AttentionOnly(Strategy):
     def _merge(self, aggregated: ArrayRecord) -> ArrayRecord:
         return ArrayRecord(
             {
-                name: _as_dtype(aggregated[name], array.dtype) if name in aggregated else array
+                name: as_dtype(aggregated[name].numpy(), array.dtype)
+                if name in aggregated
+                else array
                 for name, array in self._global.items()
             }
         )
 
 
 def _with_examples(replies: Iterable[Message]) -> list[Message]:
-    """Return the replies that rest on data, in the order of node ids."""
+    """Return the replies that rest on data or have failed, in the order of node ids."""
     usable = (
         reply
         for reply in replies
-        if not reply.has_error()
-        and any(record.get("num-examples", 1) for record in reply.content.metric_records.values())
+        if reply.has_error()
+        or any(record.get("num-examples", 1) for record in reply.content.metric_records.values())
     )
     return sorted(usable, key=lambda reply: reply.metadata.src_node_id)
-
-
-def _as_dtype(array: Array, dtype: str) -> Array:
-    if array.dtype == dtype:
-        return array
-    values = array.numpy()
-    rounded = np.rint(values) if np.issubdtype(np.dtype(dtype), np.integer) else values
-    return Array(np.asarray(rounded).astype(dtype))

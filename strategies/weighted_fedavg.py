@@ -6,7 +6,7 @@ over the clients k that replied, with n_k the number of examples (``weighting="e
 (``"uniform"``). McMahan, Moore, Ramage, Hampson and Agüera y Arcas, "Communication-efficient
 learning of deep networks from decentralized data", 2017, arXiv 1602.05629, algorithm 1.
 
-Use it by default; weigh uniformly where a client's size should not decide or must not be told.
+Use it by default; weigh uniformly where a client's size should not decide.
 Unlike Flower's FedAvg it sums in float64 in the order of node ids, so that the same replies give
 the same bits in whatever order they come, and returns arrays of the dtype it was given.
 """
@@ -16,9 +16,11 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg
+
+from strategies.arrays import as_dtype
 
 WEIGHTINGS: Mapping[str, Callable[[int], float]] = {
     "examples": float,
@@ -65,11 +67,11 @@ class WeightedFedAvg(FedAvg):
 def _average(weighted: list[tuple[float, ArrayRecord]]) -> ArrayRecord:
     total = sum(weight for weight, _ in weighted)
     sums: dict[str, Any] = {}
-    dtypes = {name: np.dtype(array.dtype) for name, array in weighted[0][1].items()}
+    dtypes = {name: array.dtype for name, array in weighted[0][1].items()}
     for weight, record in weighted:
         for name, array in record.items():
             term = array.numpy().astype(np.float64) * weight
             sums[name] = sums[name] + term if name in sums else term
     return ArrayRecord(
-        {name: Array(np.asarray(sums[name] / total).astype(dtypes[name])) for name in dtypes}
+        {name: as_dtype(sums[name] / total, dtype) for name, dtype in dtypes.items()}
     )

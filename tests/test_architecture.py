@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["config"],
-    ["tokenizer", "triage", "model", "parameters", "console"],
+    ["tokenizer", "triage", "model", "parameters", "console", "replies"],
+    ["storage"],
     ["sources", "state"],
     ["data"],
     ["training", "results", "grid"],

@@ -142,7 +142,7 @@ def test_personal_parameters_are_trained_kept_and_used_again(state):
     client = personal(state)
     start = client.get_parameters({})
     client.fit(start, {"server-round": 1})
-    kept = state.load("personal")
+    kept = state.load(client.state_name)
     assert set(kept) == set(without(client.initial, client.shared))
     assert not np.array_equal(kept["head.weight"], client.initial["head.weight"])
     loss, *_ = personal(state).evaluate(start, {})
@@ -150,9 +150,31 @@ def test_personal_parameters_are_trained_kept_and_used_again(state):
     assert loss < fresh
 
 
+def test_personal_parameters_of_another_seed_model_or_partition_are_not_used(state):
+    client = personal(state)
+    config = config_of(shared="attention", local="personal", seed=2)
+    other_seed = PersonalClient(config, LABELS, client.data, 0, state)
+    config = config_of(shared="attention", local="personal", layers=2)
+    other_model = PersonalClient(config, LABELS, client.data, 0, state)
+    names = {c.state_name for c in (client, other_seed, other_model, personal(state, 1))}
+    assert len(names) == 4
+
+
+def test_arrays_handed_out_are_the_callers_own():
+    client = client_of()
+    client.get_parameters({})[0][:] = 7
+    assert not (client.get_parameters({})[0] == 7).any()
+
+
 def test_personal_parameters_are_kept_before_the_update_is_returned(state, monkeypatch):
     client = personal(state)
-    monkeypatch.setattr(client, "get_parameters", lambda config: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        client.fit([client.initial[name] for name in client.shared], {})
-    assert state.load("personal") is not None
+    original = state.save
+
+    def save_and_die(name, arrays):
+        original(name, arrays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        client.fit(client.get_parameters({}), {})
+    assert state.load(client.state_name) is not None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -638,3 +639,57 @@ def test_offline_a_hub_data_set_is_one_line_that_says_what_to_do(probe):
 def test_loading_prints_nothing(probe):
     _, _, stderr = probe
     assert stderr == ""
+
+
+# What used to pass in silence
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("x.jsonl", '{"text": ["a", "b"], "label": ["x", "y"]}\n', ["'text'", "lists"]),
+        ("x.csv", "text,label,text\na,b,c\n", ["a column stands twice"]),
+        ("x.json", "[" * 100_000, ["cannot be read as .json"]),
+    ],
+)
+def test_a_file_of_another_form_is_refused(refused, tmp_path, name, content, parts):
+    (tmp_path / name).write_text(content)
+    with refused(name, *parts):
+        label_names(DataConfig(dataset="file", data_path=str(tmp_path / name)))
+
+
+def test_a_parquet_label_that_is_not_a_number_is_missing(refused, tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]}), path)
+    with refused("row 2 has no label"):
+        label_names(DataConfig(dataset="file", data_path=str(path)))
+
+
+def test_a_pathological_split_that_leaves_labels_out_is_refused(refused):
+    config = DataConfig(partitioner="pathological", classes_per_client=1)
+    with refused("classes-per-client = 1", "leave out 4 of 6 labels"):
+        data.check_split(config, 1, 2)
+
+
+def test_a_folder_with_a_test_split_alone_is_the_servers(tmp_path, refused):
+    (tmp_path / "test.csv").write_text("text,label\na b,x\nc d,y\n")
+    config = DataConfig(dataset="file", data_path=str(tmp_path))
+    assert label_names(config) == ("x", "y")
+    assert len(server_test_set(config, MODEL, 1)) == 2
+    with refused("no train.csv"):
+        data.check_split(config, 1, 2)
+    with refused("no train.csv"):
+        private_data(DataConfig(labels="x,y"), MODEL, 1, str(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["stat", "iterdir"])
+def test_a_folder_that_may_not_be_looked_at_is_refused(refused, tmp_path, monkeypatch, method):
+    def denied(self, **options):
+        raise PermissionError(13, "Permission denied")
+
+    config = DataConfig(dataset="file", data_path=str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, method, denied)
+        with refused("data-path", "Permission denied"):
+            label_names(config)

@@ -92,6 +92,32 @@ def test_nodes_that_all_cannot_answer_end_the_run():
         PartitionGrid(Nodes(["broken", "broken"])).wait_for_clients(0)
 
 
+@pytest.fixture
+def no_pause(monkeypatch):
+    monkeypatch.setattr("fedattn_app.grid.POLL_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_waiting_ends_at_the_timeout():
+    grid = PartitionGrid(Nodes([0, 1]))
+    with pytest.raises(RunFailedError, match="2 of 3 clients connected in 0 s"):
+        grid.wait_for_clients(3, timeout=0)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_broken_node_does_not_end_the_wait_for_good_ones():
+    polls = iter([1, 1, 3])
+    last = []
+
+    def present():
+        last.append(next(polls, 3))
+        return last[-1]
+
+    grid = PartitionGrid(Nodes(["broken", 1, 2], present=present))
+    assert grid.wait_for_clients(2) == 2
+
+
+@pytest.mark.usefixtures("no_pause")
 @pytest.mark.parametrize(("minimum", "connected"), [(0, 3), (2, 2), (1, 1)])
 def test_waits_for_as_many_as_asked_or_as_there_are_partitions(minimum, connected):
     polls = iter([1, 1, 2, 2, 3, 3])
@@ -105,12 +131,13 @@ def test_waits_for_as_many_as_asked_or_as_there_are_partitions(minimum, connecte
     assert grid.wait_for_clients(minimum) == connected
 
 
-def test_a_node_that_left_and_one_that_came_are_noticed():
+def test_a_node_that_left_and_one_that_came_are_noticed(caplog):
     count = [3]
     grid = PartitionGrid(Nodes([0, 1, 2], present=lambda: count[0]))
     assert grid.get_node_ids() == [0, 1, 2]
     count[0] = 2
     assert grid.get_node_ids() == [0, 1]
+    assert "client 2 has left" in caplog.text
     count[0] = 3
     assert grid.get_node_ids() == [0, 1, 2]
 

@@ -1,14 +1,13 @@
 """What a node keeps between messages: it comes back bit by bit, or the user is told."""
 
 import errno
-import logging
 import os
 
 import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedattn_app.state import ContextState, FolderState, _warn_in_memory, node_state
+from fedattn_app.state import ContextState, FolderState
 
 ARRAYS = {
     "weight": np.float32([[1.5, -0.0], [np.nan, 1e-45]]),
@@ -92,28 +91,3 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, tmp_path, below):
     file.write_text("")
     with refused(f"state-dir = {file / below}"):
         FolderState(file / below).save("personal", ARRAYS)
-
-
-def test_keeping_arrays_in_memory_is_said_once(caplog):
-    _warn_in_memory.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="fedattn"):
-        for _ in range(3):
-            ContextState(RecordDict()).save("personal", ARRAYS)
-    assert len(caplog.messages) == 1
-    assert "state-dir" in caplog.messages[0]
-    assert "personal" in caplog.messages[0]
-
-
-def test_a_folder_is_no_reason_to_warn(caplog, folder):
-    _warn_in_memory.cache_clear()
-    FolderState(folder).save("personal", ARRAYS)
-    assert caplog.messages == []
-
-
-def test_the_nodes_state_dir_decides(monkeypatch, tmp_path):
-    records = RecordDict()
-    assert isinstance(node_state(None, records), ContextState)
-    assert isinstance(node_state("", records), ContextState)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    node_state("~/state", records).save("personal", ARRAYS)
-    assert (tmp_path / "state" / "personal.safetensors").exists()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,6 +28,16 @@ def free_ports(count):
     for each in sockets:
         each.close()
     return ports
+
+
+def wait_for_end(pid, seconds):
+    """Wait for a process that is not our child."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([handle], [], [], seconds)
+    os.close(handle)
 
 
 class Deployment:
@@ -105,6 +116,24 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        for pid in self.left():
+            wait_for_end(pid, seconds=20)
+        left = self.left()
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, "processes that did not end by themselves"
+
+    def left(self):
+        """Every process on this machine that was started with our FLWR_HOME."""
+        mark = f"FLWR_HOME={self.folder / 'flwr'}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in entry.read_bytes().split(b"\0"):
+                    found.append(int(entry.parent.name))
+            except OSError:  # it ended, or is not ours to read
+                continue
+        return found
 
 
 @pytest.fixture
@@ -151,8 +180,12 @@ def test_two_sites_train_on_files_of_their_own(deployment):
     assert sizes == [(0, 216), (1, 144)] * 2
     assert result.summary["accuracy"] > 0.9
     for site in ("north", "south"):
-        assert (folder / f"{site}-state" / "personal.safetensors").stat().st_size > 1000
-    assert len(Predictor.load(folder / "out").predict(["good and kind"])) == 1
+        (personal,) = (folder / f"{site}-state").glob("personal-*.safetensors")
+        classifier = Predictor.load(folder / "out", personal)
+        assert classifier.predict(["visit 3 was kind", "visit 4 was slow"]) == [
+            "positive",
+            "negative",
+        ]
 
     listed = json.loads(deployment.flwr("list", "test", "--format", "json").stdout)
     traffic = listed["runs"][0]["network-traffic"]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    Krum,
+)
 
 from fedattn_app.local_engine import LocalGrid, task_identity
 from strategies import AttentionOnly, WeightedFedAvg
@@ -143,6 +149,31 @@ def test_clients_that_agree_are_what_they_agree_on(make, name):
     after, _ = run_round(AttentionOnly(make(), SHARED.__contains__), answers)
     for key, value in agreed.items():
         np.testing.assert_allclose(after[key], value, rtol=1e-6)
+
+
+def test_failed_replies_reach_the_inner_strategy(make):
+    seen = []
+
+    class Watching(type(make())):
+        def aggregate_train(self, server_round, replies):
+            seen.extend(replies)
+            return None, None
+
+    watching = Watching(**({"num_malicious_nodes": 1} if Watching.__base__ is Krum else {}))
+    failed = Message(Error(1, "boom"), reply_to=Message(RecordDict(), 2, "train"))
+    AttentionOnly(watching, SHARED.__contains__).aggregate_train(1, [*replies(), failed])
+    assert failed in [reply for reply in seen if reply.has_error()]
+
+
+def test_flowers_dp_wrapper_still_skips_a_round_with_a_failure():
+    failed = Message(Error(1, "boom"), reply_to=Message(RecordDict(), 9, "train"))
+    for wrap in (lambda s: s, lambda s: AttentionOnly(s, lambda name: True)):
+        strategy = wrap(DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, CLIENTS))
+        floats = [
+            reply_to(node, {"head.bias": arrays(node)["head.bias"]}, 10) for node in range(CLIENTS)
+        ]
+        before = {"head.bias": arrays(0)["head.bias"]}
+        assert run_round(strategy, [*floats, failed], before)[0] is None
 
 
 def test_messages_carry_the_shared_arrays_and_the_config(make):

@@ -39,6 +39,12 @@ def test_equals_numpys_average(weighting, dtype):
     assert metrics["loss"] == pytest.approx(np.average(range(6), weights=sizes))
 
 
+def test_integers_are_rounded_not_cut():
+    replies = [reply(0, np.array([3, 9]), 1), reply(1, np.array([4, 10]), 3)]
+    arrays, _ = WeightedFedAvg().aggregate_train(1, replies)
+    assert arrays["w"].numpy().tolist() == [4, 10]  # means 3.75 and 9.75
+
+
 def test_one_client_is_returned_bit_for_bit():
     value = np.random.default_rng(1).normal(size=100).astype(np.float32)
     arrays, _ = WeightedFedAvg().aggregate_train(1, [reply(0, value, 17)])

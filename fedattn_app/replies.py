@@ -1,0 +1,101 @@
+"""What the server makes of the replies of one round before any strategy sees them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, Error, Message, MetricRecord
+from flwr.common.constant import ErrorCode
+
+COUNTS = ("support", "predicted", "correct")
+
+
+def sound(
+    asked: Mapping[int, Message], replies: Sequence[Message], keys: set[str]
+) -> list[Message]:
+    """Return the replies in their order, each unsound one turned into a failed one.
+
+    `asked` holds the message to each partition. A sound reply has the metrics `keys` and no
+    others, all finite, and, where it has arrays, those of the message: the same names, dtypes and
+    shapes, all finite.
+    """
+    return [_checked(asked[reply.metadata.src_node_id], reply, keys) for reply in replies]
+
+
+def metrics_of(replies: Sequence[Message]) -> dict[int, MetricRecord]:
+    """Return the metrics of the sound replies by partition."""
+    return {
+        reply.metadata.src_node_id: reply.content.metric_records["metrics"]
+        for reply in replies
+        if not reply.has_error()
+    }
+
+
+def number(record: MetricRecord, key: str) -> float:
+    """Return a metric that is one number."""
+    value = record[key]
+    assert isinstance(value, (int, float))
+    return value
+
+
+def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
+    """Return loss and accuracy averaged over examples, or None without any examples."""
+    weights = [number(record, "num-examples") for record in records]
+    if not sum(weights):
+        return None
+    return {
+        key: float(np.average([number(record, key) for record in records], weights=weights))
+        for key in ("loss", "accuracy")
+    }
+
+
+def train_keys() -> set[str]:
+    """Return the metrics of a reply to a training message."""
+    return {"num-examples", "loss", "accuracy", "seconds"}
+
+
+def evaluate_keys(num_labels: int) -> set[str]:
+    """Return the metrics of a reply to an evaluation message."""
+    return train_keys() | {f"{kind}-{k}" for kind in COUNTS for k in range(num_labels)}
+
+
+def _checked(message: Message, reply: Message, keys: set[str]) -> Message:
+    if reply.has_error():
+        return reply
+    fault = _metrics_fault(reply, keys) or _arrays_fault(message, reply)
+    if fault is None:
+        return reply
+    failed = Message(Error(ErrorCode.UNKNOWN, f"unsound reply: {fault}"), reply_to=message)
+    # The grid names nodes by partition, which the message no longer does once it is sent.
+    failed.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id
+    return failed
+
+
+def _metrics_fault(reply: Message, keys: set[str]) -> str | None:
+    if list(reply.content.metric_records) != ["metrics"]:
+        return "it must have one record of metrics"
+    record = reply.content.metric_records["metrics"]
+    if set(record) != keys:
+        return f"its metrics differ in {', '.join(sorted(set(record) ^ keys))}"
+    for key, value in record.items():
+        if isinstance(value, list) or not np.isfinite(value):
+            return f"{key} is not a finite number"
+    return None
+
+
+def _arrays_fault(message: Message, reply: Message) -> str | None:
+    if not reply.content.array_records:
+        return None
+    sent: ArrayRecord = message.content.array_records["arrays"]
+    got = reply.content.array_records.get("arrays", ArrayRecord())
+    if set(got) != set(sent):
+        return f"its arrays differ in {', '.join(sorted(set(got) ^ set(sent)))}"
+    for name, array in got.items():
+        values = array.numpy()
+        if str(values.dtype) != sent[name].dtype or values.shape != tuple(sent[name].shape):
+            return (
+                f"{name} is {values.dtype} {values.shape}, "
+                f"not {sent[name].dtype} {tuple(sent[name].shape)}"
+            )
+        if not np.isfinite(values).all():
+            return f"{name} holds NaN or infinity"
+    return None
