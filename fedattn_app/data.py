@@ -80,7 +80,10 @@ def label_names(config: DataConfig) -> tuple[str, ...]:
 
 
 def server_test_set(config: DataConfig, model: ModelConfig, seed: int) -> Examples | None:
-    """Return the examples that the server evaluates on, or None where it has no test split."""
+    """Return the examples that the server evaluates on, or None where it has no test split.
+
+    Raises `UserError` for data that cannot be read, and for a label that is not among the names.
+    """
     if config.dataset == "triage":
         table = _notes_table(triage.test_notes(seed))
     elif not server_has_data(config) or (test := sources.load(config).test) is None:
@@ -103,7 +106,8 @@ def client_data(
 ) -> ClientData:
     """Return the share of client `partition` (0 ≤ partition < num_partitions) of a data set.
 
-    The same arguments give the same examples in every process. A share may be empty.
+    The same arguments give the same examples in every process. A share may be empty. Raises
+    `UserError` for data that cannot be read or not be split so.
     """
     table = None
     if not _written_per_client(config):

@@ -28,6 +28,7 @@ log = getLogger("fedattn")
 class LocalGrid(Grid):
     """A `Grid` over `num_supernodes` virtual nodes that run `client_app` one after another.
 
+    Each node sees `run_config` and a node-config of ``partition-id`` and ``num-partitions``.
     `on_reply` is called after each reply, for a progress bar. A node's `Context` lives as long as
     the grid, exceptions or not, as on a real SuperNode.
     """

@@ -124,14 +124,17 @@ class TransformerClassifier(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-        """Return one (B, H, T, T) tensor of attention probabilities per layer."""
+        """Return one float32 (B, H, T, T) tensor of attention probabilities per layer.
+
+        Call it in evaluation mode: dropout changes what later layers attend to.
+        """
         maps: list[Tensor] = []
         self(ids, lengths, maps)
         return maps
 
 
 def rotary_angles(length: int, width: int) -> Tensor:
-    """Return cosines and sines, (2, length, width / 2), of the rotation at each position."""
+    """Return cosines and sines of the rotation at each position, float32 (2, length, width / 2)."""
     rate = torch.exp(torch.arange(0, width, 2) * (-math.log(ROTARY_BASE) / width))  # (D/2H,)
     angle = torch.arange(length)[:, None] * rate  # (T, D/2H)
     return torch.stack((angle.cos(), angle.sin()))

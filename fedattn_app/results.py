@@ -220,11 +220,22 @@ def _versions() -> dict[str, str]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "none"
-    here = Path(__file__).parent
+    commit = _git("rev-parse", "HEAD")
+    # An installed package may lie inside another project's repository.
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    return {**versions, "commit": commit} if commit and ours else versions
+
+
+def _git(*command: str) -> str:
+    """Return what git says about this file's folder, or nothing."""
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        ran = subprocess.run(
+            ["git", *command],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return versions
-    return {**versions, "commit": commit.stdout.strip()} if commit.returncode == 0 else versions
+        return ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""

@@ -49,7 +49,11 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: PartitionGrid, config: Config) -> RunResult:
-    """Run one federation on `grid` and return its folder."""
+    """Run one federation on `grid` and return its folder.
+
+    Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` when no
+    client can go on.
+    """
     began = time.perf_counter()
     federation = config.federation
     labels = label_names(config.data)
@@ -87,7 +91,8 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     except KeyboardInterrupt:
         log.warning("interrupted; the rounds so far are in %s", folder.path)
         raise
-    summary = _summary(config, labels, shared, clients, outcome, time.perf_counter() - began)
+    seconds = time.perf_counter() - began + sum(row["seconds"] for row in folder.earlier)
+    summary = _summary(config, labels, shared, clients, outcome, seconds)
     settings = {k: v for k, v in config.to_run_config().items() if k not in PRIVATE_SETTINGS}
     about = {"labels": json.dumps(labels), "config": json.dumps(settings)}
     folder.finish(summary, {k: array.numpy() for k, array in outcome.arrays.items()}, about)

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from tqdm import tqdm
 
 from fedattn_app import client_app, server_app
-from fedattn_app.config import Config, FederationConfig
+from fedattn_app.config import Config
 from fedattn_app.console import printing
 from fedattn_app.data import check_split
 from fedattn_app.errors import UserError
@@ -58,7 +58,7 @@ def simulate(
         with printing(level=level, flower_level=logging.ERROR):
             return _run_flower(config, num_supernodes)
     with (
-        _progress_bar(config.federation, num_supernodes, quiet) as bar,
+        _progress_bar(config, num_supernodes, quiet) as bar,
         printing(tqdm.write, level),
         task_identity(),
     ):
@@ -129,14 +129,16 @@ def _run_config(config: Config) -> UserConfig:
     return dict(config.to_run_config())
 
 
-def _progress_bar(federation: FederationConfig, num_supernodes: int, quiet: bool) -> "tqdm[Any]":
+def _progress_bar(config: Config, num_supernodes: int, quiet: bool) -> "tqdm[Any]":
+    federation, resumed = config.federation, config.output.resume_from
+    done = len(RunResult(user_path("resume-from", resumed)).history) - 1 if resumed else 0
     per_round = sum(
         max(1, int(num_supernodes * fraction))
         for fraction in (federation.fraction_train, federation.fraction_evaluate)
         if fraction
     )
     return tqdm(
-        total=federation.num_rounds * per_round,
+        total=(federation.num_rounds - done) * per_round,
         unit=" messages",
         leave=False,
         disable=quiet or not sys.stderr.isatty(),

@@ -4,11 +4,13 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 PADDING = 0
+CACHED_WORDS = 2**16
 
 # Ideographs and kana stand alone, since their scripts put no spaces between words.
 _ALONE = r"\u3040-\u30ff\u3400-\u9fff"
@@ -25,8 +27,12 @@ class HashingTokenizer:
 
     Text is NFKC-normalised and lower-cased, then cut into words and single punctuation marks.
     A token's id is BLAKE2b-64 of its UTF-8 bytes modulo ``buckets - 1``, plus 1: the same on
-    every machine and in every Python. Id 0 is padding. A text without any token is one `EMPTY`
-    token, so that every example has something to attend to.
+    every machine and in every Python (but for letters that only a newer Unicode knows). Id 0 is
+    padding. A text without any token is one `EMPTY` token, so that every example has something to
+    attend to.
+
+    `buckets` (at least 2) is how many ids there are, `max_length` (at least 1) how many tokens of a
+    text are kept.
     """
 
     EMPTY = "\x00"
@@ -34,7 +40,7 @@ class HashingTokenizer:
     def __init__(self, buckets: int, max_length: int) -> None:
         self.buckets = buckets
         self.max_length = max_length
-        self._ids: dict[str, int] = {}
+        self._id = lru_cache(maxsize=CACHED_WORDS)(self._hash)
 
     def tokens(self, text: str) -> list[str]:
         """Cut `text` into at most `max_length` tokens."""
@@ -55,10 +61,6 @@ class HashingTokenizer:
             ids[index, : len(row)] = row
         return ids, lengths
 
-    def _id(self, token: str) -> int:
-        known = self._ids.get(token)
-        if known is None:
-            digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            known = int.from_bytes(digest, "big") % (self.buckets - 1) + 1
-            self._ids[token] = known
-        return known
+    def _hash(self, token: str) -> int:
+        digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % (self.buckets - 1) + 1
