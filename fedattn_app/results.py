@@ -16,9 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedattn_app.config import Config, ConfigValue, parse_run_config
 from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
@@ -27,8 +24,6 @@ from fedattn_app.storage import read_arrays, user_path, write_arrays, write_atom
 CHECKPOINT = Path("checkpoint", "model.safetensors")
 
 Row = dict[str, Any]
-Counts = npt.NDArray[np.int64]
-Shares = npt.NDArray[np.float64]
 
 # A run carried on may change these; any other change would make it another run.
 CHANGEABLE = {"num-rounds", "fraction-evaluate", "min-clients", "round-timeout"}
@@ -146,18 +141,6 @@ class RunResult:
             return (self.path / name).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
-
-
-def class_scores(support: Counts, predicted: Counts, correct: Counts) -> tuple[Shares, float]:
-    """Return recall per class and macro F1.
-
-    The arguments are int64 counts of shape (K,). Recall is NaN, and F1 left out of the mean, for a
-    class that neither occurs nor is predicted; F1 is 2·correct / (support + predicted).
-    """
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN we mean
-        recall = correct / support
-        f1 = 2 * correct / (support + predicted)
-    return recall, float(np.nanmean(f1)) if np.isfinite(f1).any() else 0.0
 
 
 def _choose_path(config: Config) -> Path:

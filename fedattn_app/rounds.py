@@ -30,35 +30,10 @@ from fedattn_app.replies import (
     sound,
     train_keys,
 )
-from fedattn_app.results import Counts, Row, RunFolder, class_scores
+from fedattn_app.results import Row, RunFolder
+from fedattn_app.scores import Scores
 
 log = logging.getLogger("fedattn")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Loss, accuracy and per-class counts (int64, (K,)) on a set of examples."""
-
-    loss: float
-    accuracy: float
-    support: Counts
-    predicted: Counts
-    correct: Counts
-
-    @property
-    def recall(self) -> list[float | None]:
-        """Recall per class; None for a class without examples."""
-        recall, _ = class_scores(self.support, self.predicted, self.correct)
-        return [None if np.isnan(value) else float(value) for value in recall]
-
-    @property
-    def macro_f1(self) -> float:
-        """Unweighted mean of F1 over the classes that occur or are predicted."""
-        return class_scores(self.support, self.predicted, self.correct)[1]
-
-    def row(self) -> Row:
-        """Return what ``history.jsonl`` keeps of it."""
-        return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
 
 
 @dataclass
@@ -195,8 +170,8 @@ class Rounds:
 
     def _pool(self, records: Sequence[MetricRecord]) -> Scores:
         """Add the clients' counts up, as if their held-out examples lay in one place."""
-        counts = {
-            kind: np.array(
+        support, predicted, correct = (
+            np.array(
                 [
                     sum(int(number(record, f"{kind}-{k}")) for record in records)
                     for k in range(self.num_labels)
@@ -204,8 +179,10 @@ class Rounds:
                 dtype=np.int64,
             )
             for kind in COUNTS
-        }
-        return Scores(**(mean_scores(records) or {}), **counts)  # type: ignore[arg-type]
+        )
+        sizes = [number(record, "num-examples") for record in records]
+        loss = np.average([number(record, "loss") for record in records], weights=sizes)
+        return Scores(float(loss), support, predicted, correct)
 
     def _exchange(self, messages: Sequence[Message], keys: set[str]) -> list[Message]:
         if not messages:

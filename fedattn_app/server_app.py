@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -25,7 +26,8 @@ from fedattn_app.parameters import (
     without,
 )
 from fedattn_app.results import Row, RunFolder, RunResult
-from fedattn_app.rounds import Outcome, Rounds, Scores
+from fedattn_app.rounds import Outcome, Rounds
+from fedattn_app.scores import Scores
 from fedattn_app.training import evaluate
 from strategies import AttentionOnly, WeightedFedAvg
 
@@ -75,7 +77,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         folder=folder,
         config=federation,
         num_labels=len(labels),
-        evaluate=None if test is None else _Evaluator(model, test, len(labels)),
+        evaluate=None if test is None else partial(_score, model, test, len(labels)),
         message_config={"frozen-fingerprint": fingerprint(frozen)} if frozen else {},
     )
     log.info("%s", _plan(config, labels, shared, initial))
@@ -120,24 +122,11 @@ def make_strategy(config: FederationConfig) -> Strategy:
     )
 
 
-class _Evaluator:
-    """Scores global arrays on the server's test examples."""
-
-    def __init__(self, model: TransformerClassifier, test: Examples, num_labels: int) -> None:
-        self.model = model
-        self.test = test
-        self.num_labels = num_labels
-
-    def __call__(self, arrays: Mapping[str, NDArray]) -> Scores:
-        set_arrays(self.model, arrays)
-        result = evaluate(self.model, self.test, self.num_labels)
-        return Scores(
-            loss=result.loss,
-            accuracy=result.accuracy,
-            support=result.support,
-            predicted=result.predicted,
-            correct=result.correct,
-        )
+def _score(
+    model: TransformerClassifier, test: Examples, num_labels: int, arrays: Mapping[str, NDArray]
+) -> Scores:
+    set_arrays(model, arrays)
+    return evaluate(model, test, num_labels)
 
 
 def _plan(

@@ -3,14 +3,13 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
+from fedattn_app.scores import Scores
 
 EVALUATION_BATCH = 256
 
@@ -25,45 +24,6 @@ class TrainingResult:
 
     loss: float
     accuracy: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model did on some examples.
-
-    `loss` is the mean cross-entropy in nats; `confusion` is int64 (K, K), true label by predicted
-    label.
-    """
-
-    loss: float
-    confusion: npt.NDArray[np.int64]
-
-    @property
-    def num_examples(self) -> int:
-        """How many examples were scored."""
-        return int(self.confusion.sum())
-
-    @property
-    def support(self) -> npt.NDArray[np.int64]:
-        """Examples of each label, (K,)."""
-        support: npt.NDArray[np.int64] = self.confusion.sum(1)
-        return support
-
-    @property
-    def predicted(self) -> npt.NDArray[np.int64]:
-        """Answers of each label, (K,)."""
-        predicted: npt.NDArray[np.int64] = self.confusion.sum(0)
-        return predicted
-
-    @property
-    def correct(self) -> npt.NDArray[np.int64]:
-        """Right answers of each label, (K,)."""
-        return self.confusion.diagonal()
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers, 0 to 1; 0 without examples."""
-        return float(self.confusion.trace() / max(self.num_examples, 1))
 
 
 def train(
@@ -116,19 +76,19 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Evaluation:
-    """Evaluate `model` on `examples`, in batches of similar length."""
+def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Scores:
+    """Score `model` on `examples`, in batches of similar length."""
     model.eval()
-    confusion = torch.zeros(num_labels * num_labels, dtype=torch.int64)
     loss_sum = 0.0
+    answers = torch.empty_like(examples.labels)
     for index in torch.split(examples.lengths.argsort(stable=True), EVALUATION_BATCH):
         batch = examples[index]
         logits = model(batch.ids, batch.lengths)
         loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-        confusion += torch.bincount(
-            batch.labels * num_labels + logits.argmax(1), minlength=len(confusion)
-        )
-    return Evaluation(
-        loss=loss_sum / max(len(examples), 1),
-        confusion=confusion.reshape(num_labels, num_labels).numpy(),
+        answers[index] = logits.argmax(1)
+    right = examples.labels[answers == examples.labels]
+    support, predicted, correct = (
+        torch.bincount(labels, minlength=num_labels).numpy()
+        for labels in (examples.labels, answers, right)
     )
+    return Scores(loss_sum / max(len(examples), 1), support, predicted, correct)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["config"],
-    ["tokenizer", "triage", "model", "parameters", "console", "replies"],
+    ["tokenizer", "triage", "model", "parameters", "console", "replies", "scores"],
     ["storage"],
     ["sources", "state"],
     ["data"],

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from sklearn.metrics import f1_score, recall_score
 
 from fedattn_app.config import Config
 from fedattn_app.parameters import fingerprint
-from fedattn_app.results import RunFolder, RunResult, class_scores
+from fedattn_app.results import RunFolder, RunResult
 
 ARRAYS = {
     "weight": np.float32([[1.5, -0.0, 3], [np.nan, 1e-45, 6]]),
@@ -239,34 +238,3 @@ def test_a_checkpoint_without_its_config_is_refused(refused, interrupted, conten
     file.unlink() if content is None else file.write_text(content)
     with refused("sede" if content and "sede" in content else file):
         carry_on(interrupted)
-
-
-# Scores
-
-
-@pytest.mark.parametrize(
-    ("truth", "predicted"),
-    [
-        ([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]),
-        ([0, 0, 0, 0], [0, 0, 1, 0]),
-        ([0, 1, 0, 1], [2, 2, 2, 2]),
-        ([3], [3]),
-        (np.arange(200) % 4, np.arange(200) ** 2 % 4),
-    ],
-)
-def test_class_scores_are_scikit_learns(truth, predicted):
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    support, guessed, correct = (
-        np.bincount(labels, minlength=4) for labels in (truth, predicted, truth[truth == predicted])
-    )
-    recall, macro_f1 = class_scores(support, guessed, correct)
-    expected = recall_score(truth, predicted, labels=range(4), average=None, zero_division=np.nan)
-    np.testing.assert_allclose(recall, expected)
-    assert macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
-
-
-def test_no_examples_have_no_scores():
-    nothing = np.zeros(3, np.int64)
-    recall, macro_f1 = class_scores(nothing, nothing, nothing)
-    assert np.isnan(recall).all()
-    assert macro_f1 == 0

@@ -202,20 +202,22 @@ def test_evaluation_agrees_with_one_big_batch_and_scikit_learn(model):
     assert result.accuracy == pytest.approx(accuracy_score(examples.labels, predicted))
     assert result.num_examples == 600
     expected = confusion_matrix(examples.labels, predicted, labels=range(LABELS))
-    np.testing.assert_array_equal(result.confusion, expected)
+    np.testing.assert_array_equal(result.support, expected.sum(1))
+    np.testing.assert_array_equal(result.predicted, expected.sum(0))
+    np.testing.assert_array_equal(result.correct, expected.diagonal())
 
 
-def test_the_confusion_has_a_row_for_labels_that_do_not_occur(model, examples):
+def test_labels_that_do_not_occur_are_counted_too(model, examples):
     only = examples[examples.labels == 1]
-    confusion = evaluate(model, only, LABELS).confusion
-    assert confusion.shape == (LABELS, LABELS)
-    assert confusion.sum(1).tolist() == [0, len(only), 0]
+    result = evaluate(model, only, LABELS)
+    assert result.support.tolist() == [0, len(only), 0]
+    assert len(result.predicted) == len(result.correct) == LABELS
 
 
 def test_no_examples_score_nothing(model, examples):
     result = evaluate(model, examples[torch.arange(0)], LABELS)
     assert (result.loss, result.accuracy, result.num_examples) == (0, 0, 0)
-    assert result.confusion.tolist() == [[0] * LABELS] * LABELS
+    assert result.support.tolist() == result.predicted.tolist() == [0] * LABELS
 
 
 def test_evaluation_has_no_dropout_and_leaves_no_gradients(examples):

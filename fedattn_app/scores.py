@@ -1,0 +1,54 @@
+"""How a model did on some examples: the one form for a client, the server and the results."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross-entropy in nats, and per-class counts, each int64 of shape (K,).
+
+    `support` counts the examples of each label, `predicted` the answers, `correct` those that are
+    right.
+    """
+
+    loss: float
+    support: Counts
+    predicted: Counts
+    correct: Counts
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples were scored."""
+        return int(self.support.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1; 0 without examples."""
+        return float(self.correct.sum() / max(self.num_examples, 1))
+
+    @property
+    def recall(self) -> list[float | None]:
+        """Share of right answers for each label; None for one that has no examples."""
+        return [
+            float(right / count) if count else None
+            for right, count in zip(self.correct, self.support, strict=True)
+        ]
+
+    @property
+    def macro_f1(self) -> float:
+        """Unweighted mean of F1, 2·correct / (support + predicted), over the labels that occur.
+
+        A label occurs that has examples or is predicted; 0 where none does.
+        """
+        total = self.support + self.predicted
+        occurs = total > 0
+        return float(np.mean(2 * self.correct[occurs] / total[occurs])) if occurs.any() else 0.0
+
+    def row(self) -> dict[str, float]:
+        """Return what ``history.jsonl`` keeps of it."""
+        return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
