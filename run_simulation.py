@@ -22,8 +22,18 @@ def main() -> int:
     parser = _Parser(
         description="Simulate a federation on this machine; the last line is the results' folder."
     )
-    parser.add_argument("--engine", choices=("local", "flower"), default="local")
-    parser.add_argument("--num-supernodes", type=int, default=10, metavar="N")
+    parser.add_argument(
+        "--engine",
+        choices=("local", "flower"),
+        default="local",
+        help="local: in this process; flower: Flower's own, on Ray",
+    )
+    parser.add_argument(
+        "--num-supernodes",
+        type=int,
+        metavar="N",
+        help="clients; by default 10, or as many as in the run that is carried on",
+    )
     parser.add_argument(
         "--run-config",
         action="append",

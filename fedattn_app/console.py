@@ -1,4 +1,4 @@
-"""What a run prints: our lines as they are, and of Flower's own only what is wrong."""
+"""What a run prints: our lines as they are, and of Flower's own only its errors."""
 
 import logging
 import sys
@@ -24,7 +24,6 @@ class _Writer(logging.Handler):
 def printing(
     write: Callable[[str, TextIO], object] | None = None,
     level: int = logging.INFO,
-    flower_level: int = logging.WARNING,
 ) -> Iterator[None]:
     """Print the lines of a run while the context lasts, warnings to standard error.
 
@@ -35,7 +34,7 @@ def printing(
     LOGGER.addHandler(handler)
     LOGGER.setLevel(level)
     LOGGER.propagate = False
-    FLOWER.setLevel(flower_level)
+    FLOWER.setLevel(logging.ERROR)
     try:
         yield
     finally:

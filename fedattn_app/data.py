@@ -275,5 +275,5 @@ def _check_partitioning(config: DataConfig, clients: int, table: Table) -> None:
     if len(table) < needed:
         raise UserError(
             f"{clients} clients: the data set has only {len(table)} training examples, "
-            f"partitioner = {config.partitioner!r} needs {needed}"
+            f"where these need {needed}"
         )

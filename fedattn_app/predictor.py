@@ -87,6 +87,8 @@ class Predictor:
 
     def attention(self, text: str) -> Attention:
         """Return what the layers attend to in `text`."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be one text, not {type(text).__name__}")
         maps = self.model.attention_maps(*self._encode([text]))
         return Attention(self.tokenizer.tokens(text), [layer[0] for layer in maps])
 

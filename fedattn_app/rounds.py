@@ -115,6 +115,11 @@ class Rounds:
         evaluated, failed_evaluation = self._evaluate(server_round, outcome)
         if self.evaluate:
             outcome.central = self.evaluate(_to_numpy(outcome.arrays))
+            if not np.isfinite(outcome.central.loss):
+                raise RunFailedError(
+                    f"round {server_round}: the global model's test loss is not finite; lower "
+                    f"learning-rate; the rounds before are in {self.folder.path}"
+                )
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
         row = _row(
@@ -147,7 +152,9 @@ class Rounds:
                 f"the rounds before are in {self.folder.path}"
             )
         arrays, _ = self.strategy.aggregate_train(server_round, replies)
-        if arrays is not None:
+        if arrays is None:
+            log.warning("round %d: no reply has any weight; the model stays", server_round)
+        else:
             outcome.arrays = arrays
         return good, len(messages) - len(good)
 
@@ -212,9 +219,12 @@ class Rounds:
 
 def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
     """Return the log line of one row of ``history.jsonl``."""
-    scores = row["central"] or row["evaluate"] or row["train"] or {}
     parts = [f"round {row['round']:>{len(str(num_rounds))}}/{num_rounds}"]
-    parts += [f"{key} {scores[key]:.3f}" for key in ("accuracy", "loss") if key in scores]
+    sources = {"central": "test", "evaluate": "held-out", "train": "training"}
+    source = next((key for key in sources if row[key]), None)
+    if source:
+        accuracy, loss = row[source]["accuracy"], row[source]["loss"]
+        parts += [f"{sources[source]} accuracy {accuracy:.3f}  loss {loss:.3f}"]
     parts += [f"up {row['bytes_up'] / 1e6:.2f} MB", f"down {row['bytes_down'] / 1e6:.2f} MB"]
     parts += [f"{row['seconds']:.1f} s"]
     if row["failures"]:

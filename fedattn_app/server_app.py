@@ -86,7 +86,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     if server_has_data(config.data) and folder.num_partitions not in (0, grid.num_partitions):
         raise UserError(
             f"{grid.num_partitions} clients: the run to carry on split its data over "
-            f"{folder.num_partitions}"
+            f"{folder.num_partitions}; give --num-supernodes {folder.num_partitions}"
         )
     try:
         outcome = rounds.run(start)

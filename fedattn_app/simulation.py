@@ -20,7 +20,7 @@ from fedattn_app.data import check_split
 from fedattn_app.errors import UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
-from fedattn_app.results import RunResult, settings_of
+from fedattn_app.results import RunResult, read_checkpoint, settings_of
 from fedattn_app.storage import user_path
 
 ENGINES = ("local", "flower")
@@ -28,12 +28,14 @@ ENGINES = ("local", "flower")
 
 def simulate(
     config: Config | Mapping[str, Any],
-    num_supernodes: int = 10,
+    num_supernodes: int | None = None,
     *,
     engine: str = "local",
     quiet: bool = False,
 ) -> RunResult:
-    """Run one federation of `num_supernodes` virtual clients and return its results.
+    """Run one federation of virtual clients and return its results.
+
+    There are `num_supernodes` clients; by default 10, or as many as in the run that is carried on.
 
     `config` is a `Config` or the run-config keys that differ from their defaults, or with
     ``resume-from`` from the settings of that run. The engine
@@ -42,6 +44,8 @@ def simulate(
     of a round fails.
     """
     config = _settled(config)
+    if num_supernodes is None:
+        num_supernodes = _earlier_clients(config) or 10
     if type(num_supernodes) is not int or num_supernodes < 1:
         raise UserError(f"num-supernodes = {num_supernodes!r}: must be a whole number >= 1")
     if engine not in ENGINES:
@@ -54,8 +58,7 @@ def simulate(
     check_split(config.data, config.federation.seed, num_supernodes)
     level = logging.WARNING if quiet else logging.INFO
     if engine == "flower":
-        # Flower warns at each call that it would rather be started by `flwr run`.
-        with printing(level=level, flower_level=logging.ERROR):
+        with printing(level=level):
             return _run_flower(config, num_supernodes)
     with (
         _progress_bar(config, num_supernodes, quiet) as bar,
@@ -79,6 +82,14 @@ def _settled(config: Config | Mapping[str, Any]) -> Config:
             "since what its clients kept ended with it"
         )
     return config
+
+
+def _earlier_clients(config: Config) -> int:
+    resumed = config.output.resume_from
+    if not resumed:
+        return 0
+    _, about = read_checkpoint(user_path("resume-from", resumed))
+    return int(about.get("num-partitions", 0))
 
 
 def _run_local(config: Config, num_supernodes: int, bar: "tqdm[Any]") -> RunResult:

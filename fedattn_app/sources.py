@@ -58,15 +58,18 @@ def _load(config: DataConfig, stamp: tuple[int, ...]) -> Splits:
     if config.dataset != "file":
         return _load_hub(config)
     tables = {
-        split: _table(_read(file), config, str(file))
+        split: _table(_read(file), config, str(file), split)
         for split, file in _files(config.data_path).items()
     }
     return Splits(tables.get("train"), tables.get("test"))
 
 
-def _table(columns: Columns, config: DataConfig, source: str) -> Table:
+def _table(columns: Columns, config: DataConfig, source: str, split: str) -> Table:
+    grouped = bool(config.partition_by) and split == "train"
+    if not columns:
+        raise UserError(f"{source}: is empty")
     needed = {"text-column": config.text_column, "label-column": config.label_column}
-    if config.partition_by:
+    if grouped:
         needed["partition-by"] = config.partition_by
     for key, column in needed.items():
         if column not in columns:
@@ -81,7 +84,7 @@ def _table(columns: Columns, config: DataConfig, source: str) -> Table:
     labels = _strings(columns[config.label_column])
     if "" in labels:
         raise UserError(f"{source}: row {labels.index('') + 1} has no label")
-    groups = _strings(columns[config.partition_by]) if config.partition_by else None
+    groups = _strings(columns[config.partition_by]) if grouped else None
     if groups and "" in groups:
         raise UserError(
             f"{source}: row {groups.index('') + 1} has no {config.partition_by!r} (partition-by)"
@@ -167,9 +170,16 @@ def _read_json(file: Path) -> Columns:
     if text.lstrip().startswith("["):
         rows = json.loads(text)
     else:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = [_row(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _row(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error.msg}") from None
 
 
 def _read_parquet(file: Path) -> Columns:
@@ -199,7 +209,7 @@ def _load_hub(config: DataConfig) -> Splits:
             f"dataset = {config.dataset!r}: has no train split, only {', '.join(splits)}"
         )
     tables = {
-        split: _table(_hub_columns(splits[split]), config, f"{source}, split {split}")
+        split: _table(_hub_columns(splits[split]), config, f"{source}, split {split}", split)
         for split in ("train", "test")
         if split in splits
     }

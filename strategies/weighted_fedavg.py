@@ -12,12 +12,10 @@ the same bits in whatever order they come, and returns arrays of the dtype it wa
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from logging import WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg
 
 from strategies.arrays import as_dtype
@@ -51,7 +49,6 @@ class WeightedFedAvg(FedAvg):
         ]
         weighted = [(weight, reply) for weight, reply in counted if weight > 0]
         if not weighted:
-            log(WARNING, "round %d: no reply has any weight; the model stays", server_round)
             return None, None
         arrays = _average([(w, next(iter(r.content.array_records.values()))) for w, r in weighted])
         metrics = self.train_metrics_aggr_fn(

@@ -55,7 +55,7 @@ MISTAKES = {
     "missing data": ('dataset="file" data-path="none.csv"', "does not exist"),
     "missing column": ('dataset="file" data-path="no_label.csv"', "no column 'label'"),
     "odd encoding": ('dataset="file" data-path="latin.csv"', "not UTF-8"),
-    "empty data": ('dataset="file" data-path="empty.csv"', "empty.csv"),
+    "empty data": ('dataset="file" data-path="empty.csv"', "empty.csv: is empty"),
     "unknown label": ('dataset="file" data-path="good.csv" labels="x,z"', "label 'y' is unknown"),
     "one label": ('dataset="file" data-path="one.csv"', "at least 2"),
     "too many clients": ('dataset="file" data-path="good.csv"', "only 40 training examples"),

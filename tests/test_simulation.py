@@ -19,7 +19,7 @@ from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, one_thread, task_identity
 from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
-from fedattn_app.results import CHECKPOINT, read_checkpoint
+from fedattn_app.results import CHECKPOINT, RunResult, read_checkpoint
 from fedattn_app.simulation import simulate
 from fedattn_app.storage import write_arrays
 from fedattn_app.triage import LABELS
@@ -210,7 +210,7 @@ def test_a_run_carried_on_is_the_run_not_interrupted(tiny, tmp_path):
     whole = simulate(tiny | {"num-rounds": 4}, CLIENTS, quiet=True)
     half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
     # Only what changes is given: the rest is read from the run's own config.toml.
-    resumed = simulate({"num-rounds": 4, "resume-from": str(half.path)}, CLIENTS, quiet=True)
+    resumed = simulate({"num-rounds": 4, "resume-from": str(half.path)}, quiet=True)
     assert resumed.path == half.path
     assert same_arrays(whole, resumed)
     expected, expected_summary = settled(whole)
@@ -252,7 +252,7 @@ def test_a_checkpoint_is_carried_on_though_its_last_row_was_lost(tiny, tmp_path)
 
 
 def test_a_run_is_not_carried_on_with_another_split(tiny, ran, refused):
-    with refused("4 clients", "split its data over 3"):
+    with refused("4 clients", "split its data over 3", "--num-supernodes 3"):
         simulate({"num-rounds": 3, "resume-from": str(ran.path)}, 4, quiet=True)
 
 
@@ -361,6 +361,14 @@ def test_a_node_that_fails_is_named_and_the_others_go_on(tiny, caplog, settings,
 def test_a_round_in_which_all_fail_ends_the_run_and_keeps_what_was(tiny):
     with pytest.raises(RunFailedError, match=r"round 1: all 3 clients failed: .*not finite"):
         simulate(tiny | {"learning-rate": 1e30}, CLIENTS, quiet=True)
+
+
+def test_a_global_model_that_diverges_ends_the_run_and_keeps_what_was(tiny, tmp_path):
+    more = {"optimizer": "sgd", "learning-rate": 1e6, "shared": "all", "num-rounds": 3}
+    with pytest.raises(RunFailedError, match=r"round \d: .*not finite; lower learning-rate"):
+        simulate(tiny | more, CLIENTS, quiet=True)
+    rounds = {row["round"] for row in RunResult(tmp_path / "run").history}
+    assert {row["round"] for row in RunResult(tmp_path / "run").clients} == rounds - {0}
 
 
 def test_clients_without_examples_take_part_in_name_only(tiny, tmp_path):
