@@ -128,9 +128,7 @@ def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -
         )
     own = replace(config, dataset="file", data_path=path, partition_by="")
     splits = sources.load(own)
-    if splits.train is None:
-        raise UserError(f"data-path = {path}: no train.csv, .jsonl or .parquet in it")
-    train = _tokenise(splits.train, config.label_names, model)
+    train = _tokenise(splits.training(), config.label_names, model)
     if splits.test is None:
         return _hold_out(train, config.validation_fraction, seed, 0)
     return ClientData(train, _tokenise(splits.test, config.label_names, model))
@@ -201,10 +199,7 @@ def _notes_table(notes: Sequence[triage.Note]) -> Table:
 def _training_table(config: DataConfig, seed: int, num_partitions: int) -> Table:
     if config.dataset == "triage":
         return _corpus(seed, num_partitions)
-    train = sources.load(config).train
-    if train is None:
-        raise UserError(f"data-path = {config.data_path}: no train.csv, .jsonl or .parquet in it")
-    return train
+    return sources.load(config).training()
 
 
 @lru_cache(maxsize=2)

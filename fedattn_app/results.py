@@ -34,10 +34,9 @@ class RunFolder:
     """Writes one run's folder.
 
     `path` is absolute. In a run that carries another on, `arrays` is the global model after round
-    `start_round`, `earlier` that run's rows, one per round from 0, and `num_partitions` how many
-    it had. Raises `UserError` for a folder that
-    cannot be written, that already holds another run, or that cannot be carried on with this
-    configuration.
+    `start_round`, `earlier` that run's rows, one per round from 0, and `num_partitions` over how
+    many clients its data were split. Raises `UserError` for a folder that cannot be written, that
+    already holds another run, or that cannot be carried on with this configuration.
     """
 
     def __init__(self, config: Config) -> None:
@@ -64,12 +63,15 @@ class RunFolder:
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
             for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
                 self._write_text(name, "".join(map(_to_line, rows)))
-            for name in ("summary.json", "model.safetensors"):  # of the run that is carried on
-                (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"output-dir = {self.path}: cannot be written ({error.strerror})"
             ) from None
+
+    def begin(self) -> None:
+        """Remove the final files of the run that is carried on, once nothing can refuse it."""
+        for name in ("summary.json", "model.safetensors"):
+            (self.path / name).unlink(missing_ok=True)
 
     def add_round(self, row: Row, clients: Iterable[Row]) -> None:
         """Append one round to ``history.jsonl`` and its clients to ``clients.jsonl``."""

@@ -153,7 +153,7 @@ class Rounds:
             )
         arrays, _ = self.strategy.aggregate_train(server_round, replies)
         if arrays is None:
-            log.warning("round %d: no reply has any weight; the model stays", server_round)
+            log.warning("round %d: nothing to combine; the model stays", server_round)
         else:
             outcome.arrays = arrays
         return good, len(messages) - len(good)

@@ -88,6 +88,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
             f"{grid.num_partitions} clients: the run to carry on split its data over "
             f"{folder.num_partitions}; give --num-supernodes {folder.num_partitions}"
         )
+    folder.begin()
     try:
         outcome = rounds.run(start)
     except KeyboardInterrupt:

@@ -38,10 +38,9 @@ def simulate(
     There are `num_supernodes` clients; by default 10, or as many as in the run that is carried on.
 
     `config` is a `Config` or the run-config keys that differ from their defaults, or with
-    ``resume-from`` from the settings of that run. The engine
-    ``local`` runs in this process; ``flower`` is Flower's own, on Ray. `quiet` prints warnings
-    only. Raises `UserError` for a mistake in the arguments and `RunFailedError` when every client
-    of a round fails.
+    ``resume-from`` from the settings of that run. The engine ``local`` runs in this process;
+    ``flower`` is Flower's own, on Ray. `quiet` prints warnings only. Raises `UserError` for a
+    mistake in the arguments and `RunFailedError` when every client of a round fails.
     """
     config = _settled(config)
     if num_supernodes is None:

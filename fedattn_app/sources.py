@@ -44,6 +44,12 @@ class Splits:
     train: Table | None
     test: Table | None
 
+    def training(self) -> Table:
+        """Return the training rows; raises `UserError` where there are none."""
+        if self.train is None:
+            raise UserError("data-path: no train.csv, .jsonl or .parquet in the folder")
+        return self.train
+
 
 def load(config: DataConfig) -> Splits:
     """Load the file, folder or hub data set that `config` names, once until it changes on disk.

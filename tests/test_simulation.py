@@ -254,6 +254,9 @@ def test_a_checkpoint_is_carried_on_though_its_last_row_was_lost(tiny, tmp_path)
 def test_a_run_is_not_carried_on_with_another_split(tiny, ran, refused):
     with refused("4 clients", "split its data over 3", "--num-supernodes 3"):
         simulate({"num-rounds": 3, "resume-from": str(ran.path)}, 4, quiet=True)
+    # A refusal takes nothing away from what the run had come to.
+    assert RunResult(ran.path).summary == ran.summary
+    assert RunResult(ran.path).arrays.keys() == ran.arrays.keys()
 
 
 def test_a_personal_simulation_is_not_carried_on(tiny, refused):
