@@ -6,30 +6,32 @@ order of `shared`; `client_app` puts names to them.
 
 import time
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedattn_app.config import Config, ModelConfig
+from fedattn_app.build import build_classifier
+from fedattn_app.config import Config
 from fedattn_app.data import ClientData
 from fedattn_app.errors import UserError
-from fedattn_app.model import TransformerClassifier, build_model
+from fedattn_app.model import Classifier
 from fedattn_app.parameters import (
     NDArray,
     fingerprint,
     get_arrays,
     set_arrays,
-    shared_names,
+    view_arrays,
     without,
 )
+from fedattn_app.scopes import Scope, scope_of
 from fedattn_app.state import NodeState
 from fedattn_app.training import evaluate, train
 
 
 class FrozenClient(NumPyClient):
-    """Trains and returns the shared parameters; all others stay as the seed made them.
+    """Trains and returns the shared parameters; all others stay as they were at the start.
 
     `fit` and `evaluate` read from their config ``server-round`` (int, from 1) and
     ``frozen-fingerprint`` (SHA-256 of the server's frozen parameters; absent: not compared). A
@@ -43,15 +45,15 @@ class FrozenClient(NumPyClient):
         self.labels = labels
         self.data = data
         self.partition = partition
-        self.model, self.initial = _initial_model(config.model, len(labels), config.federation.seed)
-        selected = shared_names(config.federation.shared, self.initial)
-        self.shared = [name for name in self.initial if name in selected]
-        self._present = [self.initial[name] for name in self.shared]
+        self._start = _starting_point(config, len(labels))
+        self.model = self._start.model
+        self.shared = [name for name in self._start.arrays if name in self._start.scope.shared]
+        self._present = [self._start.arrays[name] for name in self.shared]
 
     @property
     def trainable(self) -> frozenset[str]:
         """Names of the parameters that local training changes."""
-        return frozenset(self.shared)
+        return self._start.scope.trainable
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """Return the shared arrays as the last `fit` left them, at first as the seed made them."""
@@ -78,7 +80,7 @@ class FrozenClient(NumPyClient):
             self.config.training,
             seed=_seed(self.config.federation.seed, server_round, self.partition),
         )
-        trained = get_arrays(self.model)
+        trained = get_arrays(self.model, self.trainable)
         self._keep(trained)
         self._present = [trained[name] for name in self.shared]
         metrics: dict[str, Scalar] = {
@@ -109,16 +111,10 @@ class FrozenClient(NumPyClient):
 
     def _load(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> None:
         expected = config.get("frozen-fingerprint")
-        if expected is not None and expected != self._frozen_fingerprint():
+        if expected is not None and expected != self._start.frozen_fingerprint:
             raise FrozenMismatchError()
         shared = dict(zip(self.shared, parameters, strict=True))
-        set_arrays(self.model, {**self.initial, **self._local_arrays(), **shared})
-
-    def _frozen_fingerprint(self) -> str:
-        federation = self.config.federation
-        return _fingerprint_of_rest(
-            self.config.model, len(self.labels), federation.seed, federation.shared
-        )
+        set_arrays(self.model, {**self._start.arrays, **self._local_arrays(), **shared})
 
     def _local_arrays(self) -> Mapping[str, NDArray]:
         return {}
@@ -128,7 +124,7 @@ class FrozenClient(NumPyClient):
 
 
 class PersonalClient(FrozenClient):
-    """Trains all parameters, returns the shared ones and keeps the others in `state`.
+    """Trains the personal parameters too, and keeps them in `state`.
 
     They are kept for every later run with the same model, labels, scope and seed.
     """
@@ -145,14 +141,9 @@ class PersonalClient(FrozenClient):
         self.state = state
 
     @property
-    def trainable(self) -> frozenset[str]:
-        """All names."""
-        return frozenset(self.initial)
-
-    @property
     def state_name(self) -> str:
         """Name of the personal arrays: those of another partition, model or seed have another."""
-        return f"personal-{self.partition}-{self._frozen_fingerprint()[:16]}"
+        return f"personal-{self.partition}-{self._start.fingerprint_of_rest[:16]}"
 
     def _local_arrays(self) -> Mapping[str, NDArray]:
         return self.state.load(self.state_name) or {}
@@ -166,24 +157,35 @@ class FrozenMismatchError(UserError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the frozen parameters of this node differ from the server's: model, labels, seed "
-            "and torch version must be the same on both"
+            "the frozen parameters of this node differ from the server's: model, its weights, "
+            "labels, seed and torch version must be the same on both"
         )
 
 
-@lru_cache(maxsize=1)
-def _initial_model(
-    config: ModelConfig, num_labels: int, seed: int
-) -> tuple[TransformerClassifier, Mapping[str, NDArray]]:
-    """Build the model once per process; clients of one process take turns with it."""
-    model = build_model(config, num_labels, seed)
-    return model, get_arrays(model)
+class _StartingPoint:
+    """A model that clients of one process take turns with, and what to set it back to.
+
+    `arrays` are the trainable parameters at the start; the frozen ones never change in the model.
+    """
+
+    def __init__(self, config: Config, num_labels: int) -> None:
+        federation = config.federation
+        self.model: Classifier = build_classifier(config, num_labels)
+        self.scope: Scope = scope_of(
+            federation.shared, federation.local, self.model.family, view_arrays(self.model)
+        )
+        self.arrays = get_arrays(self.model, self.scope.trainable)
+
+    @cached_property
+    def frozen_fingerprint(self) -> str:
+        return fingerprint(without(view_arrays(self.model), self.scope.trainable))
+
+    @cached_property
+    def fingerprint_of_rest(self) -> str:
+        return fingerprint(without({**view_arrays(self.model), **self.arrays}, self.scope.shared))
 
 
-@lru_cache(maxsize=1)
-def _fingerprint_of_rest(config: ModelConfig, num_labels: int, seed: int, shared: str) -> str:
-    _, initial = _initial_model(config, num_labels, seed)
-    return fingerprint(without(initial, shared_names(shared, initial)))
+_starting_point = lru_cache(maxsize=1)(_StartingPoint)
 
 
 def _seed(*path: int) -> int:

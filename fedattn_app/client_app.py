@@ -5,18 +5,19 @@ imported where it is used.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
 if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
 
     from fedattn_app.client import FrozenClient
-    from fedattn_app.config import Config
-    from fedattn_app.data import ClientData
     from fedattn_app.state import NodeState
 
 log = logging.getLogger("fedattn")
@@ -57,35 +58,44 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def client_fn(context: Context) -> "FrozenClient":
     """Make this node's client from its run-config and node-config."""
+    from fedattn_app.build import build_tokenizer
     from fedattn_app.client import FrozenClient, PersonalClient
     from fedattn_app.config import Config
-    from fedattn_app.data import client_data, label_names
+    from fedattn_app.data import client_data, label_names, private_data
 
     config = Config.from_run_config(context.run_config)
     node = context.node_config
+    if "model-path" in node:
+        config = replace(config, model=replace(config.model, model=str(node["model-path"])))
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
     labels = label_names(config.data)
-    if "data-path" in node:
-        data = _own_data(config, str(node["data-path"]))
-    else:
-        num_partitions = int(node.get("num-partitions", 1))
-        data = client_data(config.data, config.model, seed, partition, num_partitions)
-    if config.federation.local == "personal":
-        return PersonalClient(config, labels, data, partition, _state(context))
-    return FrozenClient(config, labels, data, partition)
+    with _kept_here(node, "model-path"):
+        build_tokenizer(config.model)
+    with _kept_here(node, "data-path"):
+        if "data-path" in node:
+            data = private_data(config.data, config.model, seed, str(node["data-path"]))
+        else:
+            num_partitions = int(node.get("num-partitions", 1))
+            data = client_data(config.data, config.model, seed, partition, num_partitions)
+    with _kept_here(node, "model-path"):
+        if config.federation.local == "personal":
+            return PersonalClient(config, labels, data, partition, _state(context))
+        return FrozenClient(config, labels, data, partition)
 
 
-def _own_data(config: "Config", path: str) -> "ClientData":
-    """Load this node's private file, and keep what an error says of it on this node."""
-    from fedattn_app.data import private_data
+@contextmanager
+def _kept_here(node: UserConfig, key: str) -> Iterator[None]:
+    """Keep on this node what an error says of the path that its node-config gives for `key`."""
     from fedattn_app.errors import UserError
 
     try:
-        return private_data(config.data, config.model, config.federation.seed, path)
+        yield
     except UserError as error:
+        if key not in node:
+            raise
         log.error("%s", error)
-        raise UserError("this node cannot use its data-path; its own log says why") from None
+        raise UserError(f"this node cannot use its {key}; its own log says why") from None
 
 
 def _state(context: Context) -> "NodeState":

@@ -36,6 +36,9 @@ MODEL_SIZES: Mapping[str, ModelSize] = {
     "base": ModelSize(layers=4, width=256, heads=8, feedforward=1024),
 }
 
+ATTENTION_ROLES = ("query", "key", "value", "output")
+LORA_SCOPES = ("lora", "lora-a", "lora-b")
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -72,6 +75,10 @@ class _Rule:
 def _setting(default: Any, help: str, **rule: Any) -> Any:
     """Declare one run-config key; the keywords are the fields of `_Rule`."""
     return field(default=default, metadata={"rule": _Rule(help, **rule)})
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _key(entry: Field[Any]) -> str:
@@ -119,8 +126,8 @@ class FederationConfig(_Section):
     )
     shared: str = _setting(
         "attention+head",
-        "what travels: `all`, `attention`, `attention+head`, `head`, "
-        "or a regex over parameter names",
+        "what travels: `all`, `attention`, `attention+head`, `head`, the adapters `lora`, "
+        "`lora-a` or `lora-b`, or a regex over parameter names",
     )
     local: str = _setting(
         "frozen",
@@ -129,12 +136,31 @@ class FederationConfig(_Section):
     )
     privacy: str = _setting("none", "protection of an update", choices=("none",))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shared == "lora-a":  # A alone changes nothing while B is frozen at zero
+            object.__setattr__(self, "local", "personal")
+        if self.local == "personal" and self.shared in ("all", "lora"):
+            raise UserError(
+                f'local = "personal": shared = "{self.shared}" leaves nothing personal; '
+                'share less, for example shared = "attention"'
+            )
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether adapters are trained in place of the projections that they adapt."""
+        return self.shared in LORA_SCOPES
+
 
 @dataclass(frozen=True)
 class ModelConfig(_Section):
     """The Transformer and its tokenizer. Shapes of 0 are taken from the named size."""
 
-    model: str = _setting("small", "size of the built-in Transformer", choices=tuple(MODEL_SIZES))
+    model: str = _setting(
+        "small",
+        "size of the built-in Transformer, `tiny`, `small` or `base`; or a pretrained one: "
+        "its hub id or its folder",
+    )
     layers: int = _setting(0, "blocks; 0: as the size says", minimum=0, maximum=64)
     width: int = _setting(0, "features per token; 0: as the size says", minimum=0, maximum=8192)
     heads: int = _setting(0, "attention heads; 0: as the size says", minimum=0, maximum=256)
@@ -147,20 +173,64 @@ class ModelConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pretrained:
+            self._refuse_shapes()
+            return
         size = self.size
         if size.width % (2 * size.heads):
             raise UserError(
                 f"width = {size.width}: must be a multiple of 2 × heads = {2 * size.heads}"
             )
 
+    def _refuse_shapes(self) -> None:
+        if not self.model.strip():
+            raise UserError(f"model = {self.model!r}: must be {SETTINGS['model'].help}")
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in (*(entry.name for entry in fields(ModelSize)), "vocabulary"):
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise UserError(
+                    f"{name} = {value}: belongs to the built-in model, "
+                    f"model = {self.model!r} has its own"
+                )
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the model is loaded through transformers."""
+        return self.model not in MODEL_SIZES
+
     @property
     def size(self) -> ModelSize:
-        """The shape in effect: the named size with every explicit key that is not 0."""
+        """The built-in model's shape: the named size with every explicit key that is not 0."""
         explicit = {
             entry.name: getattr(self, entry.name) or getattr(MODEL_SIZES[self.model], entry.name)
             for entry in fields(ModelSize)
         }
         return ModelSize(**explicit)
+
+
+@dataclass(frozen=True)
+class LoraConfig(_Section):
+    """Low-rank adapters of the attention projections, for the scopes of `LORA_SCOPES`."""
+
+    lora_rank: int = _setting(8, "rank of the LoRA adapters", minimum=1, maximum=1024)
+    lora_alpha: int = _setting(16, "a LoRA adapter is scaled by alpha / rank", minimum=1)
+    lora_targets: str = _setting(
+        ",".join(ATTENTION_ROLES), "projections that get a LoRA adapter, comma-separated"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.roles or not set(self.roles) <= set(ATTENTION_ROLES):
+            raise UserError(
+                f"lora-targets = {self.lora_targets!r}: must be some of "
+                f"{', '.join(ATTENTION_ROLES)}, comma-separated"
+            )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The targets, without repetition."""
+        return tuple(dict.fromkeys(_names(self.lora_targets)))
 
 
 @dataclass(frozen=True)
@@ -210,7 +280,7 @@ class DataConfig(_Section):
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names given by `labels`, or none when they come from the data."""
-        return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+        return _names(self.labels)
 
 
 @dataclass(frozen=True)
@@ -238,16 +308,10 @@ class Config:
 
     federation: FederationConfig = FederationConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
-
-    def __post_init__(self) -> None:
-        if self.federation.shared == "all" and self.federation.local == "personal":
-            raise UserError(
-                'local = "personal": shared = "all" leaves nothing personal; '
-                'share less, for example shared = "attention"'
-            )
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
@@ -283,6 +347,7 @@ class Config:
 SECTIONS: Mapping[str, type[_Section]] = {
     "federation": FederationConfig,
     "model": ModelConfig,
+    "lora": LoraConfig,
     "data": DataConfig,
     "training": TrainingConfig,
     "output": OutputConfig,

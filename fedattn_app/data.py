@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fedattn_app import sources, triage
+from fedattn_app.build import build_tokenizer
 from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.errors import UserError
 from fedattn_app.sources import Table
-from fedattn_app.tokenizer import HashingTokenizer
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -31,7 +31,7 @@ CACHED_CLIENTS = 128
 class Examples:
     """N tokenised examples.
 
-    `ids` is int32 (N, T), padded with 0; `lengths` int32 (N,), each at least 1; `labels` int64
+    `ids` is int32 (N, T), padded; `lengths` int32 (N,), each at least 1; `labels` int64
     (N,), indices into the label names.
     """
 
@@ -162,7 +162,7 @@ def _hold_out(examples: Examples, fraction: float, seed: int, partition: int) ->
 def _tokenise(table: Table, labels: Sequence[str], model: ModelConfig) -> Examples:
     _check_labels(table, labels)
     index = {name: number for number, name in enumerate(labels)}
-    ids, lengths = HashingTokenizer(model.vocabulary, model.max_length).encode(table.texts)
+    ids, lengths = build_tokenizer(model).encode(table.texts)
     return Examples(
         torch.from_numpy(ids),
         torch.from_numpy(lengths),

@@ -1,15 +1,16 @@
-"""The built-in Transformer classifier.
+"""What a classifier is, and the built-in one.
 
-A pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with rotary positions (Su et al., 2021,
-arXiv 2104.09864), mean pooling over real tokens, and one linear head. Query, key, value and output
-are four plain `nn.Linear` layers, so that every parameter has one name, with and without a wrapper
-around the model. Positions enter queries and keys only: attention learns order quickly even where
-it alone is trained, and there is no position parameter to send.
+The built-in Transformer is a pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with rotary
+positions (Su et al., 2021, arXiv 2104.09864), mean pooling over real tokens, and one linear head.
+Query, key, value and output are four plain `nn.Linear` layers, so that every parameter has one
+name, with and without a wrapper around the model. Positions enter queries and keys only: attention
+learns order quickly even where it alone is trained, and there is no position parameter to send.
 
 Shapes: B examples, T tokens, D features, H heads, K labels.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,9 +18,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedattn_app.config import ModelConfig
+from fedattn_app.scopes import BUILT_IN
 
 # Wavelengths of 6 to some 600 tokens: the texts here are tens of tokens long.
 ROTARY_BASE = 100.0
+
+
+class Classifier(nn.Module, ABC):
+    """Token ids in, one score per label out. `family` names its parts: see `scopes.FAMILIES`."""
+
+    family: str
+
+    @abstractmethod
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Score the labels: (B, T) ids and (B,) lengths, both integer, give (B, K) logits."""
+
+    @abstractmethod
+    def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
+        """Return one float32 (B, H, T, T) tensor of attention probabilities per layer.
+
+        Call it in evaluation mode: dropout changes what later layers attend to.
+        """
+
+
+def real_tokens(ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return the boolean (B, T) mask that is true for real tokens and false for padding."""
+    return torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
 
 
 class SelfAttention(nn.Module):
@@ -91,11 +115,13 @@ class EncoderLayer(nn.Module):
         return output
 
 
-class TransformerClassifier(nn.Module):
-    """Token ids in, one score per label out.
+class TransformerClassifier(Classifier):
+    """The built-in Transformer.
 
     Parameters are initialised from torch's global generator: see `build_model`, which seeds it.
     """
+
+    family = BUILT_IN
 
     def __init__(self, config: ModelConfig, num_labels: int) -> None:
         super().__init__()
@@ -112,8 +138,8 @@ class TransformerClassifier(nn.Module):
         )
 
     def forward(self, ids: Tensor, lengths: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Score the labels: (B, T) ids and (B,) lengths, both integer, give (B, K) logits."""
-        keep = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, T)
+        """Score the labels; a list for `maps` is filled as in `SelfAttention.forward`."""
+        keep = real_tokens(ids, lengths)
         rotation: Tensor = self.rotation[:, : ids.shape[1]]  # type: ignore[index]
         x = self.embedding(ids)  # (B, T, D)
         for layer in self.layers:
@@ -124,10 +150,7 @@ class TransformerClassifier(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-        """Return one float32 (B, H, T, T) tensor of attention probabilities per layer.
-
-        Call it in evaluation mode: dropout changes what later layers attend to.
-        """
+        """Return what each layer attends to."""
         maps: list[Tensor] = []
         self(ids, lengths, maps)
         return maps

@@ -1,55 +1,34 @@
-"""Which parameters travel, and the arrays behind their names.
-
-A scope is a name of `SCOPES` or a regular expression; it selects whole dotted parameter names.
-"""
+"""The arrays behind a model's parameter names."""
 
 import hashlib
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedattn_app.errors import UserError
-
 NDArray = npt.NDArray[np.generic]
 
-_ATTENTION = r".*\.attention\.(query|key|value|output)\.(weight|bias)"
-_HEAD = r"head\..*"
-SCOPES: Mapping[str, str] = {
-    "all": r".*",
-    "attention": _ATTENTION,
-    "attention+head": f"{_ATTENTION}|{_HEAD}",
-    "head": _HEAD,
-}
 
+def get_arrays(model: nn.Module, names: Collection[str] | None = None) -> dict[str, NDArray]:
+    """Copy parameters and persistent buffers out of `model`, by name, in its own order.
 
-def shared_names(shared: str, names: Iterable[str]) -> frozenset[str]:
-    """Return those of `names` that the scope `shared` selects.
-
-    Raises `UserError` for a regular expression that cannot be read or that matches no name.
+    With `names`, only those.
     """
-    try:
-        pattern = re.compile(SCOPES.get(shared, shared))
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(
-            f"shared = {shared!r}: neither one of {', '.join(SCOPES)} nor a regex ({error})"
-        ) from None
-    known = sorted(names)
-    selected = frozenset(filter(pattern.fullmatch, known))
-    if not selected:
-        raise UserError(
-            f"shared = {shared!r}: is none of {', '.join(SCOPES)} and matches no parameter; "
-            f"the names are {', '.join(known)}"
-        )
-    return selected
+    return {
+        name: view.copy()
+        for name, view in view_arrays(model).items()
+        if names is None or name in names
+    }
 
 
-def get_arrays(model: nn.Module) -> dict[str, NDArray]:
-    """Copy every parameter and persistent buffer out of `model`, by name, in its own order."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in _state(model)}
+def view_arrays(model: nn.Module) -> dict[str, NDArray]:
+    """Return every parameter and persistent buffer of `model` in its own order, without copying.
+
+    A tensor with several names (tied weights) has the first of them only.
+    """
+    return {name: tensor.detach().numpy() for name, tensor in _state(model).items()}
 
 
 @torch.no_grad()
@@ -58,7 +37,7 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
 
     Raises `ValueError` for an unknown name or another shape.
     """
-    state = dict(_state(model))
+    state = _state(model)
     for name, array in arrays.items():
         if name not in state:
             raise ValueError(f"parameter {name!r} is not in the model")
@@ -85,5 +64,11 @@ def without(arrays: Mapping[str, NDArray], names: Collection[str]) -> dict[str, 
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def _state(model: nn.Module) -> Sequence[tuple[str, torch.Tensor]]:
-    return list(model.state_dict(keep_vars=True).items())
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor
+    return state

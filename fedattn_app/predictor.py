@@ -9,12 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fedattn_app.build import rebuild
 from fedattn_app.config import Config
 from fedattn_app.errors import UserError
-from fedattn_app.model import TransformerClassifier, build_model
+from fedattn_app.model import Classifier
 from fedattn_app.parameters import set_arrays
 from fedattn_app.storage import read_arrays
-from fedattn_app.tokenizer import HashingTokenizer
+from fedattn_app.tokenizer import Tokenizer
 from fedattn_app.training import EVALUATION_BATCH
 
 
@@ -33,9 +34,7 @@ class Attention:
 class Predictor:
     """A trained classifier with its tokenizer and label names."""
 
-    def __init__(
-        self, model: TransformerClassifier, tokenizer: HashingTokenizer, labels: Sequence[str]
-    ) -> None:
+    def __init__(self, model: Classifier, tokenizer: Tokenizer, labels: Sequence[str]) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.labels = labels
@@ -62,12 +61,11 @@ class Predictor:
                 f'{path}: was trained with local = "personal"; give the file of a node\'s '
                 "personal parameters too"
             )
-        model = build_model(config.model, len(labels), config.federation.seed)
+        model, tokenizer = rebuild(config, len(labels), about)
         try:
             set_arrays(model, arrays)
         except ValueError as error:
             raise UserError(f"{personal or path}: {error}") from None
-        tokenizer = HashingTokenizer(config.model.vocabulary, config.model.max_length)
         return cls(model, tokenizer, labels)
 
     def predict(self, texts: Sequence[str]) -> list[str]:

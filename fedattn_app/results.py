@@ -33,15 +33,17 @@ CHANGEABLE |= {"output-dir", "resume-from"}
 class RunFolder:
     """Writes one run's folder.
 
-    `path` is absolute. In a run that carries another on, `arrays` is the global model after round
-    `start_round`, `earlier` that run's rows, one per round from 0, and `num_partitions` over how
-    many clients its data were split. Raises `UserError` for a folder that cannot be written, that
-    already holds another run, or that cannot be carried on with this configuration.
+    `path` is absolute. In a run that carries another on, `arrays` are the shared parameters after
+    round `start_round`, `earlier` that run's rows, one per round from 0, and `num_partitions` over
+    how many clients its data were split. `frozen` is the fingerprint of the frozen parameters.
+    Raises `UserError` for a folder that cannot be written, that already holds another run, or that
+    cannot be carried on with this configuration or these frozen parameters.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, frozen: str = "") -> None:
         self.path = _choose_path(config)
-        self.arrays: dict[str, NDArray] | None = None
+        self.frozen = frozen
+        self.arrays: dict[str, NDArray] = {}
         self.start_round = 0
         self.num_partitions = 0
         self.earlier: list[Row] = []
@@ -49,6 +51,11 @@ class RunFolder:
         if config.output.resume_from:
             before = _resumable(config)
             self.arrays, about = read_checkpoint(before.path)
+            if about.get("frozen-fingerprint", "") != frozen:
+                raise UserError(
+                    f"resume-from = {before.path}: its frozen parameters are not those of the "
+                    f"model = {config.model.model!r} that is here now"
+                )
             self.num_partitions = int(about.get("num-partitions", 0))
             self.start_round = last = int(about["round"])
             if last >= config.federation.num_rounds:
@@ -84,11 +91,15 @@ class RunFolder:
     def checkpoint(
         self, server_round: int, arrays: Mapping[str, NDArray], num_partitions: int = 0
     ) -> None:
-        """Replace the checkpoint by the global model after `server_round`.
+        """Replace the checkpoint by the shared parameters after `server_round`.
 
         `num_partitions` says over how many clients the data are split; 0: they are not.
         """
-        about = {"round": str(server_round), "num-partitions": str(num_partitions)}
+        about = {
+            "round": str(server_round),
+            "num-partitions": str(num_partitions),
+            "frozen-fingerprint": self.frozen,
+        }
         write_arrays(self.path / CHECKPOINT, arrays, about)
 
     def finish(self, summary: Row, arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> None:
@@ -200,7 +211,7 @@ def _to_toml(settings: Mapping[str, ConfigValue], versions: Mapping[str, str]) -
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("flwr", "torch", "opacus"):
+    for package in ("flwr", "torch", "opacus", "transformers", "peft"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

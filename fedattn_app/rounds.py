@@ -8,7 +8,7 @@ one clear line when a round brings nothing.
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +55,8 @@ class Outcome:
 class Rounds:
     """Runs the rounds of one federation.
 
-    `evaluate` scores the global arrays on the server's own examples, or is None where it has none;
-    `message_config` goes with every message.
+    Of the global model only the parameters `shared` ever change. `evaluate` scores them on the
+    server's own examples, or is None where it has none; `message_config` goes with every message.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Rounds:
         grid: PartitionGrid,
         folder: RunFolder,
         config: FederationConfig,
+        shared: Collection[str],
         num_labels: int,
         evaluate: Callable[[Mapping[str, NDArray]], Scores] | None,
         message_config: Mapping[str, str],
@@ -73,6 +74,7 @@ class Rounds:
         self.grid = grid
         self.folder = folder
         self.config = config
+        self.shared = shared
         self.num_labels = num_labels
         self.evaluate = evaluate
         self.message_config = message_config
@@ -101,7 +103,7 @@ class Rounds:
     def _start(self, outcome: Outcome) -> None:
         began = time.perf_counter()
         if self.evaluate:
-            outcome.central = self.evaluate(_to_numpy(outcome.arrays))
+            outcome.central = self.evaluate(self._shared(outcome))
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
         row = _row(0, seconds, 0, 0, traffic, None, None, outcome.central)
@@ -114,7 +116,7 @@ class Rounds:
         trained, failed_training = self._train(server_round, outcome)
         evaluated, failed_evaluation = self._evaluate(server_round, outcome)
         if self.evaluate:
-            outcome.central = self.evaluate(_to_numpy(outcome.arrays))
+            outcome.central = self.evaluate(self._shared(outcome))
             if not np.isfinite(outcome.central.loss):
                 raise RunFailedError(
                     f"round {server_round}: the global model's test loss is not finite; lower "
@@ -214,7 +216,12 @@ class Rounds:
     def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
         outcome.history.append(row)
         self.folder.add_round(row, clients)
-        self.folder.checkpoint(row["round"], _to_numpy(outcome.arrays), self.grid.num_partitions)
+        self.folder.checkpoint(row["round"], self._shared(outcome), self.grid.num_partitions)
+
+    def _shared(self, outcome: Outcome) -> dict[str, NDArray]:
+        return {
+            name: array.numpy() for name, array in outcome.arrays.items() if name in self.shared
+        }
 
 
 def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
@@ -293,7 +300,3 @@ def _client_rows(
             }
         )
     return rows
-
-
-def _to_numpy(arrays: ArrayRecord) -> dict[str, NDArray]:
-    return {name: array.numpy() for name, array in arrays.items()}

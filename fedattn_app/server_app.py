@@ -11,22 +11,23 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from fedattn_app.config import Config, FederationConfig
+from fedattn_app.build import build_classifier, describe
+from fedattn_app.config import Config, FederationConfig, TrainingConfig
 from fedattn_app.console import printing
 from fedattn_app.data import Examples, label_names, server_has_data, server_test_set
 from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.grid import PartitionGrid
-from fedattn_app.model import TransformerClassifier, build_model
+from fedattn_app.model import Classifier
 from fedattn_app.parameters import (
     NDArray,
     fingerprint,
-    get_arrays,
     set_arrays,
-    shared_names,
+    view_arrays,
     without,
 )
 from fedattn_app.results import Row, RunFolder, RunResult
 from fedattn_app.rounds import Outcome, Rounds
+from fedattn_app.scopes import Scope, scope_of
 from fedattn_app.scores import Scores
 from fedattn_app.training import evaluate
 from strategies import AttentionOnly, WeightedFedAvg
@@ -65,22 +66,30 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     if federation.local == "personal" and test is not None:
         log.info('local = "personal": the clients evaluate, the server has no whole model to test')
         test = None
-    model = _build_model(config, len(labels))
-    initial = get_arrays(model)
-    shared = shared_names(federation.shared, initial)
-    folder = RunFolder(config)
-    start = folder.arrays or initial
-    frozen = without(start, shared) if federation.local == "frozen" else {}
+    model = _build_classifier(config, len(labels))
+    arrays = view_arrays(model)
+    scope = scope_of(federation.shared, federation.local, model.family, arrays)
+    frozen = fingerprint(without(arrays, scope.trainable)) if scope.frozen else ""
+    folder = RunFolder(config, frozen)
+    if config.output.resume_from:
+        _carry_on(model, scope, folder.arrays, config.output.resume_from)
     rounds = Rounds(
-        strategy=AttentionOnly(make_strategy(federation), shared.__contains__),
+        strategy=AttentionOnly(make_strategy(federation), scope.shared.__contains__),
         grid=grid,
         folder=folder,
         config=federation,
+        shared=scope.shared,
         num_labels=len(labels),
         evaluate=None if test is None else partial(_score, model, test, len(labels)),
-        message_config={"frozen-fingerprint": fingerprint(frozen)} if frozen else {},
+        message_config={"frozen-fingerprint": frozen} if frozen else {},
     )
-    log.info("%s", _plan(config, labels, shared, initial))
+    log.info("%s", _plan(config, labels, scope, arrays))
+    if config.model.pretrained and config.training.learning_rate == TrainingConfig.learning_rate:
+        log.warning(
+            "learning-rate = %g suits the built-in model; pretrained ones want about 5e-4 where "
+            'attention is trained, 5e-5 with shared = "all"',
+            TrainingConfig.learning_rate,
+        )
     log.info("results go to %s", folder.path)
     clients = grid.wait_for_clients(federation.min_clients)
     if server_has_data(config.data) and folder.num_partitions not in (0, grid.num_partitions):
@@ -90,25 +99,35 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         )
     folder.begin()
     try:
-        outcome = rounds.run(start)
+        outcome = rounds.run(arrays)
     except KeyboardInterrupt:
         log.warning("interrupted; the rounds so far are in %s", folder.path)
         raise
     seconds = time.perf_counter() - began + sum(row["seconds"] for row in folder.earlier)
-    summary = _summary(config, labels, shared, clients, outcome, seconds)
+    summary = _summary(config, labels, scope, clients, outcome, seconds)
     settings = {k: v for k, v in config.to_run_config().items() if k not in PRIVATE_SETTINGS}
     about = {"labels": json.dumps(labels), "config": json.dumps(settings)}
+    about |= describe(config, model)
     folder.finish(summary, {k: array.numpy() for k, array in outcome.arrays.items()}, about)
     log.info("results in %s", folder.path)
     return RunResult(folder.path)
 
 
-def _build_model(config: Config, num_labels: int) -> TransformerClassifier:
+def _build_classifier(config: Config, num_labels: int) -> Classifier:
     try:
-        return build_model(config.model, num_labels, config.federation.seed)
+        return build_classifier(config, num_labels)
     except RuntimeError as error:  # torch's way to say that memory does not suffice
         reason = str(error).splitlines()[0]
         raise UserError(f"model = {config.model.model!r}: cannot be built ({reason})") from None
+
+
+def _carry_on(model: Classifier, scope: Scope, arrays: Mapping[str, NDArray], resumed: str) -> None:
+    try:
+        if odd := sorted(scope.shared ^ arrays.keys()):
+            raise ValueError(f"it differs in {', '.join(odd)}")
+        set_arrays(model, arrays)
+    except ValueError as error:
+        raise UserError(f"resume-from = {resumed}: the checkpoint does not fit ({error})") from None
 
 
 def make_strategy(config: FederationConfig) -> Strategy:
@@ -124,16 +143,16 @@ def make_strategy(config: FederationConfig) -> Strategy:
 
 
 def _score(
-    model: TransformerClassifier, test: Examples, num_labels: int, arrays: Mapping[str, NDArray]
+    model: Classifier, test: Examples, num_labels: int, arrays: Mapping[str, NDArray]
 ) -> Scores:
     set_arrays(model, arrays)
     return evaluate(model, test, num_labels)
 
 
 def _plan(
-    config: Config, labels: tuple[str, ...], shared: frozenset[str], arrays: Mapping[str, NDArray]
+    config: Config, labels: tuple[str, ...], scope: Scope, arrays: Mapping[str, NDArray]
 ) -> str:
-    travelling = sum(arrays[name].size for name in shared)
+    travelling = sum(arrays[name].size for name in scope.shared)
     total = sum(array.size for array in arrays.values())
     return (
         f"{config.data.dataset}: {len(labels)} labels; {config.model.model} model; "
@@ -145,7 +164,7 @@ def _plan(
 def _summary(
     config: Config,
     labels: tuple[str, ...],
-    shared: frozenset[str],
+    scope: Scope,
     clients: int,
     outcome: Outcome,
     seconds: float,
@@ -170,7 +189,7 @@ def _summary(
         "delta": None,
         "bytes_up_per_client_round": up / max(client_rounds, 1),
         "bytes_total": up + sum(row["bytes_down"] for row in outcome.history),
-        "shared_parameters": sum(sizes[name] for name in shared),
+        "shared_parameters": sum(sizes[name] for name in scope.shared),
         "total_parameters": sum(sizes.values()),
         "seconds": seconds,
     }

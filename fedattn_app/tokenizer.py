@@ -1,10 +1,14 @@
-"""A stateless hashing tokenizer: no vocabulary is learned, so none can leak private text."""
+"""What a tokenizer is, and the built-in one.
+
+The built-in one is a stateless hash: no vocabulary is learned, so none can leak private text.
+"""
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,31 @@ _SIGNS = (
     r"\u0900-\u0963\u0966-\u109f"
 )
 _TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W_{_ALONE}]|[{_SIGNS}])+|[^\w\s]|_")
+
+
+class Tokenizer(Protocol):
+    """Text in, token ids out."""
+
+    def tokens(self, text: str) -> list[str]:
+        """Cut `text` into at least one token and at most as many as are kept."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Encode texts.
+
+        Returns ``ids``, int32 of shape (N, T) padded to the longest text, and ``lengths``, int32
+        of shape (N,), each at least 1.
+        """
+
+
+def pad(
+    rows: Sequence[Sequence[int]], padding: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return token ids (N, T) filled up with `padding`, and how many there are in each row (N,)."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+    ids = np.full((len(rows), max(map(len, rows), default=1)), padding, dtype=np.int32)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return ids, lengths
 
 
 class HashingTokenizer:
@@ -49,17 +78,8 @@ class HashingTokenizer:
         return _TOKEN.findall(text.lower())[: self.max_length] or [self.EMPTY]
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Encode texts.
-
-        Returns ``ids``, int32 of shape (N, T) padded with 0 to the longest text, and
-        ``lengths``, int32 of shape (N,), each at least 1.
-        """
-        rows = [[self._id(token) for token in self.tokens(text)] for text in texts]
-        lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
-        ids = np.full((len(rows), max(map(len, rows), default=1)), PADDING, dtype=np.int32)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-        return ids, lengths
+        """Encode texts, padded with 0."""
+        return pad([[self._id(token) for token in self.tokens(text)] for text in texts], PADDING)
 
     def _hash(self, token: str) -> int:
         digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -1,17 +1,18 @@
 """One client's local training, and evaluation anywhere."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.scores import Scores
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
+SIMILAR_LENGTHS = 16
 
 
 class TrainingDivergedError(RuntimeError):
@@ -35,8 +36,10 @@ def train(
 ) -> TrainingResult:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `seed` decides the order of the examples and the dropout. Raises `TrainingDivergedError` when
-    the loss is not finite. `examples` must not be empty.
+    `seed` decides the order of the examples and the dropout. Each step takes the gradient of the
+    mean loss over its batch as a sum over parts of similar length: the same gradient with little
+    padding. Raises `TrainingDivergedError` when the loss is not finite. `examples` must not be
+    empty.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -47,19 +50,27 @@ def train(
         for _ in range(config.local_epochs):
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
             for index in torch.split(torch.randperm(len(examples)), config.batch_size):
-                batch = examples[index]
-                logits = model(batch.ids, batch.lengths)
-                loss = F.cross_entropy(logits, batch.labels)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                for part in by_length(examples, index, SIMILAR_LENGTHS):
+                    batch = examples[part]
+                    logits = model(batch.ids, batch.lengths)
+                    loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+                    (loss / len(index)).backward()  # type: ignore[no-untyped-call]
+                    loss_sum += loss.detach()
+                    right += (logits.argmax(1) == batch.labels).sum()
                 optimizer.step()
-                loss_sum += loss.detach() * len(batch)
-                right += (logits.argmax(1) == batch.labels).sum()
             if not loss_sum.isfinite():
                 raise TrainingDivergedError("the training loss is not finite; lower learning-rate")
     if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
         raise TrainingDivergedError("the trained parameters are not finite; lower learning-rate")
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
+
+
+def by_length(examples: Examples, index: Tensor, size: int) -> Sequence[Tensor]:
+    """Split the 1-D `index` into parts of at most `size` examples of similar length."""
+    if len(index) <= size:
+        return [index]
+    return torch.split(index[examples.lengths[index].argsort(stable=True)], size)
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -81,7 +92,7 @@ def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Scores:
     model.eval()
     loss_sum = 0.0
     answers = torch.empty_like(examples.labels)
-    for index in torch.split(examples.lengths.argsort(stable=True), EVALUATION_BATCH):
+    for index in by_length(examples, torch.arange(len(examples)), EVALUATION_BATCH):
         batch = examples[index]
         logits = model(batch.ids, batch.lengths)
         loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))

@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["config"],
-    ["tokenizer", "triage", "model", "parameters", "console", "replies", "scores"],
-    ["storage"],
-    ["sources", "state"],
+    ["tokenizer", "triage", "scopes", "extra", "parameters", "console", "replies", "scores"],
+    ["model", "storage"],
+    ["pretrained", "lora", "sources", "state"],
+    ["build"],
     ["data"],
     ["training", "results", "grid"],
     ["client", "rounds", "predictor"],

@@ -143,8 +143,8 @@ def test_personal_parameters_are_trained_kept_and_used_again(state):
     start = client.get_parameters({})
     client.fit(start, {"server-round": 1})
     kept = state.load(client.state_name)
-    assert set(kept) == set(without(client.initial, client.shared))
-    assert not np.array_equal(kept["head.weight"], client.initial["head.weight"])
+    assert set(kept) == set(without(initial(client.config), client.shared))
+    assert not np.array_equal(kept["head.weight"], initial(client.config)["head.weight"])
     loss, *_ = personal(state).evaluate(start, {})
     fresh, *_ = personal(ContextState(RecordDict())).evaluate(start, {})
     assert loss < fresh

@@ -9,7 +9,8 @@ from fedattn_app.config import Config
 from fedattn_app.errors import UserError
 from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.model import build_model
-from fedattn_app.parameters import get_arrays, shared_names
+from fedattn_app.parameters import get_arrays
+from fedattn_app.scopes import BUILT_IN, scope_of
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def context(run_config=SETTINGS, **node_config):
 def message(kind="train", run_config=SETTINGS, **more):
     config = Config.from_run_config(run_config)
     arrays = get_arrays(build_model(config.model, 2, 1))
-    names = shared_names(config.federation.shared, arrays)
+    names = scope_of(config.federation.shared, "frozen", BUILT_IN, arrays).shared
     record = ArrayRecord({n: Array(np.asarray(a)) for n, a in arrays.items() if n in names})
     content = {"arrays": record, "config": ConfigRecord({"server-round": 1}), **more}
     return Message(RecordDict(content), 2, kind)

@@ -10,6 +10,7 @@ from fedattn_app.config import (
     MODEL_SIZES,
     SETTINGS,
     Config,
+    LoraConfig,
     ModelConfig,
     ModelSize,
     parse_run_config,
@@ -34,7 +35,6 @@ OUT_OF_RANGE = [
     ("weighting", "nonsense", "uniform"),
     ("local", "nonsense", "personal"),
     ("privacy", "nonsense", "none"),
-    ("model", "nonsense", "tiny"),
     ("layers", -1, ">= 0"),
     ("layers", 65, "<= 64"),
     ("width", -1, ">= 0"),
@@ -49,6 +49,9 @@ OUT_OF_RANGE = [
     ("vocabulary", 2**24 + 1, "<="),
     ("max-length", 0, ">= 1"),
     ("max-length", 8193, "<= 8192"),
+    ("lora-rank", 0, ">= 1"),
+    ("lora-rank", 1025, "<= 1024"),
+    ("lora-alpha", 0, ">= 1"),
     ("partitioner", "nonsense", "dirichlet"),
     ("alpha", 0, "> 0"),
     ("alpha", math.inf, "a number"),
@@ -87,6 +90,9 @@ ALLOWED = [
     ("vocabulary", 8),
     ("vocabulary", 2**24),
     ("max-length", 8192),
+    ("lora-rank", 1024),
+    ("lora-alpha", 1),
+    ("lora-targets", "query,value"),
     ("dataset", "someone/some-set"),
     ("text-column", "note"),
     ("label-column", "department"),
@@ -196,6 +202,12 @@ def test_an_unknown_key_is_refused_with_a_hint(refused, key, hint):
     ("settings", "parts"),
     [
         ({"shared": "all", "local": "personal"}, ["local", '"personal"', "shared"]),
+        ({"shared": "lora", "local": "personal"}, ["local", '"personal"', '"lora"']),
+        ({"model": "a/b", "layers": 3}, ["layers = 3", "built-in", "'a/b'"]),
+        ({"model": "a/b", "vocabulary": 99}, ["vocabulary = 99", "built-in", "'a/b'"]),
+        ({"model": " "}, ["model = ' '", "pretrained"]),
+        ({"lora-targets": "query,values"}, ["lora-targets = 'query,values'", "key, value"]),
+        ({"lora-targets": ","}, ["lora-targets = ','", "key, value"]),
         ({"width": 100, "heads": 3}, ["width = 100", "heads", "6"]),
         ({"heads": 3}, ["width = 128", "heads", "6"]),
         ({"width": 6, "heads": 2}, ["width = 6", "4"]),
@@ -206,6 +218,20 @@ def test_an_unknown_key_is_refused_with_a_hint(refused, key, hint):
 def test_settings_that_contradict_each_other_are_refused(refused, settings, parts):
     with refused(*parts):
         Config.from_run_config(settings)
+
+
+def test_any_other_model_is_a_pretrained_one():
+    model = Config.from_run_config({"model": "someone/some-model", "dropout": 0.1}).model
+    assert (model.model, model.pretrained) == ("someone/some-model", True)
+    assert not any(ModelConfig(model=name).pretrained for name in MODEL_SIZES)
+
+
+def test_sharing_a_alone_keeps_b_personal_whatever_local_says():
+    assert Config.from_run_config({"shared": "lora-a"}).to_run_config()["local"] == "personal"
+
+
+def test_lora_targets_are_roles_without_repetition():
+    assert LoraConfig(lora_targets=" value, query,value").roles == ("value", "query")
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
-"""Scopes select names; arrays go in and out of a model bit by bit; fingerprints tell them apart."""
+"""Arrays go in and out of a model bit by bit; fingerprints tell them apart."""
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from fedattn_app.config import ModelConfig
 from fedattn_app.model import build_model
-from fedattn_app.parameters import fingerprint, get_arrays, set_arrays, shared_names, without
+from fedattn_app.parameters import fingerprint, get_arrays, set_arrays, view_arrays, without
 
 CONFIG = ModelConfig(layers=2, width=8, heads=2, feedforward=12, vocabulary=10, max_length=4)
 HEAD = {"head.weight", "head.bias"}
-ATTENTION = {
-    f"layers.{layer}.attention.{part}.{kind}"
-    for layer in (0, 1)
-    for part in ("query", "key", "value", "output")
-    for kind in ("weight", "bias")
-}
 
 
 @pytest.fixture
@@ -22,48 +18,9 @@ def model():
     return build_model(CONFIG, num_labels=3, seed=1)
 
 
-@pytest.fixture(scope="module")
-def names():
-    return [name for name, _ in build_model(CONFIG, 3, 1).named_parameters()]
-
-
-@pytest.mark.parametrize(
-    ("shared", "expected"),
-    [
-        ("attention", ATTENTION),
-        ("head", HEAD),
-        ("attention+head", ATTENTION | HEAD),
-        ("head.bias", {"head.bias"}),
-        (r".*\.1\.attention\.query\.weight", {"layers.1.attention.query.weight"}),
-        (r"head\..*|final_norm\.bias", HEAD | {"final_norm.bias"}),
-    ],
-)
-def test_a_scope_selects_whole_names(names, shared, expected):
-    assert shared_names(shared, names) == expected
-
-
-@pytest.mark.parametrize("shared", ["all", ".*"])
-def test_all_is_every_name(names, shared):
-    assert shared_names(shared, names) == set(names)
-
-
-@pytest.mark.parametrize("shared", ["attn", "query", "head.weigh", "ead.weight", ""])
-def test_a_scope_that_matches_no_whole_name_is_refused_with_the_names(refused, names, shared):
-    with refused(f"shared = {shared!r}", "attention+head", *names):
-        shared_names(shared, names)
-
-
-@pytest.mark.parametrize("shared", ["(", "[a-", "*", "x{99999999999999999999}"])
-def test_a_scope_that_is_no_regex_is_refused(refused, names, shared):
-    with refused(f"shared = {shared!r}", "attention+head", "regex"):
-        shared_names(shared, names)
-
-
 def test_without_leaves_the_others(model):
     arrays = get_arrays(model)
-    assert list(without(arrays, ATTENTION | HEAD)) == [
-        n for n in arrays if n not in ATTENTION | HEAD
-    ]
+    assert list(without(arrays, HEAD)) == [name for name in arrays if name not in HEAD]
 
 
 def test_arrays_go_from_one_model_to_another_bit_by_bit(model):
@@ -89,6 +46,38 @@ def test_arrays_are_copies_both_ways(model):
     assert get_arrays(model)["head.bias"].tolist() == [1, 2, 3]
     get_arrays(model)["head.bias"][:] = 9
     assert get_arrays(model)["head.bias"].tolist() == [1, 2, 3]
+
+
+def test_views_are_not_copies(model):
+    views = view_arrays(model)
+    set_arrays(model, {"head.bias": np.float32([1, 2, 3])})
+    assert views["head.bias"].tolist() == [1, 2, 3]
+
+
+def test_only_the_arrays_that_are_named(model):
+    assert list(get_arrays(model, HEAD)) == ["head.weight", "head.bias"]
+
+
+class TiedAndBuffered(nn.Module):
+    """One weight under two names, a kept buffer of integers, and one that is not kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.second = nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_buffer("scratch", torch.zeros(5), persistent=False)
+
+
+def test_a_tied_weight_has_one_name_and_a_buffer_is_an_array_too():
+    model = TiedAndBuffered()
+    arrays = get_arrays(model)
+    assert list(arrays) == ["steps", "first.weight", "first.bias", "second.bias"]
+    assert arrays["steps"].dtype == np.int64
+    set_arrays(model, {"first.weight": np.ones((2, 2), np.float32), "steps": np.array(7)})
+    assert model.second.weight.tolist() == [[1, 1], [1, 1]]
+    assert model.steps.item() == 7
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def carry_on(path, **settings):
 def test_what_is_written_is_read_back(tmp_path):
     folder = RunFolder(make_config(output_dir=str(tmp_path / "deep" / "run")))
     assert folder.path == tmp_path / "deep" / "run"
-    assert (folder.arrays, folder.earlier) == (None, [])
+    assert (folder.arrays, folder.earlier) == ({}, [])
     result = RunResult(folder.path)
     for number in range(3):
         folder.add_round(row(number), clients(number))

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from fedattn_app.config import ModelConfig, TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import build_model
-from fedattn_app.parameters import get_arrays, shared_names
+from fedattn_app.parameters import get_arrays
+from fedattn_app.scopes import BUILT_IN, scope_of
 from fedattn_app.training import TrainingDivergedError, evaluate, train
 
 LABELS = 3
@@ -67,7 +68,7 @@ def test_the_trainable_parameters_change_and_the_others_keep_their_bits(
     model, examples, shared, optimizer
 ):
     before = get_arrays(model)
-    trainable = shared_names(shared, before)
+    trainable = scope_of(shared, "frozen", BUILT_IN, before).trainable
     train(model, trainable, examples, TrainingConfig(optimizer=optimizer, local_epochs=2), seed=1)
     assert changed(before, get_arrays(model)) == trainable
     assert {n for n, p in model.named_parameters() if p.grad is not None} == trainable

@@ -1,0 +1,104 @@
+"""What the benchmarks that run many federations have in common."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from importlib.metadata import version
+from operator import itemgetter
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fedattn_app.simulation import simulate
+
+SEEDS = (1, 2, 3)
+KEYS = ("macro_f1", "worst_client_accuracy", "bytes_up_per_client_round", "seconds")
+Row = dict[str, Any]
+Column = Callable[[Row], float | None]
+
+ACCURACY: Mapping[str, Column] = {"test accuracy": itemgetter("accuracy")}
+HELD_OUT: Mapping[str, Column] = {
+    "held-out accuracy": itemgetter("held_out_accuracy"),
+}
+COST: Mapping[str, Column] = {
+    "worst client": itemgetter("worst_client_accuracy"),
+    "MB up per client and round": lambda row: row["bytes_up_per_client_round"] / 1e6,
+}
+
+
+def federation(config: Mapping[str, Any]) -> Row:
+    """Run ten clients and return the figures of one row.
+
+    `accuracy` is on the server's test set, null where it has no whole model to test.
+    """
+    with TemporaryDirectory() as folder:
+        result = simulate({**config, "output-dir": f"{folder}/run"}, 10, quiet=True)
+        summary, last = result.summary, result.history[-1]
+    return {
+        "accuracy": last["central"] and last["central"]["accuracy"],
+        "held_out_accuracy": last["evaluate"]["accuracy"],
+        **{key: summary[key] for key in KEYS},
+    }
+
+
+def file_data(folder: Path) -> Row:
+    """Return the settings that split the data set in `folder` by Dirichlet 0.5."""
+    return {
+        "dataset": "file",
+        "data-path": str(folder),
+        "partitioner": "dirichlet",
+        "alpha": 0.5,
+    }
+
+
+def sweep(
+    run: Callable[..., Row], jobs: Sequence[Row], output: Path, about: Mapping[str, Any]
+) -> list[Row]:
+    """Run `run(**job)` for all jobs, two at a time, and return their rows in order of the jobs.
+
+    Each row is written to `output` as soon as it is there; a sweep that was stopped goes on from
+    what that file holds.
+    """
+    done: list[Row] = json.loads(output.read_text())["runs"] if output.exists() else []
+    header = {
+        "date": f"{date.today()}",
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, no GPU; two runs side by side",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("flwr", "torch")},
+        "seeds": SEEDS,
+        **about,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    left = [job for job in jobs if not any(job.items() <= row.items() for row in done)]
+    with ProcessPoolExecutor(2) as pool:
+        running = {pool.submit(run, **job): job for job in left}
+        for future in as_completed(running):
+            done.append(running[future] | future.result())
+            output.write_text(json.dumps({"about": header, "runs": done}, indent=1) + "\n")
+    return [next(row for row in done if job.items() <= row.items()) for job in jobs]
+
+
+def table(rows: Sequence[Row], by: Sequence[str], columns: Mapping[str, Column]) -> str:
+    """Return a Markdown table with one line for each combination of the keys `by`.
+
+    `columns` are titled figures, whose mean and deviation are shown; one that is null in some row
+    is shown as a dash.
+    """
+    lines = [f"| {' | '.join([*by, *columns])} |", "|---" * (len(by) + len(columns)) + "|"]
+    for key in sorted({tuple(row[name] for name in by) for row in rows}):
+        same = [row for row in rows if tuple(row[name] for name in by) == key]
+        cells = [*key, *(_spread([figure(row) for row in same]) for figure in columns.values())]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    deviation = stdev(known) if len(known) > 1 else 0.0
+    return f"{mean(known):.3f}" + (f" ± {deviation:.3f}" if deviation >= 0.0005 else "")

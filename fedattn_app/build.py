@@ -1,0 +1,72 @@
+"""Make the classifier and the tokenizer that a run's settings ask for."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+
+from fedattn_app.config import Config, ModelConfig
+from fedattn_app.model import Classifier, build_model
+from fedattn_app.tokenizer import HashingTokenizer, Tokenizer
+
+
+def build_classifier(config: Config, num_labels: int) -> Classifier:
+    """Build the classifier with the same parameters wherever settings and weights are the same.
+
+    Raises `UserError` for one that cannot be loaded.
+    """
+    seed = config.federation.seed
+    model: Classifier
+    if config.model.pretrained:
+        from fedattn_app import pretrained
+
+        model = pretrained.load_model(config.model, num_labels, seed)
+    else:
+        model = build_model(config.model, num_labels, seed)
+    return _with_adapters(model, config)
+
+
+@lru_cache(maxsize=2)
+def build_tokenizer(config: ModelConfig) -> Tokenizer:
+    """Build the tokenizer; raises `UserError` for one that cannot be loaded."""
+    if config.pretrained:
+        from fedattn_app import pretrained
+
+        return pretrained.load_tokenizer(config)
+    return HashingTokenizer(config.vocabulary, config.max_length)
+
+
+def describe(config: Config, model: Classifier) -> dict[str, str]:
+    """Return what, beside the settings, `rebuild` needs to make such a model anywhere."""
+    from fedattn_app import pretrained
+
+    if not isinstance(model, pretrained.PretrainedClassifier):
+        return {}
+    tokenizer = build_tokenizer(config.model)
+    assert isinstance(tokenizer, pretrained.PretrainedTokenizer)
+    return {"architecture": json.dumps(model.architecture), "tokenizer": tokenizer.to_json()}
+
+
+def rebuild(
+    config: Config, num_labels: int, about: Mapping[str, str]
+) -> tuple[Classifier, Tokenizer]:
+    """Make a classifier whose parameters are yet to be set, and its tokenizer.
+
+    A pretrained one is made from what `describe` said `about` it, without its folder or the hub.
+    """
+    if "architecture" not in about:
+        return build_classifier(config, num_labels), build_tokenizer(config.model)
+    from fedattn_app import pretrained
+
+    model = pretrained.untrained(json.loads(about["architecture"]))
+    tokenizer = pretrained.PretrainedTokenizer.from_json(
+        about["tokenizer"], config.model.max_length
+    )
+    return _with_adapters(model, config), tokenizer
+
+
+def _with_adapters(model: Classifier, config: Config) -> Classifier:
+    if config.federation.uses_lora:
+        from fedattn_app.lora import add_adapters
+
+        add_adapters(model, config.lora, config.federation.seed, config.federation.shared)
+    return model
