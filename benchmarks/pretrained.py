@@ -50,8 +50,8 @@ def main() -> None:
         {"dataset": dataset, "shared": shared, "seed": seed}
         for dataset, seed, shared in product(ROUNDS, SEEDS, RATES)
     ]
-    about = {"settings": SETTINGS, "learning-rates": RATES, "rounds": ROUNDS}
-    rows = sweep(run, jobs, Path(sys.argv[2]), about)
+    settings = {**SETTINGS, "learning-rates": RATES, "rounds": ROUNDS}
+    rows = sweep(run, jobs, Path(sys.argv[2]), settings)
     print(table(rows, ["dataset", "shared"], {**ACCURACY, **HELD_OUT, **COST}))
 
 

@@ -55,8 +55,20 @@ def file_data(folder: Path) -> Row:
     }
 
 
+def about(settings: Mapping[str, Any]) -> Row:
+    """Return what a result file says of how it was made: machine, versions, date, `settings`."""
+    packages = ("flwr", "torch", "transformers", "peft")
+    return {
+        "date": f"{date.today()}",
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        **settings,
+    }
+
+
 def sweep(
-    run: Callable[..., Row], jobs: Sequence[Row], output: Path, about: Mapping[str, Any]
+    run: Callable[..., Row], jobs: Sequence[Row], output: Path, settings: Mapping[str, Any]
 ) -> list[Row]:
     """Run `run(**job)` for all jobs, two at a time, and return their rows in order of the jobs.
 
@@ -64,14 +76,7 @@ def sweep(
     what that file holds.
     """
     done: list[Row] = json.loads(output.read_text())["runs"] if output.exists() else []
-    header = {
-        "date": f"{date.today()}",
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, no GPU; two runs side by side",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("flwr", "torch")},
-        "seeds": SEEDS,
-        **about,
-    }
+    header = about({"runs side by side": 2, "seeds": SEEDS, **settings})
     output.parent.mkdir(parents=True, exist_ok=True)
     left = [job for job in jobs if not any(job.items() <= row.items() for row in done)]
     with ProcessPoolExecutor(2) as pool:

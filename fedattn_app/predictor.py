@@ -16,7 +16,7 @@ from fedattn_app.model import Classifier
 from fedattn_app.parameters import set_arrays
 from fedattn_app.storage import read_arrays
 from fedattn_app.tokenizer import Tokenizer
-from fedattn_app.training import EVALUATION_BATCH
+from fedattn_app.training import EVALUATION_BATCH, by_length
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,13 @@ class Predictor:
         """Return the float32 (N, K) probability of each label for each text."""
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of texts, not one text")
-        batches = [
-            self.model(*self._encode(texts[start : start + EVALUATION_BATCH])).softmax(1)
-            for start in range(0, len(texts), EVALUATION_BATCH)
-        ]
-        return torch.cat(batches) if batches else torch.zeros(0, len(self.labels))
+        ids, lengths = self._encode(texts)
+        probabilities = torch.zeros(len(texts), len(self.labels))
+        for index in by_length(lengths, EVALUATION_BATCH) if len(texts) else ():
+            longest = int(lengths[index].max())
+            logits = self.model(ids[index, :longest], lengths[index])
+            probabilities[index] = logits.softmax(1)
+        return probabilities
 
     def attention(self, text: str) -> Attention:
         """Return what the layers attend to in `text`."""

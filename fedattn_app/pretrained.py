@@ -127,11 +127,14 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
                 output_loading_info=True,
                 **_source(config.model),
             )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError("adapters lie beside its weights; merge them into the weights first")
         missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
         lacking = sorted(filter(re.compile(_encoder(model)).fullmatch, missing))
         if lacking:
             raise ValueError(
-                f"its weights lack {len(lacking)} parameters of the encoder, such as {lacking[0]}"
+                f"of the encoder's parameters {len(lacking)} are not among its weights, or have "
+                f"another shape there, such as {lacking[0]}"
             )
     return PretrainedClassifier(model)
 
@@ -146,19 +149,22 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
         from transformers import AutoTokenizer
 
         architecture = _architecture(config.model)
-        tokenizer = AutoTokenizer.from_pretrained(**_source(config.model))
-        if not tokenizer.is_fast:
-            raise ValueError("it has no tokenizer.json")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**_source(config.model))
+        except Exception as error:
+            raise ValueError(f"its tokenizer: {error}") from None
         tokens = len(tokenizer)
-        if tokens > architecture.vocab_size:
+        if not tokenizer.is_fast:
+            raise ValueError("its tokenizer has no tokenizer.json")
+        # Without any file transformers makes a tokenizer that knows no words.
+        if not architecture.vocab_size / 2 <= tokens <= architecture.vocab_size:
             raise ValueError(
-                f"its tokenizer has {tokens} tokens, the model {architecture.vocab_size}"
+                f"its tokenizer has {tokens} tokens, the model {architecture.vocab_size}: is "
+                "tokenizer.json missing or another model's?"
             )
     backend = tokenizer.backend_tokenizer
-    family = FAMILIES.get(architecture.model_type)
-    positions = getattr(architecture, "max_position_embeddings", config.max_length)
-    longest = positions - (family.first_position if family else 0)
     shortest = backend.num_special_tokens_to_add(False) + 1
+    longest = _longest(architecture) or config.max_length
     if not shortest <= config.max_length <= longest:
         raise UserError(
             f"max-length = {config.max_length}: model = {config.model!r} takes {shortest} to "
@@ -169,7 +175,7 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
 
 def untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
     """Make a model of this `PretrainedClassifier.architecture`, with random parameters."""
-    with _loading(str(architecture.get("model_type"))):
+    with _loading(str(architecture.get("model_type"))), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         return PretrainedClassifier(
@@ -200,6 +206,17 @@ def _source(model: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": model, "trust_remote_code": False}
 
 
+def _longest(architecture: "PreTrainedConfig") -> int:
+    """Return how many tokens have a position, or 0 where there is no limit."""
+    positions = max(getattr(architecture, "max_position_embeddings", 0), 0)
+    family = FAMILIES.get(architecture.model_type)
+    if family:
+        return positions - family.first_position
+    # Families that pad with another token than 0 count positions from the one after it.
+    padding = architecture.pad_token_id or 0
+    return max(positions - (padding + 1 if padding else 0), 0)
+
+
 def _encoder(model: "PreTrainedModel") -> str:
     """Return a regex for the parameters that a pretrained model must bring along."""
     family = FAMILIES.get(model.config.model_type)
@@ -210,7 +227,8 @@ def _encoder(model: "PreTrainedModel") -> str:
 @contextmanager
 def _loading(model: str) -> Iterator[None]:
     """Load quietly; whatever goes wrong is one line about `model`."""
-    subject = f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}"
+    folder = "" if Path(model).expanduser().is_dir() else " and no folder"
+    subject = f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}{folder}"
     with needing_extra(f"{subject}; a pretrained model"):
         from transformers.utils import logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

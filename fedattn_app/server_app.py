@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -105,10 +106,8 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         raise
     seconds = time.perf_counter() - began + sum(row["seconds"] for row in folder.earlier)
     summary = _summary(config, labels, scope, clients, outcome, seconds)
-    settings = {k: v for k, v in config.to_run_config().items() if k not in PRIVATE_SETTINGS}
-    about = {"labels": json.dumps(labels), "config": json.dumps(settings)}
-    about |= describe(config, model)
-    folder.finish(summary, {k: array.numpy() for k, array in outcome.arrays.items()}, about)
+    final = {name: array.numpy() for name, array in outcome.arrays.items()}
+    folder.finish(summary, final, _about(config, labels, model))
     log.info("results in %s", folder.path)
     return RunResult(folder.path)
 
@@ -147,6 +146,15 @@ def _score(
 ) -> Scores:
     set_arrays(model, arrays)
     return evaluate(model, test, num_labels)
+
+
+def _about(config: Config, labels: tuple[str, ...], model: Classifier) -> dict[str, str]:
+    """Return the metadata of the final model: all that `Predictor` needs, and no path."""
+    settings = {k: v for k, v in config.to_run_config().items() if k not in PRIVATE_SETTINGS}
+    if Path(config.model.model).expanduser().is_dir():
+        settings["model"] = Path(config.model.model).name
+    about = {"labels": json.dumps(labels), "config": json.dumps(settings)}
+    return about | describe(config, model)
 
 
 def _plan(

@@ -51,8 +51,8 @@ def train(
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
             for index in torch.split(torch.randperm(len(examples)), config.batch_size):
                 optimizer.zero_grad()
-                for part in by_length(examples, index, SIMILAR_LENGTHS):
-                    batch = examples[part]
+                for part in by_length(examples.lengths[index], SIMILAR_LENGTHS):
+                    batch = examples[index[part]]
                     logits = model(batch.ids, batch.lengths)
                     loss = F.cross_entropy(logits, batch.labels, reduction="sum")
                     (loss / len(index)).backward()  # type: ignore[no-untyped-call]
@@ -66,11 +66,11 @@ def train(
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
 
 
-def by_length(examples: Examples, index: Tensor, size: int) -> Sequence[Tensor]:
-    """Split the 1-D `index` into parts of at most `size` examples of similar length."""
-    if len(index) <= size:
-        return [index]
-    return torch.split(index[examples.lengths[index].argsort(stable=True)], size)
+def by_length(lengths: Tensor, size: int) -> Sequence[Tensor]:
+    """Split the positions of the 1-D `lengths` into parts of at most `size` of similar length."""
+    if len(lengths) <= size:
+        return [torch.arange(len(lengths))]
+    return torch.split(lengths.argsort(stable=True), size)
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -92,7 +92,7 @@ def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Scores:
     model.eval()
     loss_sum = 0.0
     answers = torch.empty_like(examples.labels)
-    for index in by_length(examples, torch.arange(len(examples)), EVALUATION_BATCH):
+    for index in by_length(examples.lengths, EVALUATION_BATCH):
         batch = examples[index]
         logits = model(batch.ids, batch.lengths)
         loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))

@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def tiny(tmp_path):
         "num-rounds": 2,
         "output-dir": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture(scope="session")
+def pretrained_folder(tmp_path_factory):
+    """A function that makes the folder of a tiny pretrained model once for the same arguments.
+
+    The arguments are those of `make_folder`, without the path. Tests copy what they change.
+    """
+    from pretrained_folders import make_folder
+
+    @cache
+    def folder(family, *args, **changes):
+        return make_folder(family, tmp_path_factory.mktemp(family), *args, **changes)
+
+    return folder

@@ -1,16 +1,23 @@
 """The README says what the code does."""
 
 import re
+import runpy
 from pathlib import Path
 
 from fedattn_app.config import settings_table
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_settings_is_that_of_the_code():
     shown = re.search(r"<!-- settings.*?-->\n(.*?)\n<!-- end", README, re.DOTALL)
     assert shown[1] == settings_table()
+
+
+def test_the_table_of_payloads_is_that_of_the_benchmark():
+    shown = re.search(r"<!-- payloads.*?-->\n(.*?)\n<!-- end", README, re.DOTALL)
+    assert shown[1] == runpy.run_path(str(ROOT / "benchmarks" / "payloads.py"))["table"]()
 
 
 def test_it_opens_with_the_two_commands():

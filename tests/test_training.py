@@ -11,7 +11,13 @@ from fedattn_app.data import Examples
 from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
 from fedattn_app.scopes import BUILT_IN, scope_of
-from fedattn_app.training import TrainingDivergedError, evaluate, train
+from fedattn_app.training import (
+    SIMILAR_LENGTHS,
+    TrainingDivergedError,
+    by_length,
+    evaluate,
+    train,
+)
 
 LABELS = 3
 SMALL = {"layers": 1, "width": 16, "heads": 2, "feedforward": 24, "vocabulary": 40, "max_length": 9}
@@ -72,6 +78,31 @@ def test_the_trainable_parameters_change_and_the_others_keep_their_bits(
     train(model, trainable, examples, TrainingConfig(optimizer=optimizer, local_epochs=2), seed=1)
     assert changed(before, get_arrays(model)) == trainable
     assert {n for n, p in model.named_parameters() if p.grad is not None} == trainable
+
+
+def test_a_batch_in_parts_of_similar_length_has_the_gradient_of_the_whole(model, examples):
+    assert len(examples) > SIMILAR_LENGTHS
+    loss = F.cross_entropy(model(examples.ids, examples.lengths), examples.labels)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    names = [name for name, _ in model.named_parameters()]
+    config = TrainingConfig(
+        optimizer="sgd", learning_rate=1.0, weight_decay=0.0, batch_size=len(examples)
+    )
+    result = train(model, names, examples, config, seed=1)
+    for name, start, gradient, now in zip(names, before, expected, model.parameters(), strict=True):
+        torch.testing.assert_close(start - now, gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert result.loss == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 48])
+def test_parts_of_similar_length_hold_each_example_once(count):
+    lengths = make_examples(count).lengths
+    parts = by_length(lengths, 16)
+    assert torch.cat(list(parts)).sort().values.tolist() == list(range(count))
+    assert all(len(part) <= 16 for part in parts)
+    longest = [int(lengths[part].max()) for part in parts if len(part)]
+    assert longest == sorted(longest)
 
 
 def test_what_was_trainable_before_no_longer_changes(model, examples):
