@@ -107,6 +107,16 @@ def test_a_run_repeats_bit_for_bit(settings, tmp_path, shared):
     assert not moved(first.arrays, again.arrays)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["attention+head", "lora-a"])
+def test_flowers_engine_comes_to_the_same_bits(settings, tmp_path, shared):
+    config = settings(shared=shared, num_rounds=2)
+    local = simulate(config, CLIENTS, quiet=True)
+    config["output-dir"] = str(tmp_path / "flower")
+    flower = simulate(config, CLIENTS, quiet=True, engine="flower")
+    assert not moved(local.arrays, flower.arrays)
+
+
 def with_own_models(paths):
     """Our ClientApp on nodes that have a model of their own: `paths` by partition."""
     app = ClientApp()

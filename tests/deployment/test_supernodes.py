@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pretrained_folders import make_folder
 
 from fedattn_app.predictor import Predictor
 from fedattn_app.results import RunResult
@@ -90,7 +92,9 @@ class Deployment:
         pytest.fail((self.folder / "superlink.log").read_text())
 
     def start_supernode(self, number, **node_config):
-        pairs = " ".join(f"{k.replace('_', '-')}={json.dumps(v)}" for k, v in node_config.items())
+        pairs = " ".join(
+            f"{k.replace('_', '-')}={json.dumps(v, default=str)}" for k, v in node_config.items()
+        )
         self.start(
             f"supernode{number}",
             *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}"),
@@ -152,7 +156,11 @@ def write_reviews(path, good, bad, count):
             writer.writerow([f"visit {k} was {words}", label])
 
 
-def test_two_sites_train_on_files_of_their_own(deployment):
+def start_two_sites(deployment, **folders):
+    """Start everything; each site's own folder for the node-config keys `folders` ends in its name.
+
+    One has 240 examples, the other 160.
+    """
     folder = deployment.folder
     write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
     write_reviews(folder / "south.csv", "kind and quick", "slow and rude", 160)
@@ -163,8 +171,13 @@ def test_two_sites_train_on_files_of_their_own(deployment):
             partition_id=number,
             num_partitions=2,
             data_path=str(folder / f"{site}.csv"),
-            state_dir=str(folder / f"{site}-state"),
+            **{key: f"{start}-{site}" for key, start in folders.items()},
         )
+
+
+def test_two_sites_train_on_files_of_their_own(deployment):
+    folder = deployment.folder
+    start_two_sites(deployment, state_dir=folder / "state")
     run_config = (
         f'dataset="file" labels="{LABELS}" model="tiny" vocabulary=512 num-rounds=2 '
         f'local-epochs=3 shared="attention" local="personal" output-dir="{folder / "out"}"'
@@ -180,7 +193,7 @@ def test_two_sites_train_on_files_of_their_own(deployment):
     assert sizes == [(0, 216), (1, 144)] * 2
     assert result.summary["accuracy"] > 0.9
     for site in ("north", "south"):
-        (personal,) = (folder / f"{site}-state").glob("personal-*.safetensors")
+        (personal,) = (folder / f"state-{site}").glob("personal-*.safetensors")
         classifier = Predictor.load(folder / "out", personal)
         assert classifier.predict(["visit 3 was kind", "visit 4 was slow"]) == [
             "positive",
@@ -194,3 +207,30 @@ def test_two_sites_train_on_files_of_their_own(deployment):
     for key, direction in (("inbound-bytes", "bytes_up"), ("outbound-bytes", "bytes_down")):
         ours = sum(row[direction] for row in result.history)
         assert ours <= traffic[key] <= ours + messages * 8_000
+
+
+@pytest.mark.slow
+def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment):
+    folder = deployment.folder
+    bases = [folder / name for name in ("base-north", "base-south", "base-server")]
+    for base in bases:
+        make_folder("bert", base)
+    start_two_sites(deployment, state_dir=folder / "state", model_path=folder / "base")
+    run_config = (
+        f'dataset="file" labels="{LABELS}" model="{bases[-1]}" max-length=32 num-rounds=2 '
+        f'local-epochs=3 learning-rate=0.01 shared="lora-a" output-dir="{folder / "out"}"'
+    )
+    ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
+    assert f"results in {folder / 'out'}" in ran.stdout, ran.stdout + ran.stderr
+
+    result = RunResult(folder / "out")
+    assert [(row["clients"], row["failures"]) for row in result.history[1:]] == [(2, 0)] * 2
+    assert result.summary["accuracy"] > 0.9
+    for base in bases:
+        shutil.rmtree(base)
+    for site in ("north", "south"):
+        (personal,) = (folder / f"state-{site}").glob("personal-*.safetensors")
+        with (folder / f"{site}.csv").open() as file:
+            texts, labels = zip(*list(csv.reader(file))[1:], strict=True)
+        predicted = Predictor.load(folder / "out", personal).predict(texts)
+        assert sum(a == b for a, b in zip(predicted, labels, strict=True)) > 0.9 * len(texts)
