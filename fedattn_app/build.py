@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from fedattn_app.config import Config, ModelConfig
 from fedattn_app.model import Classifier, build_model
+from fedattn_app.storage import folder_of
 from fedattn_app.tokenizer import HashingTokenizer, Tokenizer
 
 
@@ -25,9 +26,25 @@ def build_classifier(config: Config, num_labels: int) -> Classifier:
     return _with_adapters(model, config)
 
 
-@lru_cache(maxsize=2)
 def build_tokenizer(config: ModelConfig) -> Tokenizer:
-    """Build the tokenizer; raises `UserError` for one that cannot be loaded."""
+    """Return the tokenizer, the same object until its files change.
+
+    Raises `UserError` for one that cannot be loaded.
+    """
+    return _tokenizer(config, files_of(config))
+
+
+def files_of(config: ModelConfig) -> frozenset[tuple[str, int, int]]:
+    """Return name, size and time of each file of a model in a folder: part of a cache's key."""
+    folder = folder_of(config.model) if config.pretrained else None
+    if folder is None:
+        return frozenset()
+    stats = ((path.name, path.stat()) for path in folder.iterdir())
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(config: ModelConfig, files: frozenset[tuple[str, int, int]]) -> Tokenizer:
     if config.pretrained:
         from fedattn_app import pretrained
 
@@ -58,9 +75,7 @@ def rebuild(
     from fedattn_app import pretrained
 
     model = pretrained.untrained(json.loads(about["architecture"]))
-    tokenizer = pretrained.PretrainedTokenizer.from_json(
-        about["tokenizer"], config.model.max_length
-    )
+    tokenizer = pretrained.PretrainedTokenizer.from_json(about["tokenizer"])
     return _with_adapters(model, config), tokenizer
 
 

@@ -7,12 +7,13 @@ order of `shared`; `client_app` puts names to them.
 import time
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
+from hashlib import sha256
 
 import numpy as np
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedattn_app.build import build_classifier
+from fedattn_app.build import build_classifier, files_of
 from fedattn_app.config import Config
 from fedattn_app.data import ClientData
 from fedattn_app.errors import UserError
@@ -45,7 +46,7 @@ class FrozenClient(NumPyClient):
         self.labels = labels
         self.data = data
         self.partition = partition
-        self._start = _starting_point(config, len(labels))
+        self._start = _starting_point(config, len(labels), files_of(config.model))
         self.model = self._start.model
         self.shared = [name for name in self._start.arrays if name in self._start.scope.shared]
         self._present = [self._start.arrays[name] for name in self.shared]
@@ -143,7 +144,7 @@ class PersonalClient(FrozenClient):
     @property
     def state_name(self) -> str:
         """Name of the personal arrays: those of another partition, model or seed have another."""
-        return f"personal-{self.partition}-{self._start.fingerprint_of_rest[:16]}"
+        return f"personal-{self.partition}-{self._start.identity_of_rest[:16]}"
 
     def _local_arrays(self) -> Mapping[str, NDArray]:
         return self.state.load(self.state_name) or {}
@@ -158,7 +159,7 @@ class FrozenMismatchError(UserError):
     def __init__(self) -> None:
         super().__init__(
             "the frozen parameters of this node differ from the server's: model, its weights, "
-            "labels, seed and torch version must be the same on both"
+            "labels, seed and the versions of torch, transformers and peft must be the same on both"
         )
 
 
@@ -168,8 +169,9 @@ class _StartingPoint:
     `arrays` are the trainable parameters at the start; the frozen ones never change in the model.
     """
 
-    def __init__(self, config: Config, num_labels: int) -> None:
+    def __init__(self, config: Config, num_labels: int, files: object) -> None:
         federation = config.federation
+        self.adapters = config.lora if federation.uses_lora else None
         self.model: Classifier = build_classifier(config, num_labels)
         self.scope: Scope = scope_of(
             federation.shared, federation.local, self.model.family, view_arrays(self.model)
@@ -181,8 +183,10 @@ class _StartingPoint:
         return fingerprint(without(view_arrays(self.model), self.scope.trainable))
 
     @cached_property
-    def fingerprint_of_rest(self) -> str:
-        return fingerprint(without({**view_arrays(self.model), **self.arrays}, self.scope.shared))
+    def identity_of_rest(self) -> str:
+        """What the parameters that do not travel start from, and what they are a part of."""
+        rest = without({**view_arrays(self.model), **self.arrays}, self.scope.shared)
+        return sha256(f"{fingerprint(rest)} {self.adapters}".encode()).hexdigest()
 
 
 _starting_point = lru_cache(maxsize=1)(_StartingPoint)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
 if TYPE_CHECKING:
@@ -65,37 +64,37 @@ def client_fn(context: Context) -> "FrozenClient":
 
     config = Config.from_run_config(context.run_config)
     node = context.node_config
-    if "model-path" in node:
-        config = replace(config, model=replace(config.model, model=str(node["model-path"])))
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
     labels = label_names(config.data)
-    with _kept_here(node, "model-path"):
-        build_tokenizer(config.model)
-    with _kept_here(node, "data-path"):
-        if "data-path" in node:
+    with _kept_here("load the model"):
+        if config.model.pretrained and "model-path" in node:
+            config = replace(config, model=replace(config.model, model=str(node["model-path"])))
+        build_tokenizer(config.model)  # kept for the data, whose errors may be told
+    if "data-path" in node:
+        with _kept_here("use its data-path"):
             data = private_data(config.data, config.model, seed, str(node["data-path"]))
-        else:
-            num_partitions = int(node.get("num-partitions", 1))
-            data = client_data(config.data, config.model, seed, partition, num_partitions)
-    with _kept_here(node, "model-path"):
-        if config.federation.local == "personal":
-            return PersonalClient(config, labels, data, partition, _state(context))
+    else:
+        num_partitions = int(node.get("num-partitions", 1))
+        data = client_data(config.data, config.model, seed, partition, num_partitions)
+    if config.federation.local == "personal":
+        state = _state(context)
+        with _kept_here("load the model"):
+            return PersonalClient(config, labels, data, partition, state)
+    with _kept_here("load the model"):
         return FrozenClient(config, labels, data, partition)
 
 
 @contextmanager
-def _kept_here(node: UserConfig, key: str) -> Iterator[None]:
-    """Keep on this node what an error says of the path that its node-config gives for `key`."""
+def _kept_here(task: str) -> Iterator[None]:
+    """Keep on this node what goes wrong with a `task`: the reason may name its files."""
     from fedattn_app.errors import UserError
 
     try:
         yield
     except UserError as error:
-        if key not in node:
-            raise
         log.error("%s", error)
-        raise UserError(f"this node cannot use its {key}; its own log says why") from None
+        raise UserError(f"this node cannot {task}; its own log says why") from None
 
 
 def _state(context: Context) -> "NodeState":
@@ -114,7 +113,10 @@ def _arrays(message: Message, client: "FrozenClient") -> "NDArrays":
     record = message.content.array_records["arrays"]
     if set(record) != set(client.shared):
         odd = sorted(set(record) ^ set(client.shared))
-        raise ValueError(f"the server shares other parameters than this node: {', '.join(odd)}")
+        raise ValueError(
+            f"the server shares other parameters than this node: {len(odd)} names are in one of "
+            f"the two only, such as {odd[0]}"
+        )
     return [record[name].numpy() for name in client.shared]
 
 

@@ -131,7 +131,8 @@ class FederationConfig(_Section):
     )
     local: str = _setting(
         "frozen",
-        "what becomes of the rest: kept at its start, or trained and kept on the node",
+        "what becomes of the rest: kept at its start, or trained and kept on the node "
+        "(with `lora-a` always so)",
         choices=("frozen", "personal"),
     )
     privacy: str = _setting("none", "protection of an update", choices=("none",))
@@ -140,7 +141,7 @@ class FederationConfig(_Section):
         super().__post_init__()
         if self.shared == "lora-a":  # A alone changes nothing while B is frozen at zero
             object.__setattr__(self, "local", "personal")
-        if self.local == "personal" and self.shared in ("all", "lora"):
+        if self.local == "personal" and self.shared in ("all", "lora", "lora-b"):
             raise UserError(
                 f'local = "personal": shared = "{self.shared}" leaves nothing personal; '
                 'share less, for example shared = "attention"'

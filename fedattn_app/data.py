@@ -20,6 +20,7 @@ from fedattn_app.build import build_tokenizer
 from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.errors import UserError
 from fedattn_app.sources import Table
+from fedattn_app.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -90,7 +91,7 @@ def server_test_set(config: DataConfig, model: ModelConfig, seed: int) -> Exampl
         return None
     else:
         table = test
-    return _tokenise(table, label_names(config), model)
+    return _tokenise(table, label_names(config), build_tokenizer(model))
 
 
 def check_split(config: DataConfig, seed: int, num_partitions: int) -> None:
@@ -112,7 +113,8 @@ def client_data(
     table = None
     if not _written_per_client(config):
         table = _training_table(config, seed, num_partitions)
-    return _client_data(config, model, seed, partition, num_partitions, table)
+    tokenizer = build_tokenizer(model)
+    return _client_data(config, tokenizer, seed, partition, num_partitions, table)
 
 
 def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -> ClientData:
@@ -128,17 +130,18 @@ def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -
         )
     own = replace(config, dataset="file", data_path=path, partition_by="")
     splits = sources.load(own)
-    train = _tokenise(splits.training(), config.label_names, model)
+    tokenizer = build_tokenizer(model)
+    train = _tokenise(splits.training(), config.label_names, tokenizer)
     if splits.test is None:
         return _hold_out(train, config.validation_fraction, seed, 0)
-    return ClientData(train, _tokenise(splits.test, config.label_names, model))
+    return ClientData(train, _tokenise(splits.test, config.label_names, tokenizer))
 
 
-# A table's identity is part of a cache's key: a file that changed is another table.
+# Table and tokenizer are parts of the cache's key: a file that changed is another object.
 @lru_cache(maxsize=CACHED_CLIENTS)
 def _client_data(
     config: DataConfig,
-    model: ModelConfig,
+    tokenizer: Tokenizer,
     seed: int,
     partition: int,
     num_partitions: int,
@@ -149,7 +152,7 @@ def _client_data(
     else:
         rows = _partitioner(config, seed, num_partitions, table).load_partition(partition)
         share = Table(rows["text"][:], rows["label"][:], table.source)
-    examples = _tokenise(share, label_names(config), model)
+    examples = _tokenise(share, label_names(config), tokenizer)
     return _hold_out(examples, config.validation_fraction, seed, partition)
 
 
@@ -159,10 +162,10 @@ def _hold_out(examples: Examples, fraction: float, seed: int, partition: int) ->
     return ClientData(train=examples[order[held_out:]], validation=examples[order[:held_out]])
 
 
-def _tokenise(table: Table, labels: Sequence[str], model: ModelConfig) -> Examples:
+def _tokenise(table: Table, labels: Sequence[str], tokenizer: Tokenizer) -> Examples:
     _check_labels(table, labels)
     index = {name: number for number, name in enumerate(labels)}
-    ids, lengths = build_tokenizer(model).encode(table.texts)
+    ids, lengths = tokenizer.encode(table.texts)
     return Examples(
         torch.from_numpy(ids),
         torch.from_numpy(lengths),

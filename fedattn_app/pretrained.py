@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,11 +20,15 @@ from fedattn_app.errors import UserError
 from fedattn_app.extra import needing_extra
 from fedattn_app.model import Classifier, real_tokens
 from fedattn_app.scopes import FAMILIES
-from fedattn_app.tokenizer import pad
+from fedattn_app.storage import folder_of
+from fedattn_app.tokenizer import Tokenizer, pad
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedConfig, PreTrainedModel
+
+# transformers would load them into the model, under other parameter names.
+ADAPTERS = "adapters lie beside its weights; merge them into the weights first"
 
 
 class PretrainedClassifier(Classifier):
@@ -39,6 +42,7 @@ class PretrainedClassifier(Classifier):
         # The very same submodules under the same names; a tuple hides the whole from torch.
         self._modules, self._parameters = model._modules, model._parameters
         self._buffers = model._buffers
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._whole = (model,)
         self.family = model.config.model_type
 
@@ -47,6 +51,7 @@ class PretrainedClassifier(Classifier):
         """The configuration from which `untrained` builds a model of the same shape."""
         settings: dict[str, Any] = self._whole[0].config.to_dict()
         settings.pop("_name_or_path", None)  # where it lay on this machine
+        settings.pop("auto_map", None)  # where code of its own would be
         return settings
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -71,22 +76,21 @@ class PretrainedClassifier(Classifier):
         return maps
 
 
-class PretrainedTokenizer:
-    """A model's own tokenizer; `max_length` counts special tokens such as [CLS] too."""
+class PretrainedTokenizer(Tokenizer):
+    """A model's own tokenizer; it cuts texts as `backend` says, special tokens counted."""
 
-    def __init__(self, backend: "Backend", padding: int, max_length: int) -> None:
+    def __init__(self, backend: "Backend", padding: int) -> None:
         backend.no_padding()
-        backend.enable_truncation(max_length)
         self.backend = backend
         self.padding = padding
 
     @classmethod
-    def from_json(cls, text: str, max_length: int) -> Self:
+    def from_json(cls, text: str) -> Self:
         """Make the tokenizer that `to_json` described."""
         from tokenizers import Tokenizer as Backend
 
         about = json.loads(text)
-        return cls(Backend.from_str(about["tokenizer"]), about["padding"], max_length)
+        return cls(Backend.from_str(about["tokenizer"]), about["padding"])
 
     def to_json(self) -> str:
         """Describe the whole tokenizer, vocabulary included."""
@@ -98,7 +102,7 @@ class PretrainedTokenizer:
         return tokens
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Encode texts as `HashingTokenizer.encode` does, padded with the model's own token."""
+        """Encode texts, padded with the model's own token."""
         encoded = self.backend.encode_batch([_sound(text) for text in texts])
         return pad([row.ids or [self.padding] for row in encoded], self.padding)
 
@@ -115,7 +119,7 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
         architecture = _architecture(config.model)
         architecture.num_labels = num_labels
         for key, value in architecture.to_dict().items():
-            if "dropout" in key and (value is None or isinstance(value, (int, float))):
+            if "dropout" in key and (value is None or type(value) in (int, float)):
                 setattr(architecture, key, config.dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -127,8 +131,8 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
                 output_loading_info=True,
                 **_source(config.model),
             )
-        if getattr(model, "_hf_peft_config_loaded", False):
-            raise ValueError("adapters lie beside its weights; merge them into the weights first")
+        if getattr(model, "_hf_peft_config_loaded", False):  # of a hub id
+            raise ValueError(ADAPTERS)
         missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
         lacking = sorted(filter(re.compile(_encoder(model)).fullmatch, missing))
         if lacking:
@@ -170,7 +174,8 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
             f"max-length = {config.max_length}: model = {config.model!r} takes {shortest} to "
             f"{longest} tokens"
         )
-    return PretrainedTokenizer(backend, tokenizer.pad_token_id or 0, config.max_length)
+    backend.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
+    return PretrainedTokenizer(backend, tokenizer.pad_token_id or 0)
 
 
 def untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
@@ -180,7 +185,7 @@ def untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
 
         return PretrainedClassifier(
             AutoModelForSequenceClassification.from_config(
-                AutoConfig.for_model(**architecture), dtype=torch.float32
+                AutoConfig.for_model(**architecture), dtype=torch.float32, trust_remote_code=False
             )
         )
 
@@ -194,27 +199,28 @@ def _architecture(model: str) -> "PreTrainedConfig":
 
 def _source(model: str) -> dict[str, Any]:
     """Return the arguments that say where from, and that no code comes along."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return {
-            "pretrained_model_name_or_path": str(folder),
-            "local_files_only": True,
-            "trust_remote_code": False,
-        }
-    if folder.exists() or model.startswith((".", "~", "/")):
-        raise ValueError("there is no such folder")
-    return {"pretrained_model_name_or_path": model, "trust_remote_code": False}
+    folder = folder_of(model)
+    if folder is None:
+        if model.startswith((".", "~", "/")):
+            raise ValueError("there is no such folder")
+        return {"pretrained_model_name_or_path": model, "trust_remote_code": False}
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(ADAPTERS)
+    return {
+        "pretrained_model_name_or_path": str(folder),
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
 
 
 def _longest(architecture: "PreTrainedConfig") -> int:
     """Return how many tokens have a position, or 0 where there is no limit."""
     positions = max(getattr(architecture, "max_position_embeddings", 0), 0)
-    family = FAMILIES.get(architecture.model_type)
-    if family:
-        return positions - family.first_position
-    # Families that pad with another token than 0 count positions from the one after it.
     padding = architecture.pad_token_id or 0
-    return max(positions - (padding + 1 if padding else 0), 0)
+    family = FAMILIES.get(architecture.model_type)
+    # Unknown families that pad with another token than 0 mostly count positions from the next one.
+    after_padding = family.positions_after_padding if family else padding > 0
+    return max(positions - (padding + 1 if after_padding else 0), 0)
 
 
 def _encoder(model: "PreTrainedModel") -> str:
@@ -227,8 +233,8 @@ def _encoder(model: "PreTrainedModel") -> str:
 @contextmanager
 def _loading(model: str) -> Iterator[None]:
     """Load quietly; whatever goes wrong is one line about `model`."""
-    folder = "" if Path(model).expanduser().is_dir() else " and no folder"
-    subject = f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}{folder}"
+    and_no = "" if folder_of(model) else " and no folder"
+    subject = f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}{and_no}"
     with needing_extra(f"{subject}; a pretrained model"):
         from transformers.utils import logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -21,8 +21,8 @@ class Family:
     `attention` is a regex for the dotted name of one layer's self-attention, final dot included;
     `query`, `key`, `value` and `output` are regexes for the names of the four projections below
     it. `head` is a regex for the parameters between the encoder's output and the logits.
-    `first_position` is the number of the first token's position: the position table has so many
-    entries that no token uses.
+    With `positions_after_padding` the positions of tokens count from the number after that of the
+    padding token.
     """
 
     attention: str
@@ -31,7 +31,7 @@ class Family:
     value: str
     output: str
     head: str
-    first_position: int = 0
+    positions_after_padding: bool = False
 
     def projections(self, roles: Iterable[str] = ATTENTION_ROLES) -> str:
         """Return a regex for the module names of the projections with these `roles`."""
@@ -39,7 +39,9 @@ class Family:
         return f"{self.attention}(?:{below})"
 
 
-def _like_bert(prefix: str, head: str, projection: str = "", first_position: int = 0) -> Family:
+def _like_bert(
+    prefix: str, head: str, projection: str = "", positions_after_padding: bool = False
+) -> Family:
     return Family(
         attention=rf"{prefix}\.encoder\.layer\.\d+\.attention\.",
         query=rf"self\.query{projection}",
@@ -47,7 +49,7 @@ def _like_bert(prefix: str, head: str, projection: str = "", first_position: int
         value=rf"self\.value{projection}",
         output=r"output\.dense",
         head=head,
-        first_position=first_position,
+        positions_after_padding=positions_after_padding,
     )
 
 
@@ -57,8 +59,8 @@ FAMILIES: Mapping[str, Family] = {
         r"layers\.\d+\.attention\.", "query", "key", "value", "output", head=r"head\..*"
     ),
     "bert": _like_bert("bert", head=r"bert\.pooler\..*|classifier\..*"),
-    "roberta": _like_bert("roberta", head=r"classifier\..*", first_position=2),
-    "xlm-roberta": _like_bert("roberta", head=r"classifier\..*", first_position=2),
+    "roberta": _like_bert("roberta", head=r"classifier\..*", positions_after_padding=True),
+    "xlm-roberta": _like_bert("roberta", head=r"classifier\..*", positions_after_padding=True),
     "electra": _like_bert("electra", head=r"classifier\..*"),
     "deberta-v2": _like_bert("deberta", head=r"(pooler|classifier)\..*", projection="_proj"),
     "distilbert": Family(
@@ -111,12 +113,17 @@ def scope_of(shared: str, local: str, family: str, names: Collection[str]) -> Sc
 
 def family_of(family: str, names: Iterable[str], shared: str) -> Family:
     """Return the entry of `FAMILIES`; raises `UserError` that asks for a regex if there is none."""
-    if family not in FAMILIES:
+    if family in FAMILIES:
+        return FAMILIES[family]
+    if shared in LORA_SCOPES:
         raise UserError(
-            f"shared = {shared!r}: is not known for the model family {family!r}; give a regex "
-            f"over its parameter names, which are {', '.join(sorted(names))}"
+            f"shared = {shared!r}: the model family {family!r} is not one of those that adapters "
+            f"are known for: {', '.join(sorted(set(FAMILIES) - {BUILT_IN}))}"
         )
-    return FAMILIES[family]
+    raise UserError(
+        f"shared = {shared!r}: is not known for the model family {family!r}; give a regex "
+        f"over its parameter names, which are {', '.join(sorted(names))}"
+    )
 
 
 def _pattern(shared: str, family: str, names: Iterable[str]) -> str:

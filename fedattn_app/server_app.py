@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -30,6 +29,7 @@ from fedattn_app.results import Row, RunFolder, RunResult
 from fedattn_app.rounds import Outcome, Rounds
 from fedattn_app.scopes import Scope, scope_of
 from fedattn_app.scores import Scores
+from fedattn_app.storage import folder_of
 from fedattn_app.training import evaluate
 from strategies import AttentionOnly, WeightedFedAvg
 
@@ -70,6 +70,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     model = _build_classifier(config, len(labels))
     arrays = view_arrays(model)
     scope = scope_of(federation.shared, federation.local, model.family, arrays)
+    about = _about(config, labels, model)
     frozen = fingerprint(without(arrays, scope.trainable)) if scope.frozen else ""
     folder = RunFolder(config, frozen)
     if config.output.resume_from:
@@ -87,8 +88,8 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     log.info("%s", _plan(config, labels, scope, arrays))
     if config.model.pretrained and config.training.learning_rate == TrainingConfig.learning_rate:
         log.warning(
-            "learning-rate = %g suits the built-in model; pretrained ones want about 5e-4 where "
-            'attention is trained, 5e-5 with shared = "all"',
+            "learning-rate = %g suits the built-in model; for a pretrained one try 2e-3 for "
+            "adapters or the head, 5e-4 for attention, 2e-4 for all",
             TrainingConfig.learning_rate,
         )
     log.info("results go to %s", folder.path)
@@ -107,7 +108,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     seconds = time.perf_counter() - began + sum(row["seconds"] for row in folder.earlier)
     summary = _summary(config, labels, scope, clients, outcome, seconds)
     final = {name: array.numpy() for name, array in outcome.arrays.items()}
-    folder.finish(summary, final, _about(config, labels, model))
+    folder.finish(summary, final, about)
     log.info("results in %s", folder.path)
     return RunResult(folder.path)
 
@@ -151,8 +152,8 @@ def _score(
 def _about(config: Config, labels: tuple[str, ...], model: Classifier) -> dict[str, str]:
     """Return the metadata of the final model: all that `Predictor` needs, and no path."""
     settings = {k: v for k, v in config.to_run_config().items() if k not in PRIVATE_SETTINGS}
-    if Path(config.model.model).expanduser().is_dir():
-        settings["model"] = Path(config.model.model).name
+    if config.model.pretrained and folder_of(config.model.model):
+        settings["model"] = model.family
     about = {"labels": json.dumps(labels), "config": json.dumps(settings)}
     return about | describe(config, model)
 

@@ -31,6 +31,15 @@ def user_path(key: str, text: str) -> Path:
     return path
 
 
+def folder_of(text: str) -> Path | None:
+    """Return the existing folder that `text` names, if it names one."""
+    try:
+        path = Path(text).expanduser().absolute()
+        return path if path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
 def write_arrays(
     path: Path, arrays: Mapping[str, NDArray], about: Mapping[str, str] | None = None
 ) -> None:

@@ -6,9 +6,9 @@ The built-in one is a stateless hash: no vocabulary is learned, so none can leak
 import hashlib
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,14 @@ _SIGNS = (
 _TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W_{_ALONE}]|[{_SIGNS}])+|[^\w\s]|_")
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """Text in, token ids out."""
 
+    @abstractmethod
     def tokens(self, text: str) -> list[str]:
         """Cut `text` into at least one token and at most as many as are kept."""
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Encode texts.
 
@@ -51,7 +53,7 @@ def pad(
     return ids, lengths
 
 
-class HashingTokenizer:
+class HashingTokenizer(Tokenizer):
     """Maps text to token ids by hashing its words (Weinberger et al., 2009, arXiv 0902.2206).
 
     Text is NFKC-normalised and lower-cased, then cut into words and single punctuation marks.

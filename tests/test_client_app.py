@@ -138,7 +138,7 @@ def test_a_node_tells_which_it_is(node_config, answer):
 
 
 def test_a_local_grid_reports_what_a_client_raised(site):
-    grid = LocalGrid(client_app.app, 1, {"model": "huge"})
+    grid = LocalGrid(client_app.app, 1, {"batch-size": 0})
     (reply,) = grid.send_and_receive([message()])
     assert reply.has_error()
-    assert "model = 'huge'" in reply.error.reason
+    assert "batch-size = 0" in reply.error.reason

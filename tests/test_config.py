@@ -203,6 +203,7 @@ def test_an_unknown_key_is_refused_with_a_hint(refused, key, hint):
     [
         ({"shared": "all", "local": "personal"}, ["local", '"personal"', "shared"]),
         ({"shared": "lora", "local": "personal"}, ["local", '"personal"', '"lora"']),
+        ({"shared": "lora-b", "local": "personal"}, ["local", '"personal"', '"lora-b"']),
         ({"model": "a/b", "layers": 3}, ["layers = 3", "built-in", "'a/b'"]),
         ({"model": "a/b", "vocabulary": 99}, ["vocabulary = 99", "built-in", "'a/b'"]),
         ({"model": " "}, ["model = ' '", "pretrained"]),

@@ -44,7 +44,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.local_engine import one_thread, task_identity
 from fedattn_app.parameters import get_arrays, view_arrays
 from fedattn_app.predictor import Predictor
-from fedattn_app.pretrained import PretrainedTokenizer, load_tokenizer
+from fedattn_app.pretrained import PretrainedTokenizer, load_tokenizer, untrained
 from fedattn_app.scopes import scope_of
 from fedattn_app.storage import read_arrays, write_arrays
 from fedattn_app.training import train
@@ -339,7 +339,7 @@ def test_an_unknown_family_takes_all_or_a_regex_and_else_shows_its_names(folder,
         with refused(f"shared = {shared!r}", repr(family), "regex", *names):
             selected(model, shared)
     for shared in ADAPTER_SCOPES:
-        with refused(f"shared = {shared!r}", repr(family), "regex", *names):
+        with refused(f"shared = {shared!r}", repr(family), *FAMILIES_TESTED):
             classifier(folder, shared=shared)
 
 
@@ -525,13 +525,33 @@ def test_padding_and_truncation_that_a_file_asks_for_are_not_used(copy):
 
 def test_a_tokenizer_is_the_same_from_its_description(folder):
     tokenizer = tokenizer_of(folder)
-    again = PretrainedTokenizer.from_json(tokenizer.to_json(), 32)
+    again = PretrainedTokenizer.from_json(tokenizer.to_json())
     for one, other in zip(
         tokenizer.encode([*TEXTS, *ODD]), again.encode([*TEXTS, *ODD]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
     assert again.to_json() == tokenizer.to_json()
-    assert PretrainedTokenizer.from_json(tokenizer.to_json(), 5).encode(TEXTS)[0].shape[1] == 5
+
+
+def test_a_tokenizer_that_keeps_the_end_of_a_text_does_so_here(copy):
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+    text = "denies chest pain but short of breath"
+    expected = AutoTokenizer.from_pretrained(copy)(text, truncation=True, max_length=5)["input_ids"]
+    tokenizer = tokenizer_of(copy, max_length=5)
+    assert tokenizer.encode([text])[0].tolist() == [expected]
+    again = PretrainedTokenizer.from_json(tokenizer.to_json())
+    assert again.encode([text])[0].tolist() == [expected]
+
+
+def test_a_description_that_names_code_of_its_own_is_not_asked_about(copy, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked whether to run code"))
+    marker = with_own_code(copy)
+    assert "auto_map" not in classifier(copy).architecture
+    mapped = {"AutoModelForSequenceClassification": "someone/some-model--own.Own"}
+    with suppress(UserError):
+        untrained({"model_type": "vit", "auto_map": mapped})
+    assert not marker.exists()
 
 
 def test_max_length_is_what_the_model_has_positions_for(family, folder, refused):
@@ -630,7 +650,6 @@ def test_a_trained_model_needs_neither_its_folder_nor_the_hub(tmp_path, family, 
     told = {"labels": json.dumps(LABELS), "config": json.dumps(config.to_run_config())}
     write_arrays(tmp_path / "model.safetensors", view_arrays(model), told | describe(config, model))
     shutil.rmtree(folder)
-    build_tokenizer.cache_clear()
     predictor = Predictor.load(tmp_path)
     assert torch.equal(predictor.probabilities(TEXTS), expected)
     attention = predictor.attention("denies chest pain")
@@ -713,7 +732,7 @@ def test_a_broken_tokenizer_is_named(copy, refused, break_it):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
 def test_adapters_that_lie_in_the_folder_are_refused(copy, refused, format):
-    adapter = LoraConfig(target_modules=["query"], base_model_name_or_path="someone/no-such-model")
+    adapter = LoraConfig(target_modules=["query"])
     get_peft_model(AutoModel.from_pretrained(copy), adapter).save_pretrained(copy)
     marker = copy / "marker"
     if format == "bin":

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 from pretrained_folders import FAMILIES_TESTED
 from safetensors.numpy import load_file, save_file
 
 from fedattn_app import client_app, server_app
 from fedattn_app.build import build_classifier
-from fedattn_app.client import FrozenClient
+from fedattn_app.client import FrozenClient, PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data import client_data
 from fedattn_app.grid import PartitionGrid
@@ -22,6 +23,7 @@ from fedattn_app.predictor import Predictor
 from fedattn_app.results import read_checkpoint
 from fedattn_app.scopes import SCOPES, scope_of
 from fedattn_app.simulation import simulate
+from fedattn_app.state import ContextState
 
 CLIENTS = 3
 LABELS = ("chest", "skin")
@@ -169,13 +171,63 @@ def test_the_same_model_in_another_place_is_welcome(settings, pretrained_folder,
     assert result.history[-1]["clients"] == CLIENTS
 
 
+def test_a_model_path_is_for_pretrained_models_only(tiny, pretrained_folder):
+    result = run_with(with_own_models({1: pretrained_folder("bert")}), tiny | {"layers": 2})
+    assert result.history[-1]["clients"] == CLIENTS
+
+
+def test_weights_and_tokenizer_that_changed_are_read_anew(settings, altered_folder, tmp_path):
+    own = tmp_path / "own"
+    config = settings(model=str(own), dropout=0.0)
+    runs = []
+    for number, base in enumerate((settings()["model"], altered_folder)):
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(base, own)
+        path = str(tmp_path / f"{number}")
+        runs.append(simulate(config | {"output-dir": path}, CLIENTS, quiet=True))
+        assert runs[-1].history[-1]["failures"] == 0
+    assert moved(runs[0].arrays, runs[1].arrays)
+
+
 def test_what_a_model_path_says_stays_on_the_node(settings, tmp_path, caplog):
     result = run_with(with_own_models({1: tmp_path / "Jane Doe"}), settings())
     assert result.history[-1]["clients"] == CLIENTS - 1
     replies = [record.getMessage() for record in caplog.records if "client 1" in record.message]
     assert replies
-    assert all("model-path; its own log says why" in reply for reply in replies)
+    assert all("cannot load the model; its own log says why" in reply for reply in replies)
     assert not any("Jane" in reply for reply in replies)
+
+
+def test_b_of_another_scale_is_not_used(settings):
+    names = set()
+    for alpha in (16, 64):
+        config = Config.from_run_config(settings(shared="lora-a", lora_alpha=alpha))
+        data = client_data(config.data, config.model, 1, 0, CLIENTS)
+        client = PersonalClient(config, LABELS, data, 0, ContextState(RecordDict()))
+        names.add(client.state_name)
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("model", [".", "~nobody-of-this-name/x", "x" * 300])
+def test_an_odd_path_is_a_model_or_one_line(
+    settings, pretrained_folder, refused, monkeypatch, model
+):
+    monkeypatch.chdir(pretrained_folder("bert"))
+    if model == ".":
+        result = simulate(settings(model=model), CLIENTS, quiet=True)
+        assert len(Predictor.load(result.path).predict(["a rash"])) == 1
+    else:
+        with refused(f"model = {model!r}", "no folder"):
+            simulate(settings(model=model), CLIENTS, quiet=True)
+
+
+def test_a_server_without_a_tokenizer_is_refused_before_any_training(settings, tmp_path, refused):
+    base = shutil.copytree(settings()["model"], tmp_path / "base")
+    (base / "tokenizer.json").unlink()
+    config = settings(model=str(base), data_path="", labels="chest,skin")
+    with refused("tokenizer"), task_identity():
+        server_app.run(PartitionGrid(LocalGrid(ClientApp(), 1, {})), Config.from_run_config(config))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("shared", ["attention", "lora-b"])

@@ -73,7 +73,6 @@ def test_every_name_is_in_exactly_one_part(names, shared, local):
     [
         ("lora", "frozen", "AB", ""),
         ("lora-b", "frozen", "B", ""),
-        ("lora-b", "personal", "B", "A"),
         ("lora-a", "personal", "A", "B"),
     ],
 )
@@ -84,7 +83,12 @@ def test_what_adapters_adapt_is_frozen_and_the_head_travels(shared, local, trave
     assert "a.base_layer.weight" in scope.frozen
 
 
-@pytest.mark.parametrize("shared", ["attention", "attention+head", "head", "lora"])
+def test_adapters_for_an_unknown_family_are_refused_with_the_known_ones(refused):
+    with refused("shared = 'lora'", "'albert'", "bert, deberta-v2, distilbert"):
+        scope_of("lora", "frozen", "albert", ["x.weight"])
+
+
+@pytest.mark.parametrize("shared", ["attention", "attention+head", "head"])
 def test_an_unknown_family_asks_for_a_regex_and_shows_the_names(refused, shared):
     with refused(f"shared = {shared!r}", "'albert'", "regex", "x.weight"):
         scope_of(shared, "frozen", "albert", ["x.weight", "y.weight"])
