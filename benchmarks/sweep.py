@@ -13,6 +13,8 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from fedattn_app.simulation import simulate
 
 SEEDS = (1, 2, 3)
@@ -58,9 +60,10 @@ def file_data(folder: Path) -> Row:
 def about(settings: Mapping[str, Any]) -> Row:
     """Return what a result file says of how it was made: machine, versions, date, `settings`."""
     packages = ("flwr", "torch", "transformers", "peft")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "date": f"{date.today()}",
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {gpu}",
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         **settings,
