@@ -77,12 +77,11 @@ def client_fn(context: Context) -> "FrozenClient":
     else:
         num_partitions = int(node.get("num-partitions", 1))
         data = client_data(config.data, config.model, seed, partition, num_partitions)
-    if config.federation.local == "personal":
-        state = _state(context)
-        with _kept_here("load the model"):
-            return PersonalClient(config, labels, data, partition, state)
+    state = _state(context) if config.federation.local == "personal" else None
     with _kept_here("load the model"):
-        return FrozenClient(config, labels, data, partition)
+        if state is None:
+            return FrozenClient(config, labels, data, partition)
+        return PersonalClient(config, labels, data, partition, state)
 
 
 @contextmanager

@@ -753,6 +753,27 @@ def test_a_path_without_a_model_is_refused(tmp_path, refused, name, load):
         load(tmp_path / name)
 
 
+def test_a_hub_id_that_was_downloaded_before_needs_no_network(pretrained_folder, tmp_path):
+    kept = tmp_path / "models--someone--tiny-bert"
+    shutil.copytree(pretrained_folder("bert"), kept / "snapshots" / "abc")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    code = """
+from fedattn_app.build import build_classifier, build_tokenizer
+from fedattn_app.config import Config
+config = Config.from_run_config({"model": "someone/tiny-bert", "max-length": 8})
+print(build_classifier(config, 2).family, build_tokenizer(config.model).tokens("chest pain"))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert ran.stdout == "bert ['[CLS]', 'chest', 'pain', '[SEP]']\n", ran.stderr
+
+
 @pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing"])
 def test_a_relative_path_is_never_taken_for_a_hub_id(refused, name):
     with refused(f"model = {name!r}", "there is no such folder"):
