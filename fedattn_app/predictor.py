@@ -58,8 +58,8 @@ class Predictor:
             arrays |= read_arrays(Path(personal))[0]
         elif config.federation.local == "personal":
             raise UserError(
-                f'{path}: was trained with local = "personal"; give the file of a node\'s '
-                "personal parameters too"
+                f"{path}: was trained with personal parameters; give the file that a node keeps "
+                "its own in, too"
             )
         model, tokenizer = rebuild(config, len(labels), about)
         try:

@@ -4,10 +4,12 @@ Weights are read from safetensors files only, and no code that comes with a mode
 local folder is read without asking any network.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -113,7 +115,7 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
     Dropout is as the key `dropout` says. Raises `UserError` for a model that cannot be loaded, and
     for weights that lack a part of the encoder.
     """
-    with _loading(config.model):
+    with _loading(_subject(config.model)):
         from transformers import AutoModelForSequenceClassification
 
         architecture = _architecture(config.model)
@@ -149,7 +151,7 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
     Raises `UserError` for one that cannot be loaded or does not fit the model, and for a
     `max-length` that the model cannot take.
     """
-    with _loading(config.model):
+    with _loading(_subject(config.model)):
         from transformers import AutoTokenizer
 
         architecture = _architecture(config.model)
@@ -180,7 +182,7 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
 
 def untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
     """Make a model of this `PretrainedClassifier.architecture`, with random parameters."""
-    with _loading(str(architecture.get("model_type"))), torch.random.fork_rng(devices=[]):
+    with _loading("the model of the run"), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         return PretrainedClassifier(
@@ -203,6 +205,8 @@ def _source(model: str) -> dict[str, Any]:
     if folder is None:
         if model.startswith((".", "~", "/")):
             raise ValueError("there is no such folder")
+        if near := difflib.get_close_matches(model.lower(), MODEL_SIZES, n=1, cutoff=0.75):
+            raise ValueError(f"did you mean {near[0]}?")
         return {"pretrained_model_name_or_path": model, "trust_remote_code": False}
     if (folder / "adapter_config.json").exists():
         raise ValueError(ADAPTERS)
@@ -230,16 +234,22 @@ def _encoder(model: "PreTrainedModel") -> str:
     return rf"(?!{head}){model.base_model_prefix}\..*"
 
 
-@contextmanager
-def _loading(model: str) -> Iterator[None]:
-    """Load quietly; whatever goes wrong is one line about `model`."""
+def _subject(model: str) -> str:
     and_no = "" if folder_of(model) else " and no folder"
-    subject = f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}{and_no}"
+    return f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}{and_no}"
+
+
+@contextmanager
+def _loading(subject: str) -> Iterator[None]:
+    """Load quietly; whatever goes wrong is one line that begins with `subject`."""
     with needing_extra(f"{subject}; a pretrained model"):
         from transformers.utils import logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub.setLevel(ERROR)  # it logs every retry
     try:
         yield
     except Exception as error:  # transformers, the hub and safetensors each have their own
@@ -247,6 +257,7 @@ def _loading(model: str) -> Iterator[None]:
         raise UserError(f"{subject}, and cannot be loaded as pretrained ({reason})") from None
     finally:
         logging.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
         if bars:
             logging.enable_progress_bar()
 

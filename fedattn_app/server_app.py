@@ -65,7 +65,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         raise UserError(f"labels: a classifier needs at least 2, there are {len(labels)}")
     test = server_test_set(config.data, config.model, federation.seed)
     if federation.local == "personal" and test is not None:
-        log.info('local = "personal": the clients evaluate, the server has no whole model to test')
+        log.info("personal parameters: the clients evaluate, the server has no whole model to test")
         test = None
     model = _build_classifier(config, len(labels))
     arrays = view_arrays(model)

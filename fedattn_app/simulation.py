@@ -77,7 +77,7 @@ def _settled(config: Config | Mapping[str, Any]) -> Config:
         raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")
     if config.output.resume_from and config.federation.local == "personal":
         raise UserError(
-            'resume-from: a simulation with local = "personal" cannot be carried on, '
+            "resume-from: a simulation with personal parameters cannot be carried on, "
             "since what its clients kept ended with it"
         )
     return config

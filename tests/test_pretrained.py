@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -774,13 +775,22 @@ print(build_classifier(config, 2).family, build_tokenizer(config.model).tokens("
     assert ran.stdout == "bert ['[CLS]', 'chest', 'pain', '[SEP]']\n", ran.stderr
 
 
+@pytest.mark.parametrize(("name", "size"), [("smal", "small"), ("Small", "small"), ("bse", "base")])
+def test_a_misspelled_size_is_answered_without_asking_the_hub(refused, monkeypatch, name, size):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it asked"))
+    with refused(f"model = {name!r}", f"did you mean {size}?"):
+        classifier(name)
+
+
 @pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing"])
 def test_a_relative_path_is_never_taken_for_a_hub_id(refused, name):
     with refused(f"model = {name!r}", "there is no such folder"):
         classifier(name)
 
 
-@pytest.mark.parametrize("name", ["smal", "someone/no-such-model", "a/b/c", "two words", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["bert-bsae", "someone/no-such-model", "a/b/c", "two words", "x" * 200]
+)
 @pytest.mark.parametrize("load", [classifier, tokenizer_of])
 def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch, refused, name, load):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
