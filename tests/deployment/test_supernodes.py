@@ -19,7 +19,7 @@ from fedattn_app.results import RunResult
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-LABELS = "negative,positive"
+SITES = ("north", "south")
 
 
 def free_ports(count):
@@ -165,7 +165,7 @@ def start_two_sites(deployment, **folders):
     write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
     write_reviews(folder / "south.csv", "kind and quick", "slow and rude", 160)
     deployment.start_superlink()
-    for number, site in enumerate(("north", "south")):
+    for number, site in enumerate(SITES):
         deployment.start_supernode(
             number,
             partition_id=number,
@@ -175,30 +175,40 @@ def start_two_sites(deployment, **folders):
         )
 
 
-def test_two_sites_train_on_files_of_their_own(deployment):
-    folder = deployment.folder
-    start_two_sites(deployment, state_dir=folder / "state")
+def run_on_sites(deployment, settings):
+    """Run the app for two rounds on the reviews, with more settings for its run-config."""
+    output = deployment.folder / "out"
     run_config = (
-        f'dataset="file" labels="{LABELS}" model="tiny" vocabulary=512 num-rounds=2 '
-        f'local-epochs=3 shared="attention" local="personal" output-dir="{folder / "out"}"'
+        'dataset="file" labels="negative,positive" num-rounds=2 local-epochs=3 '
+        f'output-dir="{output}" {settings}'
     )
     ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
-    assert f"results in {folder / 'out'}" in ran.stdout, ran.stdout + ran.stderr
+    assert f"results in {output}" in ran.stdout, ran.stdout + ran.stderr
+    return RunResult(output)
 
-    result = RunResult(folder / "out")
+
+def predictor_of(site, deployment, result):
+    """The model of one site: the run's, with the parameters that the site kept to itself."""
+    (personal,) = (deployment.folder / f"state-{site}").glob("personal-*.safetensors")
+    return Predictor.load(result.path, personal)
+
+
+def test_two_sites_train_on_files_of_their_own(deployment):
+    start_two_sites(deployment, state_dir=deployment.folder / "state")
+    result = run_on_sites(
+        deployment, 'model="tiny" vocabulary=512 shared="attention" local="personal"'
+    )
     assert [(row["round"], row["clients"], row["failures"]) for row in result.history] == [
         *((0, 0, 0), (1, 2, 0), (2, 2, 0))
     ]
     sizes = [(row["partition"], row["num_examples"]) for row in result.clients]
     assert sizes == [(0, 216), (1, 144)] * 2
     assert result.summary["accuracy"] > 0.9
-    for site in ("north", "south"):
-        (personal,) = (folder / f"state-{site}").glob("personal-*.safetensors")
-        classifier = Predictor.load(folder / "out", personal)
-        assert classifier.predict(["visit 3 was kind", "visit 4 was slow"]) == [
-            "positive",
-            "negative",
-        ]
+    for site in SITES:
+        predicted = predictor_of(site, deployment, result).predict(
+            ["visit 3 was kind", "visit 4 was slow"]
+        )
+        assert predicted == ["positive", "negative"]
 
     listed = json.loads(deployment.flwr("list", "test", "--format", "json").stdout)
     traffic = listed["runs"][0]["network-traffic"]
@@ -216,21 +226,15 @@ def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment)
     for base in bases:
         make_folder("bert", base)
     start_two_sites(deployment, state_dir=folder / "state", model_path=folder / "base")
-    run_config = (
-        f'dataset="file" labels="{LABELS}" model="{bases[-1]}" max-length=32 num-rounds=2 '
-        f'local-epochs=3 learning-rate=0.01 shared="lora-a" output-dir="{folder / "out"}"'
+    result = run_on_sites(
+        deployment, f'model="{bases[-1]}" max-length=32 learning-rate=0.01 shared="lora-a"'
     )
-    ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
-    assert f"results in {folder / 'out'}" in ran.stdout, ran.stdout + ran.stderr
-
-    result = RunResult(folder / "out")
     assert [(row["clients"], row["failures"]) for row in result.history[1:]] == [(2, 0)] * 2
     assert result.summary["accuracy"] > 0.9
     for base in bases:
         shutil.rmtree(base)
-    for site in ("north", "south"):
-        (personal,) = (folder / f"state-{site}").glob("personal-*.safetensors")
+    for site in SITES:
         with (folder / f"{site}.csv").open() as file:
             texts, labels = zip(*list(csv.reader(file))[1:], strict=True)
-        predicted = Predictor.load(folder / "out", personal).predict(texts)
+        predicted = predictor_of(site, deployment, result).predict(texts)
         assert sum(a == b for a, b in zip(predicted, labels, strict=True)) > 0.9 * len(texts)
