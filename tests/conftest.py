@@ -1,14 +1,23 @@
 """Fixtures that several test files use."""
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
+from data_files import forget
+from pretrained_folders import FAMILIES_TESTED, LABELS, make_folder
+from transformers import AutoModelForSequenceClassification
 
+from fedattn_app import local_engine
 from fedattn_app.errors import UserError
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -27,12 +36,46 @@ def refused():
     return context
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models this small lose more to a second thread than they gain."""
+    with local_engine.one_thread():
+        yield
+
+
+@pytest.fixture
+def python():
+    """A function that runs code, with arguments and environment, in a Python of its own."""
+
+    def run(code, *arguments, **environment):
+        kept = {k: v for k, v in os.environ.items() if not k.endswith("_OFFLINE")}
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**kept, "FLWR_TELEMETRY_ENABLED": "0", **environment},
+            timeout=200,
+        )
+
+    return run
+
+
+# Data and runs
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real data sets that lies beside the checkout."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is absent")
     return SHARED_DATA
+
+
+@pytest.fixture
+def fresh_caches():
+    """No data is known from an earlier test."""
+    forget()
 
 
 @pytest.fixture
@@ -46,16 +89,48 @@ def tiny(tmp_path):
     }
 
 
+# Pretrained models
+
+
 @pytest.fixture(scope="session")
 def pretrained_folder(tmp_path_factory):
     """A function that makes the folder of a tiny pretrained model once for the same arguments.
 
     The arguments are those of `make_folder`, without the path. Tests copy what they change.
     """
-    from pretrained_folders import make_folder
 
     @cache
     def folder(family, *args, **changes):
         return make_folder(family, tmp_path_factory.mktemp(family), *args, **changes)
 
     return folder
+
+
+@pytest.fixture(params=FAMILIES_TESTED)
+def family(request):
+    """The family of the folders below."""
+    return request.param
+
+
+@pytest.fixture
+def encoder_folder(family, pretrained_folder):
+    """Weights without a head, as most are published."""
+    return pretrained_folder(family)
+
+
+@pytest.fixture
+def classifier_folder(family, pretrained_folder):
+    """Weights with a head for `LABELS`."""
+    return pretrained_folder(family, AutoModelForSequenceClassification, num_labels=len(LABELS))
+
+
+@pytest.fixture
+def folder_copy(request, pretrained_folder, tmp_path_factory):
+    """Weights without a head to break, of BERT where a test asks for no family.
+
+    The path has no word that an error should say.
+    """
+    names = request.fixturenames
+    family = request.getfixturevalue("family") if "family" in names else "bert"
+    path = tmp_path_factory.mktemp("scratch") / "copy"
+    return Path(shutil.copytree(pretrained_folder(family), path))

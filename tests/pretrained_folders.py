@@ -1,5 +1,6 @@
 """Tiny random models with tokenizers of their own, in folders as the hub lays them out."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from fedattn_app.scopes import BUILT_IN, FAMILIES
 
 FAMILIES_TESTED = sorted(set(FAMILIES) - {BUILT_IN})
+UNKNOWN_FAMILIES = ["albert", "modernbert", "mpnet"]
 HIDDEN, LAYERS, HEADS, POSITIONS = 32, 2, 2, 40
+LABELS = ("one", "two", "three")
 TEXTS = [
     "denies chest pain",
     "Chest pain, NO fever; short of breath since yesterday.",
@@ -106,3 +109,9 @@ def make_tokenizer(family: str, ends: bool = True) -> PreTrainedTokenizerFast:
         sep_token=end,
         mask_token=mask,
     )
+
+
+def change_json(folder: Path, file: str = "config.json", **changes: object) -> None:
+    """Set the given keys in a JSON file of the folder."""
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**settings, **changes}))

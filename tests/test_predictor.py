@@ -1,12 +1,22 @@
+"""A finished run predicts for new texts, whatever model it trained."""
+
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from classifiers import classifier, config_of, selected, tokenizer_of
+from pretrained_folders import HEADS, LABELS, LAYERS, TEXTS, make_folder
 
-from fedattn_app.parameters import get_arrays
+from fedattn_app.build import build_classifier, build_tokenizer, describe
+from fedattn_app.parameters import get_arrays, view_arrays
 from fedattn_app.predictor import Predictor
 from fedattn_app.simulation import simulate
-from fedattn_app.storage import write_arrays
+from fedattn_app.storage import read_arrays, write_arrays
 from fedattn_app.triage import test_notes as notes_for_testing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +77,41 @@ def test_what_is_no_model_is_refused(run, tmp_path, refused):
         Predictor.load(tmp_path / "none.safetensors")
     with refused("is not the model of a run"):
         Predictor.load(run.path / "checkpoint" / "model.safetensors")
+
+
+# Pretrained models
+
+
+@pytest.mark.parametrize("shared", ["all", "lora"])
+def test_attention_of_a_pretrained_model_is_over_its_own_tokens(encoder_folder, shared):
+    predictor = Predictor(
+        classifier(encoder_folder, shared=shared), tokenizer_of(encoder_folder), LABELS
+    )
+    attention = predictor.attention("denies chest pain")
+    assert attention.tokens[1:-1] == ["denies", "chest", "pain"]
+    assert [tuple(layer.shape) for layer in attention.maps] == [(HEADS, 5, 5)] * LAYERS
+    for layer in attention.maps:
+        torch.testing.assert_close(layer.sum(-1), torch.ones(HEADS, 5))
+
+
+@pytest.mark.parametrize("shared", ["attention+head", "lora", "lora-b"])
+def test_a_trained_model_needs_neither_its_folder_nor_the_hub(tmp_path, family, shared):
+    folder = make_folder(family, tmp_path / "base")
+    config = config_of(folder, shared=shared, lora_rank=2)
+    model = build_classifier(config, len(LABELS)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in selected(model, shared).shared:
+                parameter.normal_(std=0.3)
+    expected = Predictor(model, build_tokenizer(config.model), LABELS).probabilities(TEXTS)
+    told = {"labels": json.dumps(LABELS), "config": json.dumps(config.to_run_config())}
+    write_arrays(tmp_path / "model.safetensors", view_arrays(model), told | describe(config, model))
+    shutil.rmtree(folder)
+    predictor = Predictor.load(tmp_path)
+    assert torch.equal(predictor.probabilities(TEXTS), expected)
+    attention = predictor.attention("denies chest pain")
+    assert len(attention.tokens) == len(attention.maps[0][0]) == 5
+    _, about = read_arrays(tmp_path / "model.safetensors")
+    assert [key for key, text in about.items() if str(tmp_path) in text] == ["config"]
+    settings = json.loads(about["config"])
+    assert [key for key, value in settings.items() if str(tmp_path) in str(value)] == ["model"]

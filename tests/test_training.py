@@ -19,6 +19,8 @@ from fedattn_app.training import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELS = 3
 SMALL = {"layers": 1, "width": 16, "heads": 2, "feedforward": 24, "vocabulary": 40, "max_length": 9}
 CONFIG = ModelConfig(**SMALL)
@@ -36,15 +38,6 @@ def make_examples(count, seed=1):
     lengths = torch.randint(1, 10, (count,), generator=generator)
     ids = torch.where(torch.arange(9) < lengths[:, None], ids, 0)
     return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small lose more to a second thread than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
