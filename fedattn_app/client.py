@@ -73,36 +73,27 @@ class FrozenClient(NumPyClient):
         self._load(parameters, config)
         if not len(self.data.train):
             return parameters, 0, {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}
-        server_round = int(config.get("server-round", 0))
-        result = train(
-            self.model,
-            self.trainable,
-            self.data.train,
-            self.config.training,
-            seed=_seed(self.config.federation.seed, server_round, self.partition),
-        )
-        trained = get_arrays(self.model, self.trainable)
-        self._keep(trained)
-        self._present = [trained[name] for name in self.shared]
+        seed = self.seed(int(config.get("server-round", 0)))
+        result = train(self.model, self.trainable, self.data.train, self.config.training, seed)
         metrics: dict[str, Scalar] = {
             "loss": result.loss,
             "accuracy": result.accuracy,
             "seconds": time.perf_counter() - start,
         }
-        return list(self._present), len(self.data.train), metrics
+        return self._trained(), len(self.data.train), metrics
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global `parameters` on the examples held out here.
 
-        Returns the loss, the number of examples, and ``accuracy``, ``seconds`` and, for each
-        label k, the counts ``support-k``, ``predicted-k`` and ``correct-k``.
+        Returns the loss, the number of examples, and ``loss``, ``accuracy``, ``seconds`` and, for
+        each label k, the counts ``support-k``, ``predicted-k`` and ``correct-k``.
         """
         start = time.perf_counter()
         self._load(parameters, config)
         result = evaluate(self.model, self.data.validation, len(self.labels))
-        metrics: dict[str, Scalar] = {"accuracy": result.accuracy}
+        metrics: dict[str, Scalar] = {"loss": result.loss, "accuracy": result.accuracy}
         for k in range(len(self.labels)):
             metrics[f"support-{k}"] = int(result.support[k])
             metrics[f"predicted-{k}"] = int(result.predicted[k])
@@ -117,6 +108,18 @@ class FrozenClient(NumPyClient):
         shared = dict(zip(self.shared, parameters, strict=True))
         set_arrays(self.model, {**self._start.arrays, **self._local_arrays(), **shared})
 
+    def _trained(self) -> NDArrays:
+        """Take the shared arrays from the trained model, and keep the others."""
+        trained = get_arrays(self.model, self.trainable)
+        self._keep(trained)
+        self._present = [trained[name] for name in self.shared]
+        return list(self._present)
+
+    def seed(self, server_round: int) -> int:
+        """Return what local randomness of this client starts from in a round."""
+        path = (self.config.federation.seed, server_round, self.partition)
+        return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
+
     def _local_arrays(self) -> Mapping[str, NDArray]:
         return {}
 
@@ -125,7 +128,7 @@ class FrozenClient(NumPyClient):
 
 
 class PersonalClient(FrozenClient):
-    """Trains the personal parameters too, and keeps them in `state`.
+    """Trains the personal parameters too, if there are any, and keeps them in `state`.
 
     They are kept for every later run with the same model, labels, scope and seed.
     """
@@ -150,7 +153,8 @@ class PersonalClient(FrozenClient):
         return self.state.load(self.state_name) or {}
 
     def _keep(self, arrays: Mapping[str, NDArray]) -> None:
-        self.state.save(self.state_name, without(arrays, self.shared))
+        if self._start.scope.personal:
+            self.state.save(self.state_name, without(arrays, self.shared))
 
 
 class FrozenMismatchError(UserError):
@@ -190,7 +194,3 @@ class _StartingPoint:
 
 
 _starting_point = lru_cache(maxsize=1)(_StartingPoint)
-
-
-def _seed(*path: int) -> int:
-    return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)

@@ -5,6 +5,8 @@ imported where it is used.
 """
 
 import logging
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +16,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flwr.app.user_config import UserConfig
     from flwr.common import NDArrays, Scalar
 
     from fedattn_app.client import FrozenClient
+    from fedattn_app.config import Config
+    from fedattn_app.data import ClientData
     from fedattn_app.state import NodeState
 
 log = logging.getLogger("fedattn")
@@ -51,8 +58,8 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate locally and answer with the loss and the metrics of `evaluate`."""
     client = client_fn(context)
-    loss, num_examples, metrics = client.evaluate(_arrays(message, client), _config(message))
-    return _reply(message, num_examples, {"loss": loss, **metrics}, {})
+    _, num_examples, metrics = client.evaluate(_arrays(message, client), _config(message))
+    return _reply(message, num_examples, metrics, {})
 
 
 def client_fn(context: Context) -> "FrozenClient":
@@ -64,6 +71,7 @@ def client_fn(context: Context) -> "FrozenClient":
 
     config = Config.from_run_config(context.run_config)
     node = context.node_config
+    _check_owner_agrees(config, node)
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
     labels = label_names(config.data)
@@ -77,11 +85,63 @@ def client_fn(context: Context) -> "FrozenClient":
     else:
         num_partitions = int(node.get("num-partitions", 1))
         data = client_data(config.data, config.model, seed, partition, num_partitions)
-    state = _state(context) if config.federation.local == "personal" else None
+    if config.privacy.privacy == "dp-sgd":
+        return _private_client(context, config, labels, data, partition)
     with _kept_here("load the model"):
-        if state is None:
-            return FrozenClient(config, labels, data, partition)
-        return PersonalClient(config, labels, data, partition, state)
+        if config.federation.local == "personal":
+            return PersonalClient(config, labels, data, partition, _state(context))
+        return FrozenClient(config, labels, data, partition)
+
+
+def _private_client(
+    context: Context, config: "Config", labels: tuple[str, ...], data: "ClientData", partition: int
+) -> "FrozenClient":
+    from fedattn_app.privacy.ledger import Ledger
+    from fedattn_app.private_client import PrivateClient
+
+    node = context.node_config
+    with _kept_here("train with these privacy settings"):
+        return PrivateClient(
+            config,
+            labels,
+            data,
+            partition,
+            _state(context),
+            Ledger(context.state, _ledger_path(node)),
+            context.run_id,
+            float(node.get("max-epsilon", math.inf)),
+        )
+
+
+def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
+    """Raise `UserError` for a run that would undo what this node's owner asks for."""
+    from fedattn_app.errors import UserError
+
+    privacy = config.privacy.privacy
+    if "max-epsilon" in node and privacy != "dp-sgd":
+        raise UserError(
+            f'privacy = "{privacy}": this node has a max-epsilon, so it trains with "dp-sgd" only'
+        )
+    if "data-path" not in node or privacy != "dp-sgd":
+        return
+    if config.privacy.reproducible_noise:
+        raise UserError("reproducible-noise = true: protects nobody; this node has data of its own")
+    if "state-dir" not in node:
+        raise UserError(
+            'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
+            "ledger would outlive a restart"
+        )
+
+
+def _ledger_path(node: "UserConfig") -> "Path | None":
+    from fedattn_app.errors import UserError
+    from fedattn_app.storage import user_path
+
+    name = str(node.get("ledger", "privacy-ledger"))
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"ledger = {name!r}: must be a name of letters, digits, - and _")
+    folder = node.get("state-dir")
+    return user_path("state-dir", str(folder)) / f"{name}.json" if folder else None
 
 
 @contextmanager

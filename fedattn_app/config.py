@@ -1,23 +1,17 @@
 """Run configuration: the only reader of Flower's flat ``run_config`` table.
 
-Every key of ``[tool.flwr.app.config]`` is a field of one of the frozen dataclasses below, with
-dashes for underscores. A field declares its default, what it means and what it may be; a value
-outside that raises `UserError` with one line that names key, value and what is allowed.
+Every key of ``[tool.flwr.app.config]`` is a field of one of the sections below. What one section
+cannot see, such as a protection that another setting undoes, `Config` refuses.
 """
 
 import difflib
 import json
-import math
-import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 from fedattn_app.errors import UserError
-
-ConfigValue: TypeAlias = bool | int | float | str
+from fedattn_app.settings import ConfigValue, Section, key_of, names_in, setting
 
 
 @dataclass(frozen=True)
@@ -41,101 +35,40 @@ LORA_SCOPES = ("lora", "lora-a", "lora-b")
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """What a value may be: one of `choices`, or a number within the bounds."""
+class FederationConfig(Section):
+    """Rounds, sampling, and the choices of scope and rule."""
 
-    help: str
-    choices: tuple[str, ...] = ()
-    minimum: float = -math.inf
-    maximum: float = math.inf
-    above: float = -math.inf
-
-    def allowed(self, kind: type) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        bounds = []
-        if self.above > -math.inf:
-            bounds.append(f"> {self.above}")
-        if self.minimum > -math.inf:
-            bounds.append(f">= {self.minimum}")
-        if self.maximum < math.inf:
-            bounds.append(f"<= {self.maximum}")
-        name = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-        return " ".join([name, " and ".join(bounds)]).strip()
-
-    def admits(self, value: ConfigValue) -> bool:
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, str):
-            return True
-        within = self.above < value and self.minimum <= value <= self.maximum
-        return within and math.isfinite(value)
-
-
-def _setting(default: Any, help: str, **rule: Any) -> Any:
-    """Declare one run-config key; the keywords are the fields of `_Rule`."""
-    return field(default=default, metadata={"rule": _Rule(help, **rule)})
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _key(entry: Field[Any]) -> str:
-    return entry.name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class _Section:
-    """Checks every field of a frozen dataclass against its rule when it is made."""
-
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            rule: _Rule = entry.metadata["rule"]
-            kind: type = type(entry.default)
-            value = getattr(self, entry.name)
-            if kind is float and type(value) is int and abs(value) < 2**53:
-                value = float(value)
-                object.__setattr__(self, entry.name, value)
-            if type(value) is not kind or not rule.admits(cast(ConfigValue, value)):
-                shown = value if isinstance(value, (int, float)) else repr(value)
-                raise UserError(f"{_key(entry)} = {shown}: must be {rule.allowed(kind)}")
-
-
-@dataclass(frozen=True)
-class FederationConfig(_Section):
-    """Rounds, sampling, and the choices of scope, rule and privacy."""
-
-    num_rounds: int = _setting(15, "rounds of training", minimum=1)
-    fraction_train: float = _setting(
+    num_rounds: int = setting(15, "rounds of training", minimum=1)
+    fraction_train: float = setting(
         1.0, "share of the clients that train in a round", above=0, maximum=1
     )
-    fraction_evaluate: float = _setting(
+    fraction_evaluate: float = setting(
         1.0, "share of the clients that evaluate after a round; 0 for none", minimum=0, maximum=1
     )
-    min_clients: int = _setting(
+    min_clients: int = setting(
         0, "clients to wait for at the start; 0: as many as the nodes' `num-partitions`", minimum=0
     )
-    round_timeout: float = _setting(
+    round_timeout: float = setting(
         3600.0, "seconds to wait for the replies of one round", above=0, maximum=43200
     )
-    seed: int = _setting(1, "start of every random choice of a run", minimum=0, maximum=2**32 - 1)
-    strategy: str = _setting("fedavg", "rule that combines the replies", choices=("fedavg",))
-    weighting: str = _setting(
-        "examples", "weight of a reply in the average", choices=("examples", "uniform")
+    seed: int = setting(1, "start of every random choice of a run", minimum=0, maximum=2**32 - 1)
+    strategy: str = setting("fedavg", "rule that combines the replies", choices=("fedavg",))
+    weighting: str = setting(
+        "auto",
+        "weight of a reply in the average; `auto`: `examples`, or with privacy `uniform`",
+        choices=("auto", "examples", "uniform"),
     )
-    shared: str = _setting(
+    shared: str = setting(
         "attention+head",
         "what travels: `all`, `attention`, `attention+head`, `head`, the adapters `lora`, "
         "`lora-a` or `lora-b`, or a regex over parameter names",
     )
-    local: str = _setting(
+    local: str = setting(
         "frozen",
         "what becomes of the rest: kept at its start, or trained and kept on the node "
         "(with `lora-a` always so)",
         choices=("frozen", "personal"),
     )
-    privacy: str = _setting("none", "protection of an update", choices=("none",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,23 +87,89 @@ class FederationConfig(_Section):
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Section):
+class PrivacyConfig(Section):
+    """Differential privacy: of an example on its node, or of a client on the server."""
+
+    privacy: str = setting(
+        "none",
+        "protection of an update: `dp-sgd` on the node, for each of its examples; `client-dp` on "
+        "the server, for each client",
+        choices=("none", "dp-sgd", "client-dp"),
+    )
+    target_epsilon: float = setting(
+        0.0, "ε that may be spent; 0: no limit, `noise-multiplier` decides", minimum=0
+    )
+    target_delta: float = setting(
+        1e-5, "δ of the guarantee, below 1 / number of examples", above=0, maximum=0.999
+    )
+    noise_multiplier: float = setting(
+        0.0, "noise per clipping norm; 0: worked out from `target-epsilon`", minimum=0
+    )
+    max_grad_norm: float = setting(
+        1.0, "L2 norm to which `dp-sgd` clips the gradient of an example", above=0
+    )
+    max_update_norm: float = setting(
+        1.0, "L2 norm to which `client-dp` clips the update of a client", above=0
+    )
+    accountant: str = setting("rdp", "how `dp-sgd` adds ε up", choices=("rdp", "prv"))
+    evaluate_epsilon: float = setting(
+        0.0,
+        "ε beside `target-epsilon` for noisy scores on what clients hold out; 0: with `dp-sgd` "
+        "they do not evaluate",
+        minimum=0,
+    )
+    num_examples_public: bool = setting(
+        False, "with `dp-sgd`, clients may tell how many examples they have"
+    )
+    reproducible_noise: bool = setting(
+        False, "noise from `seed`, for simulations only: it protects nobody"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            owners = _PRIVACY_OF.get(entry.name, ("dp-sgd", "client-dp"))
+            if self.privacy not in owners and entry.name != "privacy" and value != entry.default:
+                needed = " or ".join(f'"{owner}"' for owner in owners)
+                raise UserError(
+                    f"{key_of(entry)} = {value}: does nothing with privacy = "
+                    f'"{self.privacy}"; it needs privacy = {needed}'
+                )
+        if self.privacy != "none" and not self.target_epsilon and not self.noise_multiplier:
+            raise UserError(
+                f'privacy = "{self.privacy}": needs target-epsilon or noise-multiplier above 0'
+            )
+
+
+# Settings that only one kind of privacy has.
+_PRIVACY_OF = {
+    "max_grad_norm": ("dp-sgd",),
+    "max_update_norm": ("client-dp",),
+    "accountant": ("dp-sgd",),
+    "evaluate_epsilon": ("dp-sgd",),
+    "num_examples_public": ("dp-sgd",),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
     """The Transformer and its tokenizer. Shapes of 0 are taken from the named size."""
 
-    model: str = _setting(
+    model: str = setting(
         "small",
         "size of the built-in Transformer, `tiny`, `small` or `base`; or a pretrained one: "
         "its hub id or its folder",
     )
-    layers: int = _setting(0, "blocks; 0: as the size says", minimum=0, maximum=64)
-    width: int = _setting(0, "features per token; 0: as the size says", minimum=0, maximum=8192)
-    heads: int = _setting(0, "attention heads; 0: as the size says", minimum=0, maximum=256)
-    feedforward: int = _setting(
+    layers: int = setting(0, "blocks; 0: as the size says", minimum=0, maximum=64)
+    width: int = setting(0, "features per token; 0: as the size says", minimum=0, maximum=8192)
+    heads: int = setting(0, "attention heads; 0: as the size says", minimum=0, maximum=256)
+    feedforward: int = setting(
         0, "units of the feed-forward block; 0: as the size says", minimum=0, maximum=65536
     )
-    dropout: float = _setting(0.0, "dropout probability in training", minimum=0, maximum=0.9)
-    vocabulary: int = _setting(8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24)
-    max_length: int = _setting(64, "tokens kept of a text", minimum=1, maximum=8192)
+    dropout: float = setting(0.0, "dropout probability in training", minimum=0, maximum=0.9)
+    vocabulary: int = setting(8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24)
+    max_length: int = setting(64, "tokens kept of a text", minimum=1, maximum=8192)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,12 +210,12 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True)
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """Low-rank adapters of the attention projections, for the scopes of `LORA_SCOPES`."""
 
-    lora_rank: int = _setting(8, "rank of the LoRA adapters", minimum=1, maximum=1024)
-    lora_alpha: int = _setting(16, "a LoRA adapter is scaled by alpha / rank", minimum=1)
-    lora_targets: str = _setting(
+    lora_rank: int = setting(8, "rank of the LoRA adapters", minimum=1, maximum=1024)
+    lora_alpha: int = setting(16, "a LoRA adapter is scaled by alpha / rank", minimum=1)
+    lora_targets: str = setting(
         ",".join(ATTENTION_ROLES), "projections that get a LoRA adapter, comma-separated"
     )
 
@@ -231,33 +230,33 @@ class LoraConfig(_Section):
     @property
     def roles(self) -> tuple[str, ...]:
         """The targets, without repetition."""
-        return tuple(dict.fromkeys(_names(self.lora_targets)))
+        return tuple(dict.fromkeys(names_in(self.lora_targets)))
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the examples come from and how a simulation splits them over its clients."""
 
-    dataset: str = _setting(
+    dataset: str = setting(
         "triage", "`triage` (built in), `file` (with `data-path`), or the id of a hub data set"
     )
-    data_path: str = _setting(
+    data_path: str = setting(
         "", "CSV, JSON Lines or Parquet file, or a folder with train.* and test.*"
     )
-    text_column: str = _setting("text", "column that holds the text")
-    label_column: str = _setting("label", "column that holds the label")
-    labels: str = _setting(
+    text_column: str = setting("text", "column that holds the text")
+    label_column: str = setting("label", "column that holds the label")
+    labels: str = setting(
         "", "the label names, comma-separated; empty: those that the data set has"
     )
-    partitioner: str = _setting(
+    partitioner: str = setting(
         "auto",
         "how a simulation splits the data; `auto`: `natural` for triage, else `iid`",
         choices=("auto", "iid", "dirichlet", "pathological", "natural", "linear", "square"),
     )
-    partition_by: str = _setting("", "column of the `natural` partitioner")
-    alpha: float = _setting(0.5, "concentration of the `dirichlet` partitioner", above=0)
-    classes_per_client: int = _setting(2, "labels of a `pathological` client", minimum=1)
-    validation_fraction: float = _setting(
+    partition_by: str = setting("", "column of the `natural` partitioner")
+    alpha: float = setting(0.5, "concentration of the `dirichlet` partitioner", above=0)
+    classes_per_client: int = setting(2, "labels of a `pathological` client", minimum=1)
+    validation_fraction: float = setting(
         0.1, "share of its examples that a client holds out", minimum=0, maximum=0.9
     )
 
@@ -281,26 +280,29 @@ class DataConfig(_Section):
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names given by `labels`, or none when they come from the data."""
-        return _names(self.labels)
+        return names_in(self.labels)
 
 
 @dataclass(frozen=True)
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """One client's local training in one round."""
 
-    local_epochs: int = _setting(1, "passes over a client's examples in a round", minimum=1)
-    batch_size: int = _setting(16, "examples per step", minimum=1, maximum=2**31 - 1)
-    learning_rate: float = _setting(3e-3, "step size of the local optimizer", above=0)
-    optimizer: str = _setting("adamw", "local optimizer", choices=("adamw", "adam", "sgd"))
-    weight_decay: float = _setting(0.01, "weight decay of the local optimizer", minimum=0)
+    local_epochs: int = setting(1, "passes over a client's examples in a round", minimum=1)
+    batch_size: int = setting(16, "examples per step", minimum=1, maximum=2**31 - 1)
+    physical_batch_size: int = setting(
+        16, "examples per pass through the model, of similar length; bounds the memory", minimum=1
+    )
+    learning_rate: float = setting(3e-3, "step size of the local optimizer", above=0)
+    optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "adam", "sgd"))
+    weight_decay: float = setting(0.01, "weight decay of the local optimizer", minimum=0)
 
 
 @dataclass(frozen=True)
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where a run's folder goes, and the folder that a run carries on from."""
 
-    output_dir: str = _setting("", "folder for the results; empty: a new one under runs/")
-    resume_from: str = _setting("", "folder of a run to carry on from its checkpoint")
+    output_dir: str = setting("", "folder for the results; empty: a new one under runs/")
+    resume_from: str = setting("", "folder of a run to carry on from its checkpoint")
 
 
 @dataclass(frozen=True)
@@ -308,11 +310,35 @@ class Config:
     """Every setting of one run."""
 
     federation: FederationConfig = FederationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
+
+    def __post_init__(self) -> None:
+        equal = self.privacy.privacy != "none" and not self.privacy.num_examples_public
+        if self.federation.weighting == "examples" and equal:
+            hint = ", or num-examples-public = true" * (self.privacy.privacy == "dp-sgd")
+            raise UserError(
+                f'weighting = "examples": with privacy = "{self.privacy.privacy}" every reply '
+                f'must weigh the same; give weighting = "uniform"{hint}'
+            )
+
+    @property
+    def weighting(self) -> str:
+        """The weighting in effect, `examples` or `uniform`."""
+        if self.federation.weighting != "auto":
+            return self.federation.weighting
+        return "examples" if self.privacy.privacy == "none" else "uniform"
+
+    @property
+    def fraction_evaluate(self) -> float:
+        """The share of the clients that evaluate: none where that would tell of private data."""
+        if self.privacy.privacy == "dp-sgd" and not self.privacy.evaluate_epsilon:
+            return 0.0
+        return self.federation.fraction_evaluate
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
@@ -327,9 +353,9 @@ class Config:
         sections: dict[str, Any] = {
             name: section(
                 **{
-                    entry.name: run_config[_key(entry)]
+                    entry.name: run_config[key_of(entry)]
                     for entry in fields(section)
-                    if _key(entry) in run_config
+                    if key_of(entry) in run_config
                 }
             )
             for name, section in SECTIONS.items()
@@ -345,8 +371,9 @@ class Config:
         }
 
 
-SECTIONS: Mapping[str, type[_Section]] = {
+SECTIONS: Mapping[str, type[Section]] = {
     "federation": FederationConfig,
+    "privacy": PrivacyConfig,
     "model": ModelConfig,
     "lora": LoraConfig,
     "data": DataConfig,
@@ -365,7 +392,7 @@ class Setting:
 
 
 SETTINGS: Mapping[str, Setting] = {
-    _key(entry): Setting(
+    key_of(entry): Setting(
         getattr(section, entry.name),
         entry.metadata["rule"].allowed(type(entry.default)),
         entry.metadata["rule"].help,
@@ -381,53 +408,11 @@ def _unknown_key(key: str) -> str:
     return f"{key}: no such run-config key{hint}"
 
 
-_PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
-
-
-def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
-    """Read ``--run-config`` arguments, each ``'key=value key=value'`` or the path of a TOML file.
-
-    Later items win. Raises `UserError` for a file that cannot be read and for text that is
-    neither.
-    """
-    merged: dict[str, Any] = {}
-    for item in items:
-        merged.update(_read_toml(Path(item)) if item.endswith(".toml") else _read_pairs(item))
-    return merged
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file ({error})") from None
-    if table.pop("versions", None):  # a run's own config.toml, given again
-        table.pop("output-dir", None)
-        table.pop("resume-from", None)
-    return table
-
-
-def _read_pairs(text: str) -> dict[str, Any]:
-    pairs: Sequence[tuple[str, str]] = _PAIR.findall(text)
-    if _PAIR.sub("", text):
-        raise UserError(f"{text!r}: must be key=value pairs or the path of a .toml file")
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        try:
-            values[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            raise UserError(f"{key} = {value}: not a TOML value; put text in quotes") from None
-    return values
-
-
 def settings_table() -> str:
     """Return the Markdown table of all run-config keys that the README shows."""
     rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
-    for key, setting in SETTINGS.items():
-        default = json.dumps(setting.default)
-        rows.append(f"| `{key}` | `{default}` | {setting.allowed} | {setting.help} |")
+    for key, its in SETTINGS.items():
+        rows.append(f"| `{key}` | `{json.dumps(its.default)}` | {its.allowed} | {its.help} |")
     return "\n".join(rows)
 
 

@@ -37,13 +37,15 @@ class PartitionGrid(Grid):
     """Presents the nodes of `inner` under their partition numbers.
 
     A node is asked once for its ``partition-id``; one that has none, or another's, gets the next
-    free number. `traffic` grows with every message that passes.
+    free number. `traffic` grows with every message that passes; `retired` partitions are asked no
+    more.
     """
 
     def __init__(self, inner: Grid) -> None:
         self.inner = inner
         self.traffic = Traffic()
         self.num_partitions = 0
+        self.retired: set[int] = set()
         self._node_ids: dict[int, int] = {}  # partition -> node id
         self._refused: dict[int, str] = {}  # node id -> why it cannot take part
 
@@ -72,8 +74,8 @@ class PartitionGrid(Grid):
             time.sleep(POLL_SECONDS)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the partition numbers of the connected nodes, ascending."""
-        return sorted(self._refresh())
+        """Return the partition numbers of the connected nodes that are not retired, ascending."""
+        return sorted(self._refresh().keys() - self.retired)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -10,15 +10,23 @@ COUNTS = ("support", "predicted", "correct")
 
 
 def sound(
-    asked: Mapping[int, Message], replies: Sequence[Message], keys: set[str]
+    asked: Mapping[int, Message],
+    replies: Sequence[Message],
+    keys: set[str],
+    spent: Mapping[int, float],
 ) -> list[Message]:
     """Return the replies in their order, each unsound one turned into a failed one.
 
     `asked` holds the message to each partition. A sound reply has the metrics `keys` and no
     others, all finite, and, where it has arrays, those of the message: the same names, dtypes and
-    shapes, all finite.
+    shapes, all finite. Its ``epsilon``, if it has one, is no less than what the partition has
+    `spent`.
     """
-    return [_checked(asked[reply.metadata.src_node_id], reply, keys) for reply in replies]
+    checked = []
+    for reply in replies:
+        partition = reply.metadata.src_node_id
+        checked.append(_checked(asked[partition], reply, keys, spent.get(partition, 0.0)))
+    return checked
 
 
 def metrics_of(replies: Sequence[Message]) -> dict[int, MetricRecord]:
@@ -38,7 +46,8 @@ def number(record: MetricRecord, key: str) -> float:
 
 
 def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
-    """Return loss and accuracy averaged over examples, or None without any examples."""
+    """Return loss and accuracy averaged over examples, or None where no reply tells them."""
+    records = [record for record in records if "loss" in record]
     weights = [number(record, "num-examples") for record in records]
     if not sum(weights):
         return None
@@ -48,20 +57,21 @@ def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
     }
 
 
-def train_keys() -> set[str]:
-    """Return the metrics of a reply to a training message."""
-    return {"num-examples", "loss", "accuracy", "seconds"}
+def train_keys(private: bool) -> set[str]:
+    """Return the metrics of a reply to a training message; `private`: under ``dp-sgd``."""
+    exact, noisy = {"loss", "accuracy", "seconds"}, {"epsilon", "budget-spent"}
+    return {"num-examples", *(noisy if private else exact)}
 
 
-def evaluate_keys(num_labels: int) -> set[str]:
+def evaluate_keys(private: bool, num_labels: int) -> set[str]:
     """Return the metrics of a reply to an evaluation message."""
-    return train_keys() | {f"{kind}-{k}" for kind in COUNTS for k in range(num_labels)}
+    return train_keys(private) | {f"{kind}-{k}" for kind in COUNTS for k in range(num_labels)}
 
 
-def _checked(message: Message, reply: Message, keys: set[str]) -> Message:
+def _checked(message: Message, reply: Message, keys: set[str], spent: float) -> Message:
     if reply.has_error():
         return reply
-    fault = _metrics_fault(reply, keys) or _arrays_fault(message, reply)
+    fault = _metrics_fault(reply, keys, spent) or _arrays_fault(message, reply)
     if fault is None:
         return reply
     failed = Message(Error(ErrorCode.UNKNOWN, f"unsound reply: {fault}"), reply_to=message)
@@ -70,7 +80,7 @@ def _checked(message: Message, reply: Message, keys: set[str]) -> Message:
     return failed
 
 
-def _metrics_fault(reply: Message, keys: set[str]) -> str | None:
+def _metrics_fault(reply: Message, keys: set[str], spent: float) -> str | None:
     if list(reply.content.metric_records) != ["metrics"]:
         return "it must have one record of metrics"
     record = reply.content.metric_records["metrics"]
@@ -79,6 +89,11 @@ def _metrics_fault(reply: Message, keys: set[str]) -> str | None:
     for key, value in record.items():
         if isinstance(value, list) or not np.isfinite(value):
             return f"{key} is not a finite number"
+    if "epsilon" in record and number(record, "epsilon") < spent:
+        return (
+            f"epsilon is {number(record, 'epsilon'):.4g} and was {spent:.4g} before: its privacy "
+            "ledger is lost"
+        )
     return None
 
 

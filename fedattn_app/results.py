@@ -16,9 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedattn_app.config import Config, ConfigValue, parse_run_config
+from fedattn_app.config import Config
 from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
+from fedattn_app.run_config import parse_run_config
+from fedattn_app.settings import ConfigValue
 from fedattn_app.storage import read_arrays, user_path, write_arrays, write_atomically
 
 CHECKPOINT = Path("checkpoint", "model.safetensors")
@@ -34,8 +36,9 @@ class RunFolder:
     """Writes one run's folder.
 
     `path` is absolute. In a run that carries another on, `arrays` are the shared parameters after
-    round `start_round`, `earlier` that run's rows, one per round from 0, and `num_partitions` over
-    how many clients its data were split. `frozen` is the fingerprint of the frozen parameters.
+    round `start_round`, `earlier` that run's rows, one per round from 0, `num_partitions` over
+    how many clients its data were split, `spent` the ε of each partition, and `accountant` the
+    state of the server's accountant. `frozen` is the fingerprint of the frozen parameters.
     Raises `UserError` for a folder that cannot be written, that already holds another run, or that
     cannot be carried on with this configuration or these frozen parameters.
     """
@@ -47,6 +50,8 @@ class RunFolder:
         self.start_round = 0
         self.num_partitions = 0
         self.earlier: list[Row] = []
+        self.spent: dict[int, float] = {}
+        self.accountant: Row = {}
         clients: list[Row] = []
         if config.output.resume_from:
             before = _resumable(config)
@@ -65,6 +70,10 @@ class RunFolder:
                 )
             self.earlier = [row for row in before.history if row["round"] <= last]
             clients = [row for row in before.clients if row["round"] <= last]
+            self.accountant = json.loads(about.get("accountant", "{}"))
+            for row in before.clients:  # later rounds too: what is spent is spent
+                if row.get("epsilon") is not None:
+                    self.spent[row["partition"]] = row["epsilon"]
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
@@ -89,16 +98,22 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def checkpoint(
-        self, server_round: int, arrays: Mapping[str, NDArray], num_partitions: int = 0
+        self,
+        server_round: int,
+        arrays: Mapping[str, NDArray],
+        num_partitions: int = 0,
+        accountant: Mapping[str, object] | None = None,
     ) -> None:
         """Replace the checkpoint by the shared parameters after `server_round`.
 
         `num_partitions` says over how many clients the data are split; 0: they are not.
+        `accountant` is the state of the server's privacy accountant.
         """
         about = {
             "round": str(server_round),
             "num-partitions": str(num_partitions),
             "frozen-fingerprint": self.frozen,
+            "accountant": json.dumps(accountant or {}),
         }
         write_arrays(self.path / CHECKPOINT, arrays, about)
 

@@ -6,6 +6,7 @@ one clear line when a round brings nothing.
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp.exception import PrivacyBudgetExhausted
 from flwr.serverapp.strategy import Strategy
+from flwr.supercore.privacy_accounting import PrivacyAccountant
 
-from fedattn_app.config import FederationConfig
+from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid, Traffic, error_line
 from fedattn_app.parameters import NDArray
@@ -38,18 +41,28 @@ log = logging.getLogger("fedattn")
 
 @dataclass
 class Outcome:
-    """What a run has come to so far."""
+    """What a run has come to so far; `epsilon` is what each partition has spent."""
 
     arrays: ArrayRecord
     central: Scores | None = None
     federated: Scores | None = None
     worst_client: float | None = None
     history: list[Row] = field(default_factory=list)
+    epsilon: dict[int, float] = field(default_factory=dict)
 
     @property
     def scores(self) -> Scores | None:
         """The central scores where there are any, else the federated ones."""
         return self.central or self.federated
+
+    @property
+    def epsilon_max(self) -> float | None:
+        """The most that any client has spent; None without differential privacy."""
+        return max(self.epsilon.values(), default=None)
+
+
+class BudgetSpentError(Exception):
+    """Raised inside a round that too few clients have the privacy budget for."""
 
 
 class Rounds:
@@ -57,6 +70,7 @@ class Rounds:
 
     Of the global model only the parameters `shared` ever change. `evaluate` scores them on the
     server's own examples, or is None where it has none; `message_config` goes with every message.
+    `accountant` adds up what the server's own noise spends, where it adds any.
     """
 
     def __init__(
@@ -64,37 +78,46 @@ class Rounds:
         strategy: Strategy,
         grid: PartitionGrid,
         folder: RunFolder,
-        config: FederationConfig,
+        config: Config,
         shared: Collection[str],
         num_labels: int,
         evaluate: Callable[[Mapping[str, NDArray]], Scores] | None,
         message_config: Mapping[str, str],
+        accountant: PrivacyAccountant | None = None,
     ) -> None:
         self.strategy = strategy
         self.grid = grid
         self.folder = folder
-        self.config = config
+        self.config = config.federation
+        self.privacy = config.privacy
+        self.private = config.privacy.privacy == "dp-sgd"
         self.shared = shared
         self.num_labels = num_labels
         self.evaluate = evaluate
         self.message_config = message_config
+        self.accountant = accountant
 
     def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
         """Run from the folder's start round to the last one, from the global `arrays`.
 
-        Raises `RunFailedError` when every client of a round fails; what went before is in the
-        folder.
+        It ends early where too few clients have privacy budget left for another round. Raises
+        `RunFailedError` when every client of a round fails; what went before is in the folder.
         """
         outcome = Outcome(
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
             history=list(self.folder.earlier),
+            epsilon=dict(self.folder.spent),
         )
         first = self.folder.start_round + 1
         if first == 1:
             self._start(outcome)
         began = time.perf_counter()
         for server_round in range(first, self.config.num_rounds + 1):
-            row = self._round(server_round, outcome)
+            try:
+                row = self._round(server_round, outcome)
+            except BudgetSpentError as end:
+                log.warning("the run ends after round %d: %s", server_round - 1, end)
+                break
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
@@ -106,7 +129,7 @@ class Rounds:
             outcome.central = self.evaluate(self._shared(outcome))
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
-        row = _row(0, seconds, 0, 0, traffic, None, None, outcome.central)
+        row = _row(0, seconds, 0, 0, traffic, None, outcome)
         self._record(row, [], outcome)
         log.info(round_line(row, self.config.num_rounds, None))
 
@@ -131,22 +154,41 @@ class Rounds:
             failed_training + failed_evaluation,
             traffic,
             mean_scores(list(trained.values())),
-            outcome.federated,
-            outcome.central,
+            outcome,
         )
-        self._record(row, _client_rows(server_round, trained, evaluated), outcome)
+        clients = _client_rows(server_round, trained, evaluated, outcome.epsilon)
+        if not self._num_examples_told:
+            clients = [{**client, "num_examples": None} for client in clients]
+        self._record(row, clients, outcome)
         return row
 
+    @property
+    def _num_examples_told(self) -> bool:
+        return not self.private or self.privacy.num_examples_public
+
     def _train(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
-        with _sampling(self.config.seed, server_round, "train"):
-            messages = list(
-                self.strategy.configure_train(
-                    server_round, outcome.arrays, self._message_config(), self.grid
+        self._check_budgets()
+        try:
+            with _sampling(self.config.seed, server_round, "train"):
+                messages = list(
+                    self.strategy.configure_train(
+                        server_round, outcome.arrays, self._message_config(), self.grid
+                    )
                 )
-            )
-        replies = self._exchange(messages, train_keys())
+        except PrivacyBudgetExhausted as error:
+            raise BudgetSpentError(str(error)) from None
+        replies = self._exchange(messages, train_keys(self.private), outcome)
         good = metrics_of(replies)
-        if messages and not good:
+        spent = {partition for partition, record in good.items() if record.get("budget-spent")}
+        if spent:
+            self._retire(spent, outcome)
+            replies = [reply for reply in replies if reply.metadata.src_node_id not in spent]
+            good = {
+                partition: record for partition, record in good.items() if partition not in spent
+            }
+            if not good:
+                self._check_budgets()
+        if messages and not good and not spent:
             reasons = {error_line(reply) for reply in replies if reply.has_error()}
             reason = min(reasons, default=f"no reply within {self.config.round_timeout:g} s")
             raise RunFailedError(
@@ -158,7 +200,24 @@ class Rounds:
             log.warning("round %d: nothing to combine; the model stays", server_round)
         else:
             outcome.arrays = arrays
-        return good, len(messages) - len(good)
+        if self.accountant:
+            spent_so_far = self.accountant.get_privacy_spent().epsilon
+            outcome.epsilon = dict.fromkeys(outcome.epsilon.keys() | good, spent_so_far)
+        return good, len(messages) - len(good) - len(spent)
+
+    def _retire(self, partitions: set[int], outcome: Outcome) -> None:
+        """Ask these clients no more: they have no privacy budget for another round."""
+        self.grid.retired |= partitions
+        for partition in sorted(partitions):
+            log.info("client %d: budget spent, ε %.4g", partition, outcome.epsilon[partition])
+
+    def _check_budgets(self) -> None:
+        left, needed = len(list(self.grid.get_node_ids())), max(1, self.config.min_clients)
+        if self.grid.retired and left < needed:
+            raise BudgetSpentError(
+                f"{left} of {left + len(self.grid.retired)} clients have privacy budget left, "
+                f"{needed} are needed"
+            )
 
     def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
         outcome.federated = outcome.worst_client = None
@@ -168,13 +227,14 @@ class Rounds:
                     server_round, outcome.arrays, self._message_config(), self.grid
                 )
             )
-        replies = self._exchange(messages, evaluate_keys(self.num_labels))
+        replies = self._exchange(messages, evaluate_keys(self.private, self.num_labels), outcome)
         self.strategy.aggregate_evaluate(server_round, replies)
         good = metrics_of(replies)
         counted = [record for record in good.values() if number(record, "num-examples")]
         if counted:
             outcome.federated = self._pool(counted)
-            outcome.worst_client = min(number(record, "accuracy") for record in counted)
+            if not self.private:  # the least of noisy numbers tells of the noise
+                outcome.worst_client = min(number(record, "accuracy") for record in counted)
         return good, len(messages) - len(good)
 
     def _pool(self, records: Sequence[MetricRecord]) -> Scores:
@@ -186,22 +246,29 @@ class Rounds:
                     for k in range(self.num_labels)
                 ],
                 dtype=np.int64,
-            )
+            ).clip(min=0)  # noisy counts may fall below
             for kind in COUNTS
         )
-        sizes = [number(record, "num-examples") for record in records]
-        loss = np.average([number(record, "loss") for record in records], weights=sizes)
-        return Scores(float(loss), support, predicted, correct)
+        means = mean_scores(records)
+        right = np.minimum(correct, np.minimum(support, predicted))
+        loss = means["loss"] if means else math.nan
+        return Scores(loss, support, predicted, right)
 
-    def _exchange(self, messages: Sequence[Message], keys: set[str]) -> list[Message]:
+    def _exchange(
+        self, messages: Sequence[Message], keys: set[str], outcome: Outcome
+    ) -> list[Message]:
         if not messages:
             return []
         asked = {message.metadata.dst_node_id: message for message in messages}
         answers = list(self.grid.send_and_receive(messages, timeout=self.config.round_timeout))
-        replies = sound(asked, answers, keys)
+        replies = sound(asked, answers, keys, outcome.epsilon)
         for reply in replies:
+            partition = reply.metadata.src_node_id
             if reply.has_error():
-                log.warning("client %d failed: %s", reply.metadata.src_node_id, error_line(reply))
+                log.warning("client %d failed: %s", partition, error_line(reply))
+            elif self.private:
+                metrics = reply.content.metric_records["metrics"]
+                outcome.epsilon[partition] = number(metrics, "epsilon")
         if len(replies) < len(messages):
             log.warning("%d clients did not reply in time", len(messages) - len(replies))
         return replies
@@ -216,7 +283,12 @@ class Rounds:
     def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
         outcome.history.append(row)
         self.folder.add_round(row, clients)
-        self.folder.checkpoint(row["round"], self._shared(outcome), self.grid.num_partitions)
+        self.folder.checkpoint(
+            row["round"],
+            self._shared(outcome),
+            self.grid.num_partitions,
+            self.accountant.state_dict() if self.accountant else {},
+        )
 
     def _shared(self, outcome: Outcome) -> dict[str, NDArray]:
         return {
@@ -231,7 +303,10 @@ def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
     source = next((key for key in sources if row[key]), None)
     if source:
         accuracy, loss = row[source]["accuracy"], row[source]["loss"]
-        parts += [f"{sources[source]} accuracy {accuracy:.3f}  loss {loss:.3f}"]
+        parts += [f"{sources[source]} accuracy {accuracy:.3f}"]
+        parts += [f"loss {loss:.3f}"] if loss is not None else []
+    if row["epsilon_max"] is not None:
+        parts += [f"ε {row['epsilon_max']:.3g}"]
     parts += [f"up {row['bytes_up'] / 1e6:.2f} MB", f"down {row['bytes_down'] / 1e6:.2f} MB"]
     parts += [f"{row['seconds']:.1f} s"]
     if row["failures"]:
@@ -260,8 +335,7 @@ def _row(
     failures: int,
     traffic: Traffic,
     train: Mapping[str, Any] | None,
-    evaluate: Scores | None,
-    central: Scores | None,
+    outcome: Outcome,
 ) -> Row:
     return {
         "round": server_round,
@@ -271,9 +345,9 @@ def _row(
         "bytes_up": traffic.up,
         "bytes_down": traffic.down,
         "train": train,
-        "evaluate": evaluate and evaluate.row(),
-        "central": central and central.row(),
-        "epsilon_max": None,
+        "evaluate": outcome.federated and outcome.federated.row(),
+        "central": outcome.central and outcome.central.row(),
+        "epsilon_max": outcome.epsilon_max,
     }
 
 
@@ -281,22 +355,26 @@ def _client_rows(
     server_round: int,
     trained: Mapping[int, MetricRecord],
     evaluated: Mapping[int, MetricRecord],
+    epsilon: Mapping[int, float],
 ) -> list[Row]:
-    """One row per client: its accuracy on held-out examples where it evaluated any."""
+    """One row per client: its accuracy on held-out examples where it evaluated any.
+
+    What a reply does not tell is None.
+    """
     rows = []
     for partition in sorted({*trained, *evaluated}):
         train, held_out = trained.get(partition), evaluated.get(partition)
         scored = held_out if held_out and held_out["num-examples"] else train
-        seconds = [number(record, "seconds") for record in (train, held_out) if record]
+        timed = [record for record in (train, held_out) if record and "seconds" in record]
         rows.append(
             {
                 "round": server_round,
                 "partition": partition,
                 "num_examples": train["num-examples"] if train else None,
-                "accuracy": scored["accuracy"] if scored else None,
-                "loss": scored["loss"] if scored else None,
-                "epsilon": None,
-                "seconds": sum(seconds),
+                "accuracy": scored.get("accuracy") if scored else None,
+                "loss": scored.get("loss") if scored else None,
+                "epsilon": epsilon.get(partition),
+                "seconds": sum(number(record, "seconds") for record in timed) if timed else None,
             }
         )
     return rows

@@ -1,5 +1,6 @@
 """How a model did on some examples: the one form for a client, the server and the results."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ Counts = npt.NDArray[np.int64]
 class Scores:
     """Mean cross-entropy in nats, and per-class counts, each int64 of shape (K,).
 
-    `support` counts the examples of each label, `predicted` the answers, `correct` those that are
-    right.
+    The loss is NaN where only counts were told. `support` counts the examples of each label,
+    `predicted` the answers, `correct` those that are right.
     """
 
     loss: float
@@ -49,6 +50,7 @@ class Scores:
         occurs = total > 0
         return float(np.mean(2 * self.correct[occurs] / total[occurs])) if occurs.any() else 0.0
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | None]:
         """Return what ``history.jsonl`` keeps of it."""
-        return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+        loss = None if math.isnan(self.loss) else self.loss
+        return {"loss": loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg
 
 from fedattn_app.build import build_classifier, describe
-from fedattn_app.config import Config, FederationConfig, TrainingConfig
+from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.console import printing
 from fedattn_app.data import Examples, label_names, server_has_data, server_test_set
 from fedattn_app.errors import RunFailedError, UserError
@@ -25,18 +26,20 @@ from fedattn_app.parameters import (
     view_arrays,
     without,
 )
+from fedattn_app.privacy.accounting import Steps, noise_for
 from fedattn_app.results import Row, RunFolder, RunResult
 from fedattn_app.rounds import Outcome, Rounds
 from fedattn_app.scopes import Scope, scope_of
 from fedattn_app.scores import Scores
 from fedattn_app.storage import folder_of
 from fedattn_app.training import evaluate
-from strategies import AttentionOnly, WeightedFedAvg
+from strategies import AttentionOnly, ClientLevelDP, WeightedFedAvg
 
 log = logging.getLogger("fedattn")
 
 # What a model that is passed on should not tell.
 PRIVATE_SETTINGS = {"data-path", "output-dir", "resume-from"}
+NOT_PRIVATE = "the noise came from the seed, which every party knows: this ε holds for nobody"
 
 app = ServerApp()
 
@@ -73,19 +76,23 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     about = _about(config, labels, model)
     frozen = fingerprint(without(arrays, scope.trainable)) if scope.frozen else ""
     folder = RunFolder(config, frozen)
+    strategy = make_strategy(config)
+    protected = _protected(strategy, config, folder)
     if config.output.resume_from:
         _carry_on(model, scope, folder.arrays, config.output.resume_from)
     rounds = Rounds(
-        strategy=AttentionOnly(make_strategy(federation), scope.shared.__contains__),
+        strategy=AttentionOnly(protected or strategy, scope.shared.__contains__),
         grid=grid,
         folder=folder,
-        config=federation,
+        config=config,
         shared=scope.shared,
         num_labels=len(labels),
         evaluate=None if test is None else partial(_score, model, test, len(labels)),
         message_config={"frozen-fingerprint": frozen} if frozen else {},
+        accountant=protected.accountant if protected else None,
     )
     log.info("%s", _plan(config, labels, scope, arrays))
+    _say_what_is_private(config)
     if config.model.pretrained and config.training.learning_rate == TrainingConfig.learning_rate:
         log.warning(
             "learning-rate = %g suits the built-in model; for a pretrained one try 2e-3 for "
@@ -98,6 +105,11 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         raise UserError(
             f"{grid.num_partitions} clients: the run to carry on split its data over "
             f"{folder.num_partitions}; give --num-supernodes {folder.num_partitions}"
+        )
+    if protected and config.privacy.target_delta * clients >= 1:
+        raise UserError(
+            f"target-delta = {config.privacy.target_delta:g}: must be below 1 / number of "
+            f"clients = 1 / {clients}"
         )
     folder.begin()
     try:
@@ -130,16 +142,58 @@ def _carry_on(model: Classifier, scope: Scope, arrays: Mapping[str, NDArray], re
         raise UserError(f"resume-from = {resumed}: the checkpoint does not fit ({error})") from None
 
 
-def make_strategy(config: FederationConfig) -> Strategy:
+def make_strategy(config: Config) -> FedAvg:
     """Make the rule that combines the replies."""
-    return WeightedFedAvg(
-        weighting=config.weighting,
-        fraction_train=config.fraction_train,
-        fraction_evaluate=config.fraction_evaluate,
-        min_train_nodes=1,
-        min_evaluate_nodes=1,
-        min_available_nodes=1,
+    settings: dict[str, Any] = {
+        "fraction_train": config.federation.fraction_train,
+        "fraction_evaluate": config.fraction_evaluate,
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 1,
+        "min_available_nodes": 1,
+    }
+    if config.privacy.privacy == "client-dp":
+        return FedAvg(**settings)  # Flower's accounting knows no other; it averages uniformly
+    return WeightedFedAvg(config.weighting, **settings)
+
+
+def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLevelDP | None:
+    """Wrap `strategy` in the server's noise, if that is asked for, as far as it has been spent."""
+    privacy = config.privacy
+    if privacy.privacy != "client-dp":
+        return None
+    before = [
+        Steps(release["event"]["noise_multiplier"], 1.0, release["count"])
+        for release in folder.accountant.get("compositions", [])
+    ]
+    planned = Steps(0.0, 1.0, config.federation.num_rounds - folder.start_round)
+    noise = privacy.noise_multiplier or noise_for(
+        privacy.target_epsilon, privacy.target_delta, planned, before
     )
+    if noise is None:
+        raise UserError(
+            f"target-epsilon = {privacy.target_epsilon:g}: no noise is enough for "
+            f"{planned.count} rounds at target-delta = {privacy.target_delta:g}"
+        )
+    wrapper = ClientLevelDP(
+        strategy,
+        noise,
+        privacy.max_update_norm,
+        privacy.target_delta,
+        privacy.target_epsilon or None,
+        config.federation.seed if privacy.reproducible_noise else None,
+    )
+    if folder.accountant:
+        assert wrapper.accountant
+        wrapper.accountant.load_state_dict(folder.accountant)
+    return wrapper
+
+
+def _say_what_is_private(config: Config) -> None:
+    privacy = config.privacy
+    if privacy.privacy == "dp-sgd" and not privacy.evaluate_epsilon:
+        log.info("dp-sgd: clients do not evaluate (evaluate-epsilon = 0)")
+    if privacy.reproducible_noise:
+        log.warning("reproducible-noise: %s", NOT_PRIVATE)
 
 
 def _score(
@@ -185,20 +239,21 @@ def _summary(
     return {
         "strategy": config.federation.strategy,
         "shared": config.federation.shared,
-        "privacy": config.federation.privacy,
+        "privacy": config.privacy.privacy,
         "model": config.model.model,
         "dataset": config.data.dataset,
         "num_clients": clients,
-        "rounds": config.federation.num_rounds,
+        "rounds": outcome.history[-1]["round"],
         "accuracy": scores and scores.accuracy,
         "macro_f1": scores and scores.macro_f1,
         "recall_per_class": scores and dict(zip(labels, scores.recall, strict=True)),
         "worst_client_accuracy": outcome.worst_client,
-        "epsilon": None,
-        "delta": None,
+        "epsilon": outcome.epsilon_max,
+        "delta": config.privacy.target_delta if config.privacy.privacy != "none" else None,
         "bytes_up_per_client_round": up / max(client_rounds, 1),
         "bytes_total": up + sum(row["bytes_down"] for row in outcome.history),
         "shared_parameters": sum(sizes[name] for name in scope.shared),
         "total_parameters": sum(sizes.values()),
         "seconds": seconds,
+        **({"privacy_note": NOT_PRIVATE} if config.privacy.reproducible_noise else {}),
     }

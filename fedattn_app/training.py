@@ -12,7 +12,6 @@ from fedattn_app.data import Examples
 from fedattn_app.scores import Scores
 
 EVALUATION_BATCH = 64
-SIMILAR_LENGTHS = 16
 
 
 class TrainingDivergedError(RuntimeError):
@@ -51,7 +50,7 @@ def train(
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
             for index in torch.split(torch.randperm(len(examples)), config.batch_size):
                 optimizer.zero_grad()
-                for part in by_length(examples.lengths[index], SIMILAR_LENGTHS):
+                for part in by_length(examples.lengths[index], config.physical_batch_size):
                     batch = examples[index[part]]
                     logits = model(batch.ids, batch.lengths)
                     loss = F.cross_entropy(logits, batch.labels, reduction="sum")

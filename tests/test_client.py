@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedattn_app.client import FrozenClient, FrozenMismatchError, PersonalClient, _seed
+from fedattn_app.client import FrozenClient, FrozenMismatchError, PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data import ClientData, client_data
 from fedattn_app.model import build_model
@@ -38,7 +38,7 @@ def test_fit_is_local_training_of_the_shared_part():
     arrays, num_examples, metrics = client.fit(start, {"server-round": 1})
     model = build_model(client.config.model, len(LABELS), 1)
     expected = train(
-        model, set(client.shared), client.data.train, client.config.training, _seed(1, 1, 0)
+        model, set(client.shared), client.data.train, client.config.training, client.seed(1)
     )
     after = get_arrays(model)
     for name, array in zip(client.shared, arrays, strict=True):

@@ -13,8 +13,8 @@ from fedattn_app.config import (
     LoraConfig,
     ModelConfig,
     ModelSize,
-    parse_run_config,
 )
+from fedattn_app.run_config import parse_run_config
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
@@ -35,6 +35,19 @@ OUT_OF_RANGE = [
     ("weighting", "nonsense", "uniform"),
     ("local", "nonsense", "personal"),
     ("privacy", "nonsense", "none"),
+    ("target-epsilon", -0.01, ">= 0"),
+    ("target-epsilon", math.inf, "a number"),
+    ("target-delta", 0, "> 0"),
+    ("target-delta", 1.0, "<= 0.999"),
+    ("noise-multiplier", -0.01, ">= 0"),
+    ("noise-multiplier", math.inf, "a number"),
+    ("max-grad-norm", 0, "> 0"),
+    ("max-grad-norm", math.inf, "a number"),
+    ("max-update-norm", 0, "> 0"),
+    ("accountant", "nonsense", "prv"),
+    ("evaluate-epsilon", -0.01, ">= 0"),
+    ("num-examples-public", 1, "true or false"),
+    ("reproducible-noise", "yes", "true or false"),
     ("layers", -1, ">= 0"),
     ("layers", 65, "<= 64"),
     ("width", -1, ">= 0"),
@@ -60,6 +73,7 @@ OUT_OF_RANGE = [
     ("validation-fraction", 0.91, "<= 0.9"),
     ("local-epochs", 0, ">= 1"),
     ("batch-size", 0, ">= 1"),
+    ("physical-batch-size", 0, ">= 1"),
     ("learning-rate", 0, "> 0"),
     ("learning-rate", -1e-3, "> 0"),
     ("learning-rate", math.inf, "a number"),
@@ -104,6 +118,7 @@ ALLOWED = [
     ("validation-fraction", 0.9),
     ("local-epochs", 9),
     ("batch-size", 1),
+    ("physical-batch-size", 1),
     ("learning-rate", 1e-9),
     ("optimizer", "sgd"),
     ("weight-decay", 0.0),
@@ -115,6 +130,22 @@ OF_TYPE = {
     kind: [key for key, setting in SETTINGS.items() if type(setting.default) is kind]
     for kind in (int, float, str)
 }
+
+LOCAL = {"privacy": "dp-sgd", "noise-multiplier": 1.0}
+CENTRAL = {"privacy": "client-dp", "noise-multiplier": 1.0}
+# A value other than the default for each key of differential privacy, and who has it.
+PRIVATE = [
+    ("target-epsilon", 8.0, LOCAL, CENTRAL),
+    ("target-delta", 1e-6, LOCAL, CENTRAL),
+    ("noise-multiplier", 2.0, LOCAL, CENTRAL),
+    ("max-grad-norm", 0.1, LOCAL),
+    ("max-update-norm", 0.1, CENTRAL),
+    ("accountant", "prv", LOCAL),
+    ("evaluate-epsilon", 1.0, LOCAL),
+    ("num-examples-public", True, LOCAL),
+    ("reproducible-noise", True, LOCAL, CENTRAL),
+]
+PRIVATE_KEYS = {key for key, *_ in PRIVATE}
 
 
 def test_pyproject_states_the_defaults_key_for_key():
@@ -164,8 +195,11 @@ def test_text_is_nothing_else(refused, key, value):
 
 @pytest.mark.parametrize("key", OF_TYPE[float])
 def test_a_whole_number_will_do_for_a_number(key):
+    if key == "target-delta":
+        pytest.skip("its range has no whole number")
     number = 0 if key in ("dropout", "validation-fraction") else 1
-    value = Config.from_run_config({key: number}).to_run_config()[key]
+    privacy = CENTRAL if key == "max-update-norm" else LOCAL if key in PRIVATE_KEYS else {}
+    value = Config.from_run_config({**privacy, key: number}).to_run_config()[key]
     assert (value, type(value)) == (number, float)
 
 
@@ -324,3 +358,57 @@ def test_a_folder_in_place_of_a_toml_file_is_refused(refused, tmp_path):
     (tmp_path / "run.toml").mkdir()
     with refused(tmp_path / "run.toml", "cannot be read"):
         parse_run_config([str(tmp_path / "run.toml")])
+
+
+def test_every_key_of_differential_privacy_is_among_those_tested():
+    assert set(SETTINGS) >= PRIVATE_KEYS
+    section = Config.from_run_config(LOCAL).privacy
+    assert PRIVATE_KEYS | {"privacy"} == {name.replace("_", "-") for name in vars(section)}
+
+
+@pytest.mark.parametrize(("key", "value", "owners"), [(k, v, o) for k, v, *o in PRIVATE])
+def test_a_key_of_differential_privacy_is_refused_where_it_would_do_nothing(
+    refused, key, value, owners
+):
+    for settings in ({}, LOCAL, CENTRAL):
+        if settings in owners:
+            assert Config.from_run_config({**settings, key: value}).to_run_config()[key] == value
+        else:
+            with refused(key, "does nothing", settings.get("privacy", "none")):
+                Config.from_run_config({**settings, key: value})
+
+
+@pytest.mark.parametrize("privacy", ["dp-sgd", "client-dp"])
+def test_privacy_without_a_budget_or_noise_is_refused(refused, privacy):
+    with refused(privacy, "target-epsilon", "noise-multiplier"):
+        Config.from_run_config({"privacy": privacy})
+
+
+@pytest.mark.parametrize(
+    ("settings", "weighting"),
+    [
+        ({}, "examples"),
+        ({"weighting": "uniform"}, "uniform"),
+        (LOCAL, "uniform"),
+        ({**LOCAL, "num-examples-public": True}, "uniform"),
+        ({**LOCAL, "num-examples-public": True, "weighting": "examples"}, "examples"),
+        (CENTRAL, "uniform"),
+    ],
+)
+def test_replies_weigh_the_same_under_privacy_unless_numbers_are_public(settings, weighting):
+    assert Config.from_run_config(settings).weighting == weighting
+
+
+@pytest.mark.parametrize("settings", [LOCAL, CENTRAL])
+def test_weights_that_tell_of_private_numbers_are_refused(refused, settings):
+    with refused("weighting", settings["privacy"], "uniform"):
+        Config.from_run_config({**settings, "weighting": "examples"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "fraction"),
+    [({}, 0.5), (LOCAL, 0.0), ({**LOCAL, "evaluate-epsilon": 1.0}, 0.5), (CENTRAL, 0.5)],
+)
+def test_clients_evaluate_under_dp_sgd_only_with_a_budget_for_it(settings, fraction):
+    config = Config.from_run_config({"fraction-evaluate": 0.5, **settings})
+    assert config.fraction_evaluate == fraction

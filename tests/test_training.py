@@ -12,7 +12,6 @@ from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
 from fedattn_app.scopes import BUILT_IN, scope_of
 from fedattn_app.training import (
-    SIMILAR_LENGTHS,
     TrainingDivergedError,
     by_length,
     evaluate,
@@ -74,7 +73,7 @@ def test_the_trainable_parameters_change_and_the_others_keep_their_bits(
 
 
 def test_a_batch_in_parts_of_similar_length_has_the_gradient_of_the_whole(model, examples):
-    assert len(examples) > SIMILAR_LENGTHS
+    assert len(examples) > TrainingConfig.physical_batch_size
     loss = F.cross_entropy(model(examples.ids, examples.lengths), examples.labels)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     before = [parameter.detach().clone() for parameter in model.parameters()]

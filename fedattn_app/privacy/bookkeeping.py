@@ -1,0 +1,157 @@
+"""Clipped gradient sums without any example's gradient: book-keeping.
+
+A linear layer with inputs a_i (T, p) and output gradients e_i (T, q) of example i has there the
+weight gradient g_i = e_iᵀ a_i. Its norm needs no g_i, and the clipped sum is one product:
+
+    ‖g_i‖² = ⟨a_i a_iᵀ, e_i e_iᵀ⟩,    Σ_i c_i g_i = [c_1 e_1; c_2 e_2; …]ᵀ [a_1; a_2; …]
+
+(Goodfellow, 2015, arXiv 1510.01799; Li, Tramèr, Liang and Hashimoto, 2022, arXiv 2110.05679.) The
+backward pass stops at the outputs of the trained layers, so that it computes no gradient of a
+weight (Bu, Wang, Zha and Karypis, "Differentially private optimization on large model at small
+cost", 2023, arXiv 2210.00038).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedattn_app.data import Examples
+from fedattn_app.privacy.gradients import factors, losses, trained
+
+# Adds the sum over examples, each weighted by (B,) factors, to a tensor of the parameter's shape.
+Add = Callable[[Tensor, Tensor], object]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One parameter's share: squared norms (B,) of its examples' gradients, and their sum."""
+
+    parameter: Tensor
+    squares: Tensor
+    add: Add
+
+
+class BookKeeping:
+    """Knows `nn.Linear`, `nn.LayerNorm` and `nn.Embedding`, each used once in a pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = trained(model)
+        owners = [
+            module
+            for module in model.modules()
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        ]
+        for module in owners:
+            if type(module) not in _LAYERS:
+                raise TypeError(f"{type(module).__name__} is not a layer that is known")
+        self._place: dict[Tensor, int] = {
+            parameter: place for place, parameter in enumerate(self.parameters)
+        }
+        self._passed: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self._batch = 0
+        self._handles = [module.register_forward_hook(self._pass) for module in owners]
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
+        """Add the clipped gradients: one forward pass, one short backward pass."""
+        self._batch = len(batch)
+        self._passed = []
+        loss = losses(self.model, batch).sum()
+        outputs = [output for _, _, output in self._passed]
+        gradients = torch.autograd.grad(loss, outputs, materialize_grads=True)
+        with torch.no_grad():
+            parts = [
+                part
+                for (module, given, _), gradient in zip(self._passed, gradients, strict=True)
+                for part in _LAYERS[type(module)](module, given, gradient)
+                if part.parameter in self._place
+            ]
+            norms = torch.stack([part.squares for part in parts]).sum(0).clamp(min=0).sqrt()
+            finite = norms.isfinite()
+            if finite.all():
+                scale = factors(norms, max_grad_norm)
+                for part in parts:
+                    part.add(sums[self._place[part.parameter]], scale)
+        self._passed = []
+        if not finite.all() and finite.any():
+            self.add(batch[finite.nonzero()[:, 0]], max_grad_norm, sums)
+
+    def close(self) -> None:
+        """Remove the hooks, and let the parameters require gradients again."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    def _pass(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Take down what went through `module`, and let the backward pass end at its output."""
+        if any(module is other for other, _, _ in self._passed):
+            raise TypeError(f"{type(module).__name__} is used twice")
+        (value,) = given
+        if isinstance(module, nn.Embedding) and len(value) == 1:
+            # Positions that all examples have in common: each must get its own gradient.
+            value, output = (x.expand(self._batch, *x.shape[1:]) for x in (value, output))
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        self._passed.append((module, value.detach(), output))
+        return output
+
+
+def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
+    a, e = (x.flatten(1, -2) if x.dim() > 2 else x[:, None] for x in (given, gradient))  # (B, T, ·)
+    length, inputs, outputs = a.shape[1], a.shape[2], e.shape[2]
+    if length * (inputs + outputs) <= inputs * outputs:
+        squares = ((a @ a.mT) * (e @ e.mT)).sum((1, 2))
+    else:
+        squares = (e.mT @ a).square().sum((1, 2))
+
+    def add(total: Tensor, scale: Tensor) -> object:
+        return total.addmm_((e * scale[:, None, None]).flatten(0, 1).T, a.flatten(0, 1))
+
+    parts = [_Part(layer.weight, squares, add)]
+    return parts if layer.bias is None else [*parts, _vector(layer.bias, e.sum(1))]
+
+
+def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor) -> list[_Part]:
+    if not layer.elementwise_affine or len(layer.normalized_shape) > 1:
+        raise TypeError("LayerNorm over several dimensions is not known")
+    normal = F.layer_norm(given, layer.normalized_shape, eps=layer.eps)
+    weight, bias = ((x).flatten(1, -2).sum(1) for x in (normal * gradient, gradient))  # (B, D)
+    parts = [_vector(layer.weight, weight)]
+    return parts if layer.bias is None else [*parts, _vector(layer.bias, bias)]
+
+
+def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part]:
+    if layer.max_norm is not None or layer.scale_grad_by_freq:
+        raise TypeError("Embedding with max_norm or scale_grad_by_freq is not known")
+    if layer.padding_idx is not None:
+        gradient = gradient * (ids != layer.padding_idx)[..., None]
+    same = ids[:, :, None] == ids[:, None, :]  # (B, T, T)
+    squares = ((gradient @ gradient.mT) * same).sum((1, 2))
+
+    def add(total: Tensor, scale: Tensor) -> object:
+        return total.index_add_(0, ids.flatten(), (gradient * scale[:, None, None]).flatten(0, 1))
+
+    return [_Part(layer.weight, squares, add)]
+
+
+def _vector(parameter: Tensor, gradients: Tensor) -> _Part:
+    """Return the part of a parameter whose gradients (B, D) are small enough to be held."""
+
+    def add(total: Tensor, scale: Tensor) -> object:
+        return total.add_(scale @ gradients)
+
+    return _Part(parameter, gradients.square().sum(1), add)
+
+
+_LAYERS: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor], list[_Part]]] = {
+    nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+}

@@ -1,0 +1,142 @@
+"""A node's privacy ledger: all that was ever spent on its data, written before it is used.
+
+It is a JSON file in the node's `state-dir`, replaced as a whole under a lock, with a copy in
+Flower's `context.state`; in a simulation there is the copy only. Entries are added, never removed.
+A ledger that cannot be read, or that lost what its copy still has, stops the node.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedattn_app.errors import UserError
+from fedattn_app.privacy.accounting import Steps
+from fedattn_app.storage import write_atomically
+
+FORMAT = "fedattn privacy ledger 1"
+KINDS = ("train", "evaluate")
+COPY = "privacy-ledger"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one message of the server has cost.
+
+    `steps` mechanisms of noise multiplier `noise_multiplier` and `sample_rate`, on the examples to
+    `kind`: train on or evaluate. `run` is Flower's id. `epsilon` is what all entries up to this one
+    come to at `delta`, as it was told.
+    """
+
+    kind: str
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    run: int
+    server_round: int
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if type(value) is not entry.type:
+                raise ValueError(f"{entry.name} = {value!r} is not {entry.type}")
+        sound = (
+            self.kind in KINDS
+            and 0 <= self.noise_multiplier < math.inf
+            and 0 < self.sample_rate <= 1
+            and self.steps > 0
+            and self.epsilon >= 0
+        )
+        if not sound:
+            raise ValueError(f"{asdict(self)} makes no sense")
+
+    @property
+    def mechanism(self) -> Steps:
+        """What accounting needs to know of it."""
+        return Steps(self.noise_multiplier, self.sample_rate, self.steps)
+
+
+class Ledger:
+    """The entries so far, oldest first, and where they are kept.
+
+    `copy` is Flower's `context.state` or a `RecordDict` of one's own; `path` the file, or None for
+    a node that lives no longer than `copy`. Raises `UserError` for a file that is not a ledger,
+    cannot be read, or lacks entries that `copy` has.
+    """
+
+    def __init__(self, copy: RecordDict, path: Path | None = None) -> None:
+        self.copy = copy
+        self.path = path
+        self.entries = self._read()
+
+    @property
+    def mechanisms(self) -> list[Steps]:
+        """All that was spent."""
+        return [entry.mechanism for entry in self.entries]
+
+    def of(self, kind: str, run: int | None = None) -> list[Entry]:
+        """Return the entries of one kind, of all runs or of one."""
+        return [entry for entry in self.entries if entry.kind == kind and run in (None, entry.run)]
+
+    def add(self, entry: Entry) -> None:
+        """Keep one more entry. It is on disk when this returns; raises `UserError` if it is not."""
+        if self.path is None:
+            self.entries = [*self._read(), entry]
+        else:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with _locked(self.path):
+                    self.entries = [*self._read(), entry]
+                    write_atomically(self.path, _to_json(self.entries).encode())
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.copy[COPY] = ConfigRecord({"ledger": _to_json(self.entries)})
+
+    def _read(self) -> list[Entry]:
+        record = self.copy.config_records.get(COPY)
+        copied = _from_json(str(record["ledger"])) if record else []
+        if self.path is None:
+            return copied
+        try:
+            kept = _from_json(self.path.read_text()) if self.path.exists() else []
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"{self.path}: is no privacy ledger that can be read ({reason}); put back the "
+                "file that was there, or name another with the node-config key ledger"
+            ) from None
+        if kept[: len(copied)] != copied:
+            raise UserError(
+                f"{self.path}: lacks what this node has spent since it started; put back the file "
+                "that was there"
+            )
+        return kept
+
+
+def _to_json(entries: Sequence[Entry]) -> str:
+    rows = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
+    return f'{{"format": "{FORMAT}", "entries": [\n{rows}\n]}}\n'
+
+
+def _from_json(text: str) -> list[Entry]:
+    content: Any = json.loads(text)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"it is not marked {FORMAT!r}")
+    return [Entry(**row) for row in content["entries"]]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let no other process on this machine change the ledger meanwhile."""
+    import fcntl
+
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,103 @@
+"""DP-SGD: local training whose every step is a sampled Gaussian mechanism.
+
+    θ ← optimizer(θ, (Σ_{i ∈ S} clip(g_i, C) + N(0, σ²C²)) / (q·n)),    S: each example w. p. q
+
+(Abadi et al., "Deep learning with differential privacy", 2016, arXiv 1607.00133, algorithm 1.) The
+optimizer sees the noisy gradient only, so any will do: what it makes of it is post-processing.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from fedattn_app.config import TrainingConfig
+from fedattn_app.data import Examples
+from fedattn_app.model import Classifier
+from fedattn_app.privacy.gradients import Engine, trained
+from fedattn_app.privacy.randomness import SecretRandom
+from fedattn_app.training import TrainingDivergedError, by_length, make_optimizer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one round samples: `steps` steps, each with every example at probability `rate`.
+
+    `batch_size` is the expected number of examples in a step by which their sum is divided.
+    """
+
+    rate: float
+    steps: int
+    batch_size: float
+
+    @classmethod
+    def of(cls, num_examples: int, config: TrainingConfig, public: bool) -> Self:
+        """Sample `num_examples` > 0 so that `local_epochs` pass over them in expectation.
+
+        Rate and steps show in ε and in the noise. Unless the number of examples is `public` they
+        are those of the power of two below it, so that no more than that can be told.
+        """
+        size = num_examples if public else 1 << (num_examples.bit_length() - 1)
+        batch_size = min(config.batch_size, size)
+        steps = config.local_epochs * math.ceil(size / batch_size)
+        return cls(batch_size / size, steps, batch_size)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of standard deviation `multiplier` × `max_grad_norm` on a clipped sum."""
+
+    multiplier: float
+    max_grad_norm: float
+
+
+def train_privately(
+    model: Classifier,
+    trainable: Collection[str],
+    examples: Examples,
+    config: TrainingConfig,
+    sampling: Sampling,
+    noise: Noise,
+    engine: type[Engine],
+    random: SecretRandom,
+    seed: int,
+) -> None:
+    """Train the `trainable` parameters of `model` in place with a fresh optimizer.
+
+    `random` decides which examples a step sees, and the noise; `seed` the dropout only. Raises
+    `TrainingDivergedError` when the parameters are not finite.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    optimizer = make_optimizer(model, config)
+    parameters = trained(model)
+    sizes = [parameter.numel() for parameter in parameters]
+    flat = torch.zeros(sum(sizes))  # all gradients, so that noise is drawn at one go
+    sums = [
+        part.view_as(parameter)
+        for part, parameter in zip(torch.split(flat, sizes), parameters, strict=True)
+    ]
+    for parameter, total in zip(parameters, sums, strict=True):
+        parameter.grad = total
+    model.train()
+    gradients = engine(model)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for _ in range(sampling.steps):
+                flat.zero_()
+                chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
+                for part in by_length(examples.lengths[chosen], config.physical_batch_size):
+                    if len(part):
+                        gradients.add(examples[chosen[part]], noise.max_grad_norm, sums)
+                random.add_normal(flat, noise.multiplier * noise.max_grad_norm)
+                flat.div_(sampling.batch_size)
+                optimizer.step()
+    finally:
+        gradients.close()
+        for parameter in parameters:
+            parameter.grad = None
+    if not all(parameter.isfinite().all() for parameter in parameters):
+        raise TrainingDivergedError("the trained parameters are not finite; lower learning-rate")

@@ -1,0 +1,216 @@
+"""The client whose replies are differentially private, over all rounds, runs and restarts."""
+
+import logging
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.common import NDArrays, Scalar
+
+from fedattn_app.client import PersonalClient
+from fedattn_app.config import Config
+from fedattn_app.data import ClientData, Examples
+from fedattn_app.errors import UserError
+from fedattn_app.model import Classifier
+from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
+from fedattn_app.privacy.engines import engine_for
+from fedattn_app.privacy.gradients import Engine
+from fedattn_app.privacy.ledger import Entry, Ledger
+from fedattn_app.privacy.randomness import SecretRandom
+from fedattn_app.privacy.training import Noise, Sampling, train_privately
+from fedattn_app.state import NodeState
+from fedattn_app.training import evaluate
+
+# One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
+COUNT_SENSITIVITY = math.sqrt(3)
+
+log = logging.getLogger("fedattn")
+
+
+class PrivateClient(PersonalClient):
+    """Trains every trainable parameter with DP-SGD, and says nothing else of its examples.
+
+    What a message costs goes into `ledger` before anything is computed. `run` is Flower's id of
+    the run: the noise is chosen once in a run. `max_epsilon` is what the node's owner lets all
+    runs together spend. Raises `UserError` where `target-delta` is too large for the examples.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        labels: tuple[str, ...],
+        data: ClientData,
+        partition: int,
+        state: NodeState,
+        ledger: Ledger,
+        run: int = 0,
+        max_epsilon: float = math.inf,
+    ) -> None:
+        super().__init__(config, labels, data, partition, state)
+        self.privacy = config.privacy
+        self.ledger = ledger
+        self.run = run
+        self.max_epsilon = max_epsilon
+        num_examples = max(len(data.train), len(data.validation))
+        if self.privacy.target_delta * num_examples >= 1:
+            raise UserError(
+                f"target-delta = {self.privacy.target_delta:g}: must be below 1 / number of "
+                f"examples, here 1 / {num_examples} = {1 / num_examples:.3g}"
+            )
+
+    @property
+    def epsilon(self) -> float:
+        """What the node has spent on all its examples, at `target-delta`; it never decreases."""
+        return self._epsilon_with([])
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train from the global `parameters` with noise.
+
+        Returns the new arrays, 1 in place of the number of examples unless that is public, and
+        ``epsilon`` and ``budget-spent``. A client without examples, or without the budget for one
+        more round, answers with what it was sent and ``num_examples`` 0. Raises
+        `FrozenMismatchError` and `TrainingDivergedError`, and `UserError` for a ledger that cannot
+        be written.
+        """
+        self._load(parameters, config)
+        examples = self.data.train
+        server_round = int(config.get("server-round", 1))
+        if not len(examples):
+            return parameters, 0, self._metrics()
+        public = self.privacy.num_examples_public
+        sampling = Sampling.of(len(examples), self.config.training, public)
+        noise = self._spend(
+            "train",
+            Steps(self.privacy.noise_multiplier, sampling.rate, sampling.steps),
+            self.privacy.target_epsilon,
+            server_round,
+        )
+        if noise is None:
+            return parameters, 0, self._metrics(budget_spent=True)
+        train_privately(
+            self.model,
+            self.trainable,
+            examples,
+            self.config.training,
+            sampling,
+            Noise(noise, self.privacy.max_grad_norm),
+            _engine(self.model, self.trainable, self.config.model.max_length),
+            self._random(server_round, "train"),
+            self.seed(server_round),
+        )
+        return self._trained(), len(examples) if public else 1, self._metrics()
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global `parameters` on the examples held out here, and answer with noise.
+
+        Returns 0 for the loss, the noisy number of examples, ``epsilon``, ``budget-spent``, and
+        for each label k the noisy counts ``support-k``, ``predicted-k`` and ``correct-k``. Raises
+        `UserError` where there is no `evaluate-epsilon`.
+        """
+        if not self.privacy.evaluate_epsilon:
+            raise UserError('evaluate-epsilon = 0: with privacy = "dp-sgd" no node evaluates')
+        self._load(parameters, config)
+        server_round = int(config.get("server-round", 1))
+        noise = None
+        if len(self.data.validation):
+            noise = self._spend(
+                "evaluate", Steps(0.0, 1.0, 1), self.privacy.evaluate_epsilon, server_round
+            )
+        counts = np.zeros((3, len(self.labels)), dtype=np.int64)
+        if noise is not None:
+            random = self._random(server_round, "evaluate")
+            counts = self._noisy_counts(self.data.validation, noise * COUNT_SENSITIVITY, random)
+        spent = noise is None and len(self.data.validation) > 0
+        metrics = self._metrics(budget_spent=spent)
+        for k, (support, predicted, correct) in enumerate(counts.T):
+            metrics[f"support-{k}"] = int(support)
+            metrics[f"predicted-{k}"] = int(predicted)
+            metrics[f"correct-{k}"] = int(correct)
+        return 0.0, max(0, int(counts[0].sum())), metrics
+
+    def _noisy_counts(
+        self, examples: Examples, deviation: float, random: SecretRandom
+    ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+        result = evaluate(self.model, examples, len(self.labels))
+        counts = np.stack([result.support, result.predicted, result.correct])  # (3, K)
+        noisy = torch.from_numpy(counts).double().flatten()
+        random.add_normal(noisy, deviation)
+        return noisy.round().long().view(counts.shape).numpy()
+
+    def _spend(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
+        """Take down what `planned` will cost and return its noise multiplier.
+
+        None, and nothing taken down, where it would pass the `target` (0: no limit) for this
+        `kind` or the owner's limit for all. Without a multiplier in `planned`, the run's first
+        message chooses the least that leaves enough for all rounds to come.
+        """
+        delta, accountant = self.privacy.target_delta, self.privacy.accountant
+        before = [entry.mechanism for entry in self.ledger.of(kind)]
+        of_run = self.ledger.of(kind, self.run)
+        noise: float | None = planned.noise_multiplier
+        if not noise and of_run and of_run[-1].sample_rate == planned.sample_rate:
+            noise = of_run[-1].noise_multiplier
+        elif not noise:
+            left = max(1, self.config.federation.num_rounds - server_round + 1)
+            whole = Steps(0.0, planned.sample_rate, planned.count * left)
+            noise = noise_for(target, delta, whole, before, accountant)
+        if noise is None:
+            log.warning(
+                "client %d: after what was spent no noise is enough to %s within ε = %g",
+                self.partition,
+                kind,
+                target,
+            )
+            return None
+        chosen = Steps(noise, planned.sample_rate, planned.count)
+        limit = target * (1 + 1e-6) if target else math.inf
+        epsilon = self._epsilon_with([chosen])
+        if epsilon_of([*before, chosen], delta, accountant) > limit or epsilon > self.max_epsilon:
+            return None
+        if not of_run:
+            log.info(
+                "client %d: %s with noise multiplier %.3g",
+                self.partition,
+                kind,
+                chosen.noise_multiplier,
+            )
+        self.ledger.add(
+            Entry(
+                kind=kind,
+                noise_multiplier=float(noise),
+                sample_rate=float(planned.sample_rate),
+                steps=planned.count,
+                run=self.run,
+                server_round=server_round,
+                epsilon=epsilon,
+                delta=delta,
+            )
+        )
+        return noise
+
+    def _epsilon_with(self, more: list[Steps]) -> float:
+        """Return ε of the ledger and `more`: never less than was told before at this δ."""
+        delta = self.privacy.target_delta
+        told = [entry.epsilon for entry in self.ledger.entries if entry.delta == delta]
+        spent = epsilon_of([*self.ledger.mechanisms, *more], delta, self.privacy.accountant)
+        return max([spent, *told])
+
+    def _metrics(self, budget_spent: bool = False) -> dict[str, Scalar]:
+        return {"epsilon": self.epsilon, "budget-spent": int(budget_spent)}
+
+    def _random(self, server_round: int, kind: str) -> SecretRandom:
+        if self.privacy.reproducible_noise:
+            return SecretRandom.known(self.seed(server_round), kind)
+        return SecretRandom()
+
+
+@lru_cache(maxsize=1)
+def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[Engine]:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return engine_for(model, max_length)
