@@ -18,7 +18,7 @@ import torch
 from fedattn_app.simulation import simulate
 
 SEEDS = (1, 2, 3)
-KEYS = ("macro_f1", "worst_client_accuracy", "bytes_up_per_client_round", "seconds")
+KEYS = ("macro_f1", "worst_client_accuracy", "bytes_up_per_client_round", "epsilon", "seconds")
 Row = dict[str, Any]
 Column = Callable[[Row], float | None]
 
@@ -42,7 +42,7 @@ def federation(config: Mapping[str, Any]) -> Row:
         summary, last = result.summary, result.history[-1]
     return {
         "accuracy": last["central"] and last["central"]["accuracy"],
-        "held_out_accuracy": last["evaluate"]["accuracy"],
+        "held_out_accuracy": last["evaluate"] and last["evaluate"]["accuracy"],
         **{key: summary[key] for key in KEYS},
     }
 
@@ -59,7 +59,7 @@ def file_data(folder: Path) -> Row:
 
 def about(settings: Mapping[str, Any]) -> Row:
     """Return what a result file says of how it was made: machine, versions, date, `settings`."""
-    packages = ("flwr", "torch", "transformers", "peft")
+    packages = ("flwr", "torch", "opacus", "transformers", "peft")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "date": f"{date.today()}",

@@ -12,8 +12,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +57,11 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train locally and answer with the named shared arrays and the metrics of `fit`."""
     client = client_fn(context)
-    arrays, num_examples, metrics = client.fit(_arrays(message, client), _config(message))
+    given = _arrays(message, client)
+    try:
+        arrays, num_examples, metrics = client.fit(given, _config(message))
+    except Exception as error:
+        return _failed(message, context, error)
     record = ArrayRecord(
         {name: Array(array) for name, array in zip(client.shared, arrays, strict=True)}
     )
@@ -58,7 +72,11 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate locally and answer with the loss and the metrics of `evaluate`."""
     client = client_fn(context)
-    _, num_examples, metrics = client.evaluate(_arrays(message, client), _config(message))
+    given = _arrays(message, client)
+    try:
+        _, num_examples, metrics = client.evaluate(given, _config(message))
+    except Exception as error:
+        return _failed(message, context, error)
     return _reply(message, num_examples, metrics, {})
 
 
@@ -182,6 +200,18 @@ def _arrays(message: Message, client: "FrozenClient") -> "NDArrays":
 def _config(message: Message) -> "dict[str, Scalar]":
     record = message.content.config_records["config"]
     return {key: value for key, value in record.items() if not isinstance(value, list)}
+
+
+def _failed(message: Message, context: Context, error: Exception) -> Message:
+    """Raise `error`, or answer with it where `context` holds a privacy ledger.
+
+    Flower's simulation forgets the state of a client that raises.
+    """
+    if not context.state.config_records:
+        raise error
+    log.debug("a client raised", exc_info=error)
+    reason = f"{type(error).__name__}: {error}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _reply(
