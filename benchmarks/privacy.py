@@ -87,11 +87,7 @@ def jobs() -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> str:
     """Return the table; ∞ is without privacy."""
-    shown = [
-        row
-        | {"ε": "∞" if row["epsilon"] is None else f"{row['epsilon']:g}", "data": row["dataset"]}
-        for row in rows
-    ]
+    shown = [{**row, "ε": "∞" if row["epsilon"] is None else f"{row['epsilon']:g}"} for row in rows]
     columns = {"test accuracy": itemgetter("accuracy"), "macro F1": itemgetter("macro_f1")}
     return table(shown, ["dataset", "shared", "ε"], columns)
 
