@@ -203,14 +203,18 @@ def _config(message: Message) -> "dict[str, Scalar]":
 
 
 def _failed(message: Message, context: Context, error: Exception) -> Message:
-    """Raise `error`, or answer with it where `context` holds a privacy ledger.
+    """Raise `error`, or under ``dp-sgd`` answer that it failed without saying why.
 
-    Flower's simulation forgets the state of a client that raises.
+    The reason may tell of examples or files. Flower's simulation forgets the state, and so the
+    ledger, of a client that raises.
     """
-    if not context.state.config_records:
+    from fedattn_app.client import FrozenMismatchError
+
+    if context.run_config.get("privacy") != "dp-sgd":
         raise error
-    log.debug("a client raised", exc_info=error)
-    reason = f"{type(error).__name__}: {error}"
+    log.error("%s: %s", type(error).__name__, error)
+    told = isinstance(error, FrozenMismatchError)
+    reason = str(error) if told else "this node cannot answer; its own log says why"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 

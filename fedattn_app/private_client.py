@@ -60,6 +60,12 @@ class PrivateClient(PersonalClient):
             )
 
     @property
+    def state_name(self) -> str:
+        """Name of the personal arrays: never those that were trained without this ledger."""
+        ledger = self.ledger.path.stem if self.ledger.path else "simulated"
+        return f"{super().state_name}-{ledger}"
+
+    @property
     def epsilon(self) -> float:
         """What the node has spent on all its examples, at `target-delta`; it never decreases."""
         return self._epsilon_with([])

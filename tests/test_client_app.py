@@ -6,10 +6,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from fedattn_app import client_app
 from fedattn_app.config import Config
+from fedattn_app.data import ClientData
 from fedattn_app.errors import UserError
 from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
+from fedattn_app.privacy.ledger import Ledger
 from fedattn_app.scopes import BUILT_IN, scope_of
 
 
@@ -142,3 +144,155 @@ def test_a_local_grid_reports_what_a_client_raised(site):
     (reply,) = grid.send_and_receive([message()])
     assert reply.has_error()
     assert "batch-size = 0" in reply.error.reason
+
+
+# Differential privacy
+
+PRIVATE = SETTINGS | {"privacy": "dp-sgd", "noise-multiplier": 1.0, "batch-size": 32}
+PUBLIC = {"privacy": "none", "noise-multiplier": 0.0}
+KEPT_HERE = "this node cannot train with these privacy settings; its own log says why"
+
+
+def ask(node, kind="train", **changes):
+    return client_app.app(message(kind, PRIVATE | changes), node)
+
+
+@pytest.fixture
+def private_node(site, tmp_path):
+    """A function that makes a real node with data of its own and a place for its ledger."""
+
+    def node(run_config=PRIVATE, **node_config):
+        own = {"data_path": site, "state_dir": str(tmp_path / "state"), **node_config}
+        return context(run_config, **own)
+
+    return node
+
+
+def ledger_of(tmp_path, name="privacy-ledger"):
+    return Ledger(RecordDict(), tmp_path / "state" / f"{name}.json")
+
+
+def test_a_private_reply_has_the_metrics_named_and_no_more(private_node, tmp_path):
+    node = private_node()
+    reply = ask(node)
+    metrics = reply.content["metrics"]
+    assert set(metrics) == {"num-examples", "epsilon", "budget-spent"}
+    assert metrics["num-examples"] == 1
+    assert set(reply.content) == {"arrays", "metrics"}
+    (entry,) = ledger_of(tmp_path).entries
+    assert (entry.run, entry.server_round, entry.epsilon) == (1, 1, metrics["epsilon"])
+    assert Ledger(node.state).entries == [entry]
+    for name, array in reply.content["arrays"].items():
+        assert np.isfinite(array.numpy()).all(), name
+
+
+def test_a_private_evaluation_has_noisy_counts_and_no_more(private_node, tmp_path):
+    run_config = PRIVATE | {"evaluate-epsilon": 1.0}
+    reply = client_app.app(message("evaluate", run_config), private_node(run_config))
+    counts = {f"{kind}-{k}" for kind in ("support", "predicted", "correct") for k in range(2)}
+    assert set(reply.content["metrics"]) == {"num-examples", "epsilon", "budget-spent", *counts}
+    assert set(reply.content) == {"metrics"}
+    assert [entry.kind for entry in ledger_of(tmp_path).entries] == ["evaluate"]
+
+
+def test_a_private_node_spends_on_after_a_restart(private_node, tmp_path):
+    told = [ask(private_node()).content["metrics"]["epsilon"] for _ in range(2)]
+    assert len(ledger_of(tmp_path).entries) == 2
+    assert told[1] > told[0]
+
+
+def test_the_node_config_names_its_ledger(private_node, tmp_path):
+    ask(private_node(ledger="ward-3_b"))
+    assert len(ledger_of(tmp_path, "ward-3_b").entries) == 1
+    assert not ledger_of(tmp_path).entries
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", "a.json", "/tmp/x", "a b", "a\nb"])
+def test_a_ledger_stays_in_the_state_dir(private_node, tmp_path, caplog, name):
+    with pytest.raises(UserError) as caught:
+        ask(private_node(ledger=name))
+    assert str(caught.value) == KEPT_HERE
+    assert f"ledger = {name!r}: must be a name of letters" in caplog.text
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "privacy?"])
+def test_a_ledger_that_cannot_be_read_stops_the_node(private_node, tmp_path, caplog, content):
+    file = tmp_path / "state" / "privacy-ledger.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        ask(private_node())
+    assert str(caught.value) == KEPT_HERE
+    assert caught.value.__suppress_context__
+    assert f"{file}: is no privacy ledger" in caplog.text  # the node itself is told all
+    assert file.read_text() == content
+
+
+def test_a_ledger_that_was_removed_stops_the_node(private_node, tmp_path, caplog):
+    node = private_node()
+    ask(node)
+    (tmp_path / "state" / "privacy-ledger.json").unlink()
+    with pytest.raises(UserError) as caught:
+        ask(node)
+    assert str(caught.value) == KEPT_HERE
+    assert "lacks what this node has spent" in caplog.text
+
+
+def test_a_delta_that_is_too_large_does_not_tell_how_many_examples_there_are(private_node, caplog):
+    run_config = PRIVATE | {"target-delta": 0.1}
+    with pytest.raises(UserError) as caught:
+        client_app.app(message(run_config=run_config), private_node(run_config))
+    assert str(caught.value) == KEPT_HERE
+    assert "1 / 36" in caplog.text
+
+
+def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, tmp_path, caplog):
+    blocked = tmp_path / "Jane Doe"
+    blocked.write_text("")
+    reply = ask(private_node(state_dir=str(blocked / "state")))
+    assert reply.error.reason == "this node cannot answer; its own log says why"
+    assert "Jane Doe" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "node_config", "key"),
+    [
+        ({}, {"state_dir": None}, "no state-dir"),
+        ({"reproducible-noise": True}, {}, "reproducible-noise = true"),
+        ({"reproducible-noise": True}, {"state_dir": None}, "reproducible-noise = true"),
+        (PUBLIC, {"max_epsilon": 1.0}, 'privacy = "none"'),
+        (PUBLIC | {"privacy": "client-dp", "noise-multiplier": 1.0}, {"max_epsilon": 1.0},
+         'privacy = "client-dp"'),
+    ],
+)  # fmt: skip
+def test_what_undoes_the_protection_is_refused(refused, site, tmp_path, changes, node_config, key):
+    own = {"data_path": site, "state_dir": str(tmp_path / "state"), **node_config}
+    node = context(PRIVATE | changes, **{k: v for k, v in own.items() if v is not None})
+    with refused(key, "this node has"):
+        client_app.app(message(), node)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_max_epsilon_protects_a_node_without_data_of_its_own_too(refused):
+    node = context({"model": "tiny", "vocabulary": 512}, max_epsilon=1.0)
+    with refused('privacy = "none"', "max-epsilon"):
+        client_app.client_fn(node)
+
+
+def test_the_owners_max_epsilon_ends_the_training(private_node, tmp_path):
+    node = private_node(max_epsilon=6.0)
+    told = [ask(node).content["metrics"] for _ in range(3)]
+    assert [metrics["budget-spent"] for metrics in told] == [0, 1, 1]
+    assert [metrics["num-examples"] for metrics in told] == [1, 0, 0]
+    assert {metrics["epsilon"] for metrics in told} == {ledger_of(tmp_path).entries[0].epsilon}
+
+
+def test_a_simulated_node_keeps_its_ledger_in_its_context():
+    settings = {"model": "tiny", "vocabulary": 512, "privacy": "dp-sgd", "noise-multiplier": 1.0}
+    node = context(settings | {"reproducible-noise": True}, partition_id=0, num_partitions=2)
+    client = client_app.client_fn(node)
+    client.data = ClientData(client.data.train[np.arange(8)], client.data.validation)
+    *_, metrics = client.fit(client.get_parameters({}), {"server-round": 1})
+    (entry,) = Ledger(node.state).entries
+    assert client_app.client_fn(node).epsilon == entry.epsilon == metrics["epsilon"]

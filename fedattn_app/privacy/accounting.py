@@ -49,7 +49,10 @@ def epsilon_of(history: Sequence[Steps], delta: float, accountant: str = "rdp") 
     converted = (
         curve + (math.log(1 / delta) - np.log(orders)) / (orders - 1) + np.log1p(-1 / orders)
     )
-    bound = max(0.0, float(converted.min()))
+    bound = float(converted.min())
+    if math.isnan(bound):
+        return math.inf
+    bound = max(0.0, bound)
     if accountant == "rdp" or bound > LARGEST_PRV_EPSILON:
         return bound
     return min(bound, _prv(tuple(history), delta))

@@ -72,7 +72,8 @@ class BookKeeping:
                 for part in _LAYERS[type(module)](module, given, gradient)
                 if part.parameter in self._place
             ]
-            norms = torch.stack([part.squares for part in parts]).sum(0).clamp(min=0).sqrt()
+            squares = torch.stack([part.squares.double() for part in parts])
+            norms = squares.sum(0).clamp(min=0).sqrt().to(loss.dtype)
             finite = norms.isfinite()
             if finite.all():
                 scale = factors(norms, max_grad_norm)
@@ -107,7 +108,7 @@ def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
     a, e = (x.flatten(1, -2) if x.dim() > 2 else x[:, None] for x in (given, gradient))  # (B, T, ·)
     length, inputs, outputs = a.shape[1], a.shape[2], e.shape[2]
     if length * (inputs + outputs) <= inputs * outputs:
-        squares = ((a @ a.mT) * (e @ e.mT)).sum((1, 2))
+        squares = _product(a, e)
     else:
         squares = (e.mT @ a).square().sum((1, 2))
 
@@ -118,11 +119,21 @@ def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
     return parts if layer.bias is None else [*parts, _vector(layer.bias, e.sum(1))]
 
 
+def _product(a: Tensor, e: Tensor) -> Tensor:
+    """Return ⟨a aᵀ, e eᵀ⟩ of each example, float64.
+
+    Its terms may cancel. In float32 what is left of a norm could then be nothing, and a gradient
+    that is far too long would pass as one to leave alone.
+    """
+    a, e = a.double(), e.double()
+    return ((a @ a.mT) * (e @ e.mT)).sum((1, 2))
+
+
 def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor) -> list[_Part]:
     if not layer.elementwise_affine or len(layer.normalized_shape) > 1:
         raise TypeError("LayerNorm over several dimensions is not known")
     normal = F.layer_norm(given, layer.normalized_shape, eps=layer.eps)
-    weight, bias = ((x).flatten(1, -2).sum(1) for x in (normal * gradient, gradient))  # (B, D)
+    weight, bias = (x.flatten(1, -2).sum(1) for x in (normal * gradient, gradient))  # (B, D)
     parts = [_vector(layer.weight, weight)]
     return parts if layer.bias is None else [*parts, _vector(layer.bias, bias)]
 
@@ -133,7 +144,8 @@ def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part
     if layer.padding_idx is not None:
         gradient = gradient * (ids != layer.padding_idx)[..., None]
     same = ids[:, :, None] == ids[:, None, :]  # (B, T, T)
-    squares = ((gradient @ gradient.mT) * same).sum((1, 2))
+    wide = gradient.double()
+    squares = ((wide @ wide.mT) * same).sum((1, 2))
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.index_add_(0, ids.flatten(), (gradient * scale[:, None, None]).flatten(0, 1))

@@ -1,0 +1,279 @@
+"""What was spent is on disk before it is used, and is never forgotten."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+from dataclasses import asdict, replace
+
+import pytest
+from flwr.app import RecordDict
+
+from fedattn_app.errors import UserError
+from fedattn_app.privacy import ledger as ledger_module
+from fedattn_app.privacy.accounting import Steps
+from fedattn_app.privacy.ledger import Entry, Ledger
+
+FIRST = Entry("train", 1.1, 0.25, 4, 7, 1, 2.5, 1e-5)
+SECOND = Entry("evaluate", 30.0, 1.0, 1, 7, 1, 2.6, 1e-5)
+OTHER_RUN = replace(FIRST, run=8)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "ledger.json"
+
+
+@pytest.fixture(params=["file", "copy"])
+def kept(request, path):
+    """Where a ledger is kept."""
+    return path if request.param == "file" else None
+
+
+def test_a_new_ledger_is_empty(kept):
+    ledger = Ledger(RecordDict(), kept)
+    assert ledger.entries == ledger.mechanisms == ledger.of("train") == []
+
+
+def test_entries_come_back_in_their_order(kept):
+    copy = RecordDict()
+    ledger = Ledger(copy, kept)
+    for entry in (FIRST, SECOND, OTHER_RUN):
+        ledger.add(entry)
+    for again in (ledger, Ledger(copy, kept)):
+        assert again.entries == [FIRST, SECOND, OTHER_RUN]
+        assert again.mechanisms == [Steps(1.1, 0.25, 4), Steps(30.0, 1.0, 1), Steps(1.1, 0.25, 4)]
+        assert again.of("train") == [FIRST, OTHER_RUN]
+        assert again.of("train", 8) == [OTHER_RUN]
+        assert again.of("evaluate", 8) == []
+
+
+def test_the_file_carries_on_after_a_restart_and_the_copy_is_equal(path):
+    Ledger(RecordDict(), path).add(FIRST)
+    copy = RecordDict()
+    ledger = Ledger(copy, path)
+    assert ledger.entries == [FIRST]
+    ledger.add(SECOND)
+    assert Ledger(RecordDict(), path).entries == Ledger(copy).entries == [FIRST, SECOND]
+
+
+def test_the_entry_is_on_disk_when_add_returns(path, monkeypatch):
+    """Content before the name, and the name before the return."""
+    done = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("name"), rename(*names)))
+    Ledger(RecordDict(), path).add(FIRST)
+    assert done == ["sync", "name", "sync"]
+
+
+def test_numbers_come_back_bit_by_bit(kept):
+    odd = replace(FIRST, noise_multiplier=0.1 + 0.2, epsilon=math.inf, run=2**63 - 1, delta=1e-300)
+    copy = RecordDict()
+    Ledger(copy, kept).add(odd)
+    assert Ledger(copy, kept).entries == [odd]
+
+
+def test_an_entry_that_makes_no_sense_is_never_made():
+    for wrong in ({"steps": 0}, {"sample_rate": 0.0}, {"kind": "sing"}, {"steps": True}):
+        with pytest.raises(ValueError, match=r"makes no sense|is not"):
+            replace(FIRST, **wrong)
+
+
+# Files that are no ledger
+
+
+def ledger_text(*rows, **changes):
+    return json.dumps({"format": ledger_module.FORMAT, "entries": list(rows), **changes})
+
+
+def row(**changes):
+    return {**asdict(FIRST), **changes}
+
+
+def without(key):
+    return {k: v for k, v in row().items() if k != key}
+
+
+WRONG = {
+    "nothing": "",
+    "spaces": "  \n",
+    "no JSON": "privacy?",
+    "a list": "[]",
+    "a list of entries": json.dumps([row()]),
+    "null": "null",
+    "a text": '"ledger"',
+    "a number": "1",
+    "no keys": "{}",
+    "no format": json.dumps({"entries": []}),
+    "another format": ledger_text(row(), format="fedattn privacy ledger 2"),
+    "no entries": json.dumps({"format": ledger_module.FORMAT}),
+    "entries null": ledger_text(entries=None),
+    "entries a number": ledger_text(entries=3),
+    "entries of texts": ledger_text("train"),
+    "entries of null": ledger_text(None),
+    "much nested": "[" * 100_000,
+    "an unknown key": ledger_text(row(colour="red")),
+    **{f"no {key}": ledger_text(without(key)) for key in row()},
+    **{f"{key} a text": ledger_text(row(**{key: "1"})) for key in row()},
+    **{f"{key} null": ledger_text(row(**{key: None})) for key in row()},
+    "negative steps": ledger_text(row(steps=-4)),
+    "no steps": ledger_text(row(steps=0)),
+    "a part of a step": ledger_text(row(steps=0.5)),
+    "steps true": ledger_text(row(steps=True)),
+    "negative noise": ledger_text(row(noise_multiplier=-1.0)),
+    "negative epsilon": ledger_text(row(epsilon=-1.0)),
+    "rate 0": ledger_text(row(sample_rate=0.0)),
+    "rate 2": ledger_text(row(sample_rate=2.0)),
+    **{
+        f"{key} NaN": ledger_text(row(**{key: math.nan}))
+        for key in ("noise_multiplier", "sample_rate", "epsilon", "steps")
+    },
+    "noise infinite": ledger_text(row(noise_multiplier=math.inf)),
+    "second is wrong": ledger_text(row(), row(steps=-1)),
+}
+
+
+def test_a_file_written_by_hand_is_read(path):
+    """Else those below might be refused for a reason of their own."""
+    path.parent.mkdir()
+    path.write_text(ledger_text(row(), asdict(SECOND)))
+    assert Ledger(RecordDict(), path).entries == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
+def test_what_is_no_ledger_is_refused_and_left_alone(refused, path, content):
+    path.parent.mkdir()
+    path.write_text(content)
+    with refused(path, "is no privacy ledger that can be read"):
+        Ledger(RecordDict(), path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 100, 250, -4, -2])
+def test_a_truncated_file_is_refused_and_left_alone(refused, path, length):
+    ledger = Ledger(RecordDict(), path)
+    ledger.add(FIRST)
+    ledger.add(SECOND)
+    left = path.read_bytes()[:length]
+    path.write_bytes(left)
+    for attempt in (lambda: Ledger(RecordDict(), path), lambda: ledger.add(OTHER_RUN)):
+        with refused(path, "is no privacy ledger that can be read"):
+            attempt()
+    assert path.read_bytes() == left
+
+
+def test_bytes_that_are_no_text_are_refused(refused, path):
+    path.parent.mkdir()
+    path.write_bytes(b"\xff\xfe\x00")
+    with refused(path, "is no privacy ledger that can be read"):
+        Ledger(RecordDict(), path)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(refused, path):
+    path.mkdir(parents=True)
+    with refused(path, "Is a directory"):
+        Ledger(RecordDict(), path)
+
+
+# Files that lost something
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [None, [], [FIRST], [SECOND, FIRST], [FIRST, replace(SECOND, noise_multiplier=99.0)]],
+    ids=["removed", "empty", "fewer", "other order", "other noise"],
+)
+def test_a_file_that_lacks_what_the_copy_has_is_refused(refused, path, entries):
+    copy = RecordDict()
+    ledger = Ledger(copy, path)
+    ledger.add(FIRST)
+    ledger.add(SECOND)
+    if entries is None:
+        path.unlink()
+    else:
+        path.write_text(ledger_text(*map(asdict, entries)))
+    before = path.read_text() if path.exists() else None
+    for attempt in (lambda: Ledger(copy, path), lambda: ledger.add(OTHER_RUN)):
+        with refused(path, "lacks what this node has spent"):
+            attempt()
+    assert (path.read_text() if path.exists() else None) == before
+
+
+def test_a_file_that_has_more_than_the_copy_goes_on(path):
+    """Another process on the node has spent meanwhile, or this one died after it wrote."""
+    copy = RecordDict()
+    ledger = Ledger(copy, path)
+    ledger.add(FIRST)
+    Ledger(RecordDict(), path).add(SECOND)
+    ledger.add(OTHER_RUN)
+    assert ledger.entries == Ledger(copy, path).entries == [FIRST, SECOND, OTHER_RUN]
+
+
+# Files that cannot be written
+
+
+def test_a_folder_that_cannot_be_made_is_refused(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    path, copy = tmp_path / "file" / "ledger.json", RecordDict()
+    ledger = Ledger(copy, path)
+    with refused(path, "cannot be written"):
+        ledger.add(FIRST)
+    assert not copy
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(refused, monkeypatch, path, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    copy = RecordDict()
+    ledger = Ledger(copy, path)
+    ledger.add(FIRST)
+    files = set(path.parent.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with refused(path, "cannot be written", "No space left"):
+            ledger.add(SECOND)
+    assert set(path.parent.iterdir()) == files
+    assert Ledger(copy, path).entries == [FIRST]
+    ledger.add(SECOND)
+    assert Ledger(copy, path).entries == [FIRST, SECOND]
+
+
+def test_what_a_process_left_that_died_does_no_harm(path):
+    path.parent.mkdir()
+    path.with_name(f".{path.name}.{os.getpid()}").write_text("half an entr")
+    path.with_name(f".{path.name}.1").write_text("half an entr")
+    path.with_name(f".{path.name}.lock").write_text("")
+    ledger = Ledger(RecordDict(), path)
+    ledger.add(FIRST)
+    assert Ledger(RecordDict(), path).entries == [FIRST]
+
+
+def test_two_processes_at_the_same_time_lose_nothing(path):
+    def spend(run):
+        ledger = Ledger(RecordDict(), path)
+        for server_round in range(40):
+            ledger.add(replace(FIRST, run=run, server_round=server_round))
+
+    forked = multiprocessing.get_context("fork")
+    processes = [forked.Process(target=spend, args=(run,)) for run in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    ledger = Ledger(RecordDict(), path)
+    for run in (1, 2):
+        assert [entry.server_round for entry in ledger.of("train", run)] == list(range(40))
+    assert len(ledger.entries) == 80
+
+
+def test_an_error_has_no_cause_with_more_in_it(path):
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(UserError) as caught:
+        Ledger(RecordDict(), path)
+    assert caught.value.__suppress_context__

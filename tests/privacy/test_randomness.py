@@ -1,0 +1,145 @@
+"""Secret random numbers: their distribution, and on what they depend."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fedattn_app.privacy import randomness
+from fedattn_app.privacy.randomness import SecretRandom
+
+RARE = 1e-6  # how seldom a right generator fails; seeds are fixed, so it always or never does
+
+
+def normal(random, count, deviation=1.0):
+    values = torch.zeros(count, dtype=torch.float64)
+    random.add_normal(values, deviation)
+    return values.numpy()
+
+
+def correlation(some, others):
+    return abs(np.corrcoef(some, others)[0, 1])
+
+
+def test_uniform_numbers_fill_the_unit_interval():
+    drawn = SecretRandom.known(1).uniform(200_000)
+    assert drawn.dtype == torch.float64
+    assert 0 <= drawn.min() < 1e-4
+    assert 1 - 1e-4 < drawn.max() < 1
+    assert stats.kstest(drawn.numpy(), "uniform").pvalue > RARE
+    assert drawn.mean() == pytest.approx(1 / 2, abs=5 / (12 * len(drawn)) ** 0.5)
+    assert drawn.var() == pytest.approx(1 / 12, abs=5 / (180 * len(drawn)) ** 0.5)
+    assert correlation(drawn[1:], drawn[:-1]) < 5 / len(drawn) ** 0.5
+
+
+def test_uniform_numbers_have_all_53_bits_of_a_float():
+    whole = SecretRandom.known(1).uniform(1000) * 2.0**53
+    assert torch.equal(whole, whole.round())
+    assert (whole % 2).mean() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.9])
+def test_each_example_is_chosen_at_the_rate(rate):
+    chosen = int((SecretRandom.known(2).uniform(100_000) < rate).sum())
+    assert stats.binomtest(chosen, 100_000, rate).pvalue > RARE
+
+
+@pytest.mark.parametrize("deviation", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_noise_is_normal(seed, deviation):
+    drawn = normal(SecretRandom.known(seed), 100_001, deviation)
+    assert stats.kstest(drawn / deviation, "norm").pvalue > RARE
+    squares = ((drawn / deviation) ** 2).sum()
+    assert RARE / 2 < stats.chi2.cdf(squares, len(drawn)) < 1 - RARE / 2
+    assert np.abs(drawn).max() < 7 * deviation
+
+
+def test_the_halves_of_box_and_muller_are_independent():
+    drawn = normal(SecretRandom.known(3), 200_000)
+    cosines, sines = drawn[:100_000], drawn[100_000:]
+    bound = 5 / 100_000**0.5
+    assert correlation(cosines, sines) < bound
+    assert correlation(cosines**2, sines**2) < bound
+    assert correlation(np.abs(cosines), np.abs(sines)) < bound
+    assert correlation(drawn[1:], drawn[:-1]) < bound
+
+
+@pytest.mark.parametrize("edge", [0.0, 1 - 2.0**-53])
+def test_noise_is_finite_at_the_ends_of_the_interval(monkeypatch, edge):
+    monkeypatch.setattr(
+        SecretRandom, "uniform", lambda self, count: torch.full((count,), edge, dtype=torch.float64)
+    )
+    assert np.isfinite(normal(SecretRandom(), 9)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_added_in_place(dtype):
+    values = torch.arange(5, dtype=dtype)
+    SecretRandom.known(1).add_normal(values, 2.0)
+    expected = np.arange(5) + normal(SecretRandom.known(1), 5, 2.0)
+    np.testing.assert_allclose(values.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 16, 23])
+def test_any_length_gets_noise_everywhere(monkeypatch, count):
+    monkeypatch.setattr(randomness, "BLOCK", 8)
+    drawn = normal(SecretRandom.known(4), count)
+    assert len(set(drawn.tolist())) == count
+    assert drawn.all()
+
+
+@pytest.mark.parametrize("block", [2, 64, 65, 1 << 20])
+def test_noise_in_blocks_is_normal_and_never_repeats(monkeypatch, block):
+    monkeypatch.setattr(randomness, "BLOCK", block)
+    drawn = normal(SecretRandom.known(5), 20_001)
+    assert stats.kstest(drawn, "norm").pvalue > RARE
+    assert len(set(drawn.tolist())) == len(drawn)
+
+
+def test_a_stream_goes_on():
+    random = SecretRandom.known(1)
+    some, others = random.uniform(50), random.uniform(50)
+    assert torch.equal(torch.cat((some, others)), SecretRandom.known(1).uniform(100))
+    assert not torch.equal(some, others)
+
+
+def test_fresh_streams_never_repeat():
+    first = {float(SecretRandom().uniform(1)) for _ in range(1000)}
+    assert len(first) == 1000
+
+
+@pytest.mark.parametrize("seed", [(1,), (1, "train"), ("a", 2, 3)])
+def test_known_streams_repeat(seed):
+    assert torch.equal(SecretRandom.known(*seed).uniform(9), SecretRandom.known(*seed).uniform(9))
+
+
+def test_other_seeds_give_other_streams():
+    seeds = [(1,), (2,), (1 + 2**32,), ("1",), (1, 1), (11,), (1, "train"), (1, "evaluate"), ()]
+    assert len({float(SecretRandom.known(*seed).uniform(1)) for seed in seeds}) == len(seeds)
+
+
+def seed_everything():
+    torch.manual_seed(1)
+    np.random.seed(1)
+
+
+def test_seeds_of_torch_and_numpy_do_not_matter():
+    drawn = []
+    for _ in range(2):
+        seed_everything()
+        drawn.append(SecretRandom().uniform(9))
+    assert not torch.equal(*drawn)
+
+
+def test_torch_and_numpy_are_left_alone():
+    seed_everything()
+    expected = torch.rand(1), np.random.random()
+    seed_everything()
+    normal(SecretRandom(), 9)
+    assert (torch.rand(1), np.random.random()) == expected
+
+
+def test_torch_keeps_32_bits_of_a_seed():
+    """Why torch's generator does not do: all that it can give can be tried."""
+    some, others = (torch.Generator().manual_seed(seed) for seed in (7, 7 + 2**32))
+    assert torch.equal(torch.rand(9, generator=some), torch.rand(9, generator=others))
