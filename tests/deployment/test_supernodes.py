@@ -9,12 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from pretrained_folders import make_folder
 
 from fedattn_app.predictor import Predictor
+from fedattn_app.privacy.accounting import epsilon_of
+from fedattn_app.privacy.ledger import Entry
 from fedattn_app.results import RunResult
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +99,7 @@ class Deployment:
         pairs = " ".join(
             f"{k.replace('_', '-')}={json.dumps(v, default=str)}" for k, v in node_config.items()
         )
-        self.start(
+        return self.start(
             f"supernode{number}",
             *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}"),
             *("--port", str(self.node_ports[number]), "--node-config", pairs),
@@ -110,6 +114,16 @@ class Deployment:
             cwd=self.folder,
             timeout=300,
         )
+
+    def kill(self, process):
+        """End a process and all that it has started at once, as a power cut would."""
+        group = [pid for pid in self.left() if os.getpgid(pid) == process.pid]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pid in group:
+            wait_for_end(pid, seconds=20)
+        self.started.remove(process)
+        return len(group)
 
     def stop(self):
         for process in self.started[::-1]:
@@ -159,20 +173,24 @@ def write_reviews(path, good, bad, count):
 def start_two_sites(deployment, **folders):
     """Start everything; each site's own folder for the node-config keys `folders` ends in its name.
 
-    One has 240 examples, the other 160.
+    One has 240 examples, the other 160. Returns the SuperNodes.
     """
     folder = deployment.folder
     write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
     write_reviews(folder / "south.csv", "kind and quick", "slow and rude", 160)
     deployment.start_superlink()
-    for number, site in enumerate(SITES):
-        deployment.start_supernode(
-            number,
-            partition_id=number,
-            num_partitions=2,
-            data_path=str(folder / f"{site}.csv"),
-            **{key: f"{start}-{site}" for key, start in folders.items()},
-        )
+    return [start_site(deployment, site, **folders) for site in SITES]
+
+
+def start_site(deployment, site, **folders):
+    number = SITES.index(site)
+    return deployment.start_supernode(
+        number,
+        partition_id=number,
+        num_partitions=2,
+        data_path=str(deployment.folder / f"{site}.csv"),
+        **{key: f"{start}-{site}" for key, start in folders.items()},
+    )
 
 
 def run_on_sites(deployment, settings):
@@ -238,3 +256,66 @@ def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment)
             texts, labels = zip(*list(csv.reader(file))[1:], strict=True)
         predicted = predictor_of(site, deployment, result).predict(texts)
         assert sum(a == b for a, b in zip(predicted, labels, strict=True)) > 0.9 * len(texts)
+
+
+PRIVATE = 'vocabulary=512 privacy="dp-sgd" noise-multiplier=1.0'
+
+
+def ledger_of(site, deployment):
+    """The entries of the privacy ledger of one site, none where there is no ledger yet."""
+    path = deployment.folder / f"state-{site}" / "privacy-ledger.json"
+    return json.loads(path.read_text())["entries"] if path.exists() else []
+
+
+def epsilons(result, site):
+    """What the server was told by one site, round after round."""
+    partition = SITES.index(site)
+    return [row["epsilon"] for row in result.clients if row["partition"] == partition]
+
+
+@pytest.mark.slow
+def test_what_two_sites_spend_adds_up_over_runs(deployment):
+    start_two_sites(deployment, state_dir=deployment.folder / "state")
+    told = {site: [] for site in SITES}
+    for number in (1, 2):
+        result = run_on_sites(deployment, f'model="tiny" {PRIVATE}')
+        assert [row["failures"] for row in result.history] == [0, 0, 0]
+        for site in SITES:
+            told[site] += epsilons(result, site)
+        assert result.summary["epsilon"] == max(each[-1] for each in told.values())
+        result.path.rename(deployment.folder / f"run{number}")
+    for site in SITES:
+        entries = ledger_of(site, deployment)
+        assert told[site] == sorted(set(told[site]))
+        assert told[site] == [entry["epsilon"] for entry in entries]
+        assert [entry["server_round"] for entry in entries] == [1, 2, 1, 2]
+        assert len({entry["run"] for entry in entries}) == 2
+        spent = [Entry(**entry).mechanism for entry in entries]
+        assert told[site][-1] == pytest.approx(epsilon_of(spent, 1e-5))
+
+
+@pytest.mark.slow
+def test_a_site_killed_while_it_trains_has_spent_what_the_round_costs(deployment):
+    states = {"state_dir": deployment.folder / "state"}
+    north, _ = start_two_sites(deployment, **states)
+    settings = f'model="tiny" batch-size=1 round-timeout=90.0 {PRIVATE}'
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_on_sites, deployment, settings)
+        while not (before := ledger_of("north", deployment)):
+            assert not running.done()
+            time.sleep(0.02)
+        assert deployment.kill(north) > 1, "the client was no process of its own"
+        killed = running.result()
+    assert ledger_of("north", deployment) == before
+    assert [(entry["server_round"], entry["steps"]) for entry in before] == [(1, 3 * 128)]
+    assert epsilons(killed, "north") == []  # it was in mid-round
+    assert len(epsilons(killed, "south")) == 2
+    killed.path.rename(deployment.folder / "killed")
+
+    start_site(deployment, "north", **states)
+    again = run_on_sites(deployment, f'model="tiny" {PRIVATE}')
+    after = ledger_of("north", deployment)
+    assert after[:1] == before
+    assert [entry["server_round"] for entry in after] == [1, 1, 2]
+    told = epsilons(again, "north")
+    assert before[0]["epsilon"] < told[0] < told[1] == after[-1]["epsilon"]

@@ -1,6 +1,7 @@
 """What DP-SGD must come to, by torch.autograd on one example at a time."""
 
 import torch
+from classifiers import selected
 from torch.nn import functional as F
 
 from fedattn_app.data import Examples
@@ -29,6 +30,12 @@ def select(model, trainable):
         if parameter.requires_grad:  # a LoRA matrix of zeros would have its partner learn nothing
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def scoped(model, shared):
+    """Train what `shared` says, in training mode: Opacus passes over layers that are not in it."""
+    local = "personal" if shared == "lora-a" else "frozen"
+    return select(model, selected(model, shared, local).trainable).train()
 
 
 def gradients(model, examples):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from classifiers import classifier, encoded, selected
+from classifiers import classifier, encoded
 from layers import KNOWN, model_of
 from per_example import (
     LABELS,
@@ -15,6 +15,7 @@ from per_example import (
     gradients,
     random_examples,
     relative_error,
+    scoped,
     select,
     traces,
 )
@@ -51,13 +52,7 @@ def examples(request):
 def built_in(shared="all"):
     """A built-in model whose layers are as wide as the texts above are long."""
     sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 24, "vocabulary": TOKENS}
-    return trained_by(classifier("tiny", LABELS, shared=shared, **sizes), shared)
-
-
-def trained_by(model, shared):
-    local = "personal" if shared == "lora-a" else "frozen"
-    # Opacus passes over layers that are not in training.
-    return select(model, selected(model, shared, local).trainable).train()
+    return scoped(classifier("tiny", LABELS, shared=shared, **sizes), shared)
 
 
 @pytest.mark.parametrize("layer", KNOWN)
@@ -84,7 +79,7 @@ def test_a_pretrained_model_has_the_clipped_gradients_of_autograd(
         engines = [OneByOne]
     elif shared == "all":  # its positions are the same for all examples
         engines = [BookKeeping, OneByOne]
-    assert_exact(engines, trained_by(classifier(folder, LABELS, shared=shared), shared), examples)
+    assert_exact(engines, scoped(classifier(folder, LABELS, shared=shared), shared), examples)
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
@@ -116,6 +111,17 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, sha
     sums = clipped(engine, model, examples, max_grad_norm)
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= TOLERANCE
     assert not flat(clipped(engine, model, examples[bad], max_grad_norm)).any()
+
+
+class Opposed(Words):
+    """Tokens pull their layer in opposite directions, many times as hard as together."""
+
+    def answers(self, ids):
+        return super().answers(ids) if ids.shape[1] < 2 else self.words(ids)
+
+    def forward(self, ids, lengths):
+        pulls = torch.tensor([self.pull + 1.0, -self.pull])
+        return self.scores((self.layer(self.inputs(ids)) * pulls[:, None]).sum(1))
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
@@ -161,7 +167,7 @@ def test_book_keeping_computes_no_gradient_of_a_weight(engine, computes, example
 def test_book_keeping_says_what_it_does_not_know(layer, examples):
     model, names = model_of(layer)
     before = traces(select(model, names))
-    with pytest.raises(TypeError, match="used twice|known"):
+    with pytest.raises(TypeError, match=r"used twice|known"):
         clipped(BookKeeping, model, examples)
     assert traces(model) == before
 
@@ -170,4 +176,3 @@ def test_factors_by_hand():
     norms = torch.tensor([0.0, 0.5, 2.0, 8.0])
     assert factors(norms, 2.0).tolist() == [1, 1, 1, 0.25]
     assert factors(norms, torch.inf).tolist() == [1, 1, 1, 1]
-

@@ -1,0 +1,319 @@
+"""DP-SGD: without noise it is clipped SGD on what was sampled; the noise is as it was asked for."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from per_example import clipped_sum, flat, gradients, norms
+from scipy import stats
+
+from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.data import Examples
+from fedattn_app.model import build_model
+from fedattn_app.parameters import get_arrays
+from fedattn_app.privacy.bookkeeping import BookKeeping
+from fedattn_app.privacy.gradients import OneByOne
+from fedattn_app.privacy.randomness import SecretRandom
+from fedattn_app.privacy.training import Noise, Sampling, train_privately
+from fedattn_app.scopes import BUILT_IN, scope_of
+from fedattn_app.training import TrainingDivergedError, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LABELS = 3
+CONFIG = ModelConfig(layers=1, width=16, heads=2, feedforward=24, vocabulary=40, max_length=9)
+SGD = TrainingConfig(optimizer="sgd", learning_rate=0.5, weight_decay=0.0)
+HALF = Sampling(rate=0.5, steps=4, batch_size=20.0)
+UNCLIPPED, NOISELESS = 1e9, 0.0
+
+
+@pytest.fixture(scope="module")
+def examples():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 40, (40, 9), generator=generator)
+    lengths = torch.randint(1, 10, (40,), generator=generator)
+    ids = torch.where(torch.arange(9) < lengths[:, None], ids, 0)
+    return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
+
+
+@pytest.fixture
+def model():
+    return build_model(CONFIG, LABELS, seed=1)
+
+
+def names_of(model, shared="all"):
+    return scope_of(shared, "frozen", BUILT_IN, get_arrays(model)).trainable
+
+
+def ended(
+    model,
+    examples,
+    sampling=HALF,
+    noise=NOISELESS,
+    clip=UNCLIPPED,
+    config=SGD,
+    shared="all",
+    engine=BookKeeping,
+    random=None,
+    seed=1,
+):
+    """A copy of `model` after `train_privately`."""
+    model = copy.deepcopy(model)
+    random = random or SecretRandom.known(1)
+    names = names_of(model, shared)
+    noise = Noise(noise, clip)
+    train_privately(model, names, examples, config, sampling, noise, engine, random, seed)
+    return model
+
+
+def vector(model):
+    return flat(model.parameters()).double()
+
+
+def changed(before, after):
+    before, after = get_arrays(before), get_arrays(after)
+    return {name for name in before if before[name].tobytes() != after[name].tobytes()}
+
+
+def sgd_by_hand(model, examples, sampling, clip, random, noise=NOISELESS):
+    """The same steps, with examples and noise from an equal stream."""
+    model = copy.deepcopy(model)
+    for _ in range(sampling.steps):
+        chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
+        gradient = torch.zeros(len(vector(model)), dtype=torch.float64)
+        if len(chosen):
+            gradient += flat(clipped_sum(gradients(model, examples[chosen]), clip))
+        random.add_normal(gradient, noise * clip)
+        moved = vector(model) - SGD.learning_rate * gradient / sampling.batch_size
+        torch.nn.utils.vector_to_parameters(moved.float(), model.parameters())
+    return vector(model)
+
+
+# Without noise
+
+
+@pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_all_examples_without_noise_and_clipping_are_plain_training(
+    model, examples, optimizer, shared
+):
+    config = TrainingConfig(optimizer=optimizer, learning_rate=0.05, batch_size=len(examples))
+    config = replace(config, weight_decay=0.1, local_epochs=2)
+    sampling = Sampling.of(len(examples), config, public=True)
+    assert sampling == Sampling(rate=1.0, steps=2, batch_size=len(examples))
+    ours = ended(model, examples, sampling, config=config, shared=shared)
+    train(model, names_of(model, shared), examples, config, seed=1)
+    torch.testing.assert_close(vector(ours), vector(model), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", [BookKeeping, OneByOne])
+@pytest.mark.parametrize("clip", [UNCLIPPED, 2.0, 0.1])
+def test_sampled_training_without_noise_is_clipped_sgd_by_hand(model, examples, clip, engine):
+    clips = norms(gradients(model, examples)) > clip
+    assert clips.any() == (clip < UNCLIPPED)
+    assert clips.all() == (clip == 0.1)
+    ours = vector(ended(model, examples, clip=clip, engine=engine, random=SecretRandom.known(7)))
+    expected = sgd_by_hand(model, examples, HALF, clip, SecretRandom.known(7))
+    start = vector(model)
+    assert (ours - expected).norm() <= 1e-5 * (expected - start).norm()
+
+
+def test_with_noise_it_is_the_same_plus_the_noise(model, examples):
+    ours = vector(ended(model, examples, noise=0.7, clip=1.0, random=SecretRandom.known(7)))
+    expected = sgd_by_hand(model, examples, HALF, 1.0, SecretRandom.known(7), noise=0.7)
+    assert (ours - expected).norm() <= 1e-5 * (expected - vector(model)).norm()
+
+
+def test_the_physical_batch_size_changes_nothing(model, examples):
+    ends = [
+        vector(ended(model, examples, clip=2.0, config=replace(SGD, physical_batch_size=size)))
+        for size in (1, 16, 1000)
+    ]
+    way = (ends[1] - vector(model)).norm()
+    assert (ends[0] - ends[1]).norm() <= 1e-5 * way
+    assert (ends[2] - ends[1]).norm() <= 1e-5 * way
+
+
+@pytest.mark.parametrize("engine", [BookKeeping, OneByOne])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
+def test_only_the_trainable_parameters_change(model, examples, shared, optimizer, engine):
+    few = examples[torch.arange(4)]
+    config = TrainingConfig(optimizer=optimizer)
+    after = ended(model, few, noise=1.0, clip=1.0, config=config, shared=shared, engine=engine)
+    assert changed(model, after) == names_of(model, shared)
+
+
+def test_nothing_is_left_on_the_model(model, examples):
+    after = ended(model, examples, noise=1.0, clip=1.0, shared="attention")
+    for name, parameter in after.named_parameters():
+        assert parameter.grad is None
+        assert parameter.requires_grad == (name in names_of(model, "attention"))
+    assert not any(module._forward_hooks for module in after.modules())
+
+
+# Sampling
+
+
+def test_steps_that_draw_nothing_are_noise(model, examples):
+    none = Sampling(rate=1e-12, steps=3, batch_size=5.0)
+    ours = vector(ended(model, examples, none, noise=2.0, clip=0.5, random=SecretRandom.known(3)))
+    expected = sgd_by_hand(model, examples, none, 0.5, SecretRandom.known(3), noise=2.0)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    moved = (ours - vector(model)) / (SGD.learning_rate * 2.0 * 0.5 / 5.0)
+    assert moved.var() == pytest.approx(3, rel=0.15)
+
+
+def test_each_step_draws_anew_at_the_rate(model, examples):
+    batches = []
+
+    class Watching(OneByOne):
+        def add(self, batch, max_grad_norm, sums):
+            batches.append(batch.labels.shape[0])
+
+    sampling = Sampling(rate=0.3, steps=400, batch_size=12.0)
+    config = replace(SGD, physical_batch_size=1000)
+    ended(model, examples, sampling, config=config, engine=Watching)
+    assert stats.binomtest(sum(batches), 400 * 40, 0.3).pvalue > 1e-6
+    assert np.var(batches) == pytest.approx(40 * 0.3 * 0.7, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size", "public", "expected"),
+    [
+        (1, 16, True, (1.0, 1, 1)),
+        (1, 16, False, (1.0, 1, 1)),
+        (40, 16, True, (16 / 40, 3, 16)),
+        (40, 16, False, (16 / 32, 2, 16)),
+        (490, 16, True, (16 / 490, 31, 16)),
+        (490, 16, False, (16 / 256, 16, 16)),
+        (512, 16, True, (16 / 512, 32, 16)),
+        (512, 16, False, (16 / 512, 32, 16)),
+        (40, 1000, True, (1.0, 1, 40)),
+        (40, 1000, False, (1.0, 1, 32)),
+        (40, 40, True, (1.0, 1, 40)),
+        (40, 40, False, (1.0, 1, 32)),
+        (3, 1, False, (1 / 2, 2, 1)),
+    ],
+)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_rate_steps_and_divisor(num_examples, batch_size, public, expected, epochs):
+    config = TrainingConfig(batch_size=batch_size, local_epochs=epochs)
+    rate, steps, divisor = expected
+    assert Sampling.of(num_examples, config, public) == Sampling(rate, steps * epochs, divisor)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 100, 5000])
+def test_what_is_not_public_shows_in_its_power_of_two_only(batch_size):
+    config = TrainingConfig(batch_size=batch_size)
+    of = [Sampling.of(n, config, public=False) for n in range(1, 1025)]
+    for power in range(10):
+        assert len(set(of[2**power - 1 : 2 ** (power + 1) - 1])) == 1
+    assert all(0 < sampling.rate <= 1 for sampling in of)
+
+
+# Noise
+
+
+def noise_of(model, examples, noise, clip, *seed, batch_size=10.0):
+    """What noise makes of one step: its end with noise less that without, by equal draws."""
+    sampling = Sampling(rate=0.3, steps=1, batch_size=batch_size)
+    config = replace(SGD, learning_rate=1.0)
+    ends = [
+        vector(ended(model, examples, sampling, n, clip, config, random=SecretRandom.known(*seed)))
+        for n in (noise, NOISELESS)
+    ]
+    return (ends[0] - ends[1]).numpy()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    ("noise", "clip", "batch_size"),
+    [(1.0, 1.0, 10.0), (0.5, 1.0, 10.0), (5.0, 1.0, 2.5), (1.0, 0.3, 3.0), (3.0, 20.0, 256.0)],
+)
+def test_noise_has_the_deviation_that_was_asked_for(model, examples, noise, clip, batch_size, seed):
+    drawn = noise_of(model, examples, noise, clip, seed, batch_size=batch_size)
+    drawn /= noise * clip / batch_size
+    assert 1e-6 / 2 < stats.chi2.cdf((drawn**2).sum(), len(drawn)) < 1 - 1e-6 / 2
+    assert abs(drawn.mean()) < 5 / math.sqrt(len(drawn))
+    assert stats.kstest(drawn, "norm").pvalue > 1e-6
+
+
+def test_noise_of_nodes_rounds_and_steps_is_independent(model, examples):
+    seeds = [(node, server_round) for node in range(4) for server_round in range(3)]
+    drawn = [noise_of(model, examples, 1.0, 1.0, *seed) for seed in seeds]
+    correlations = np.corrcoef(drawn) - np.eye(len(drawn))
+    assert np.abs(correlations).max() < 5 / math.sqrt(len(drawn[0]))
+
+
+def test_noise_is_fresh_in_each_step(model, examples):
+    none = Sampling(rate=1e-12, steps=1, batch_size=1.0)
+    one = ended(model, examples, none, noise=1.0, clip=1.0)
+    two = ended(model, examples, replace(none, steps=2), noise=1.0, clip=1.0)
+    first, second = vector(one) - vector(model), vector(two) - vector(one)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(len(first))
+
+
+def test_secret_noise_differs_in_spite_of_all_seeds(model, examples):
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        np.random.seed(1)
+        ends.append(ended(model, examples, noise=1.0, clip=1.0, random=SecretRandom(), seed=1))
+    first, second = (vector(end) - vector(model) for end in ends)
+    assert not torch.equal(first, second)
+
+
+# Seeds, and what goes wrong
+
+
+def test_known_randomness_and_one_seed_give_the_same_bits(examples):
+    model = build_model(replace(CONFIG, dropout=0.3), LABELS, seed=1)
+    torch.manual_seed(5)
+    first = ended(model, examples, noise=1.0, clip=1.0)
+    torch.manual_seed(6)
+    assert changed(first, ended(model, examples, noise=1.0, clip=1.0)) == set()
+
+
+def test_the_seed_decides_the_dropout_only(model, examples):
+    first, second = (ended(model, examples, noise=1.0, clip=1.0, seed=seed) for seed in (1, 2))
+    assert changed(first, second) == set()
+    dropping = build_model(replace(CONFIG, dropout=0.3), LABELS, seed=1)
+    first, second = (ended(dropping, examples, seed=seed) for seed in (1, 2))
+    assert "head.weight" in changed(first, second)
+
+
+def test_the_global_generator_is_left_alone(model, examples):
+    before = torch.get_rng_state()
+    ended(model, examples, noise=1.0, clip=1.0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_training_that_diverges_is_no_update(model, examples):
+    config = replace(SGD, learning_rate=3e38)
+    with pytest.raises(TrainingDivergedError, match="learning-rate"):
+        ended(model, examples, noise=1.0, clip=1e3, config=config)
+
+
+def test_one_step_that_overflows_is_no_update(model, examples):
+    last = Sampling(rate=1.0, steps=1, batch_size=1.0)
+    with pytest.raises(TrainingDivergedError):
+        ended(model, examples, last, clip=1e3, config=replace(SGD, learning_rate=3e38))
+
+
+def test_an_engine_that_breaks_is_closed(model, examples):
+    closed = []
+
+    class Breaking(OneByOne):
+        def add(self, batch, max_grad_norm, sums):
+            raise MemoryError
+
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(MemoryError):
+        ended(model, examples, engine=Breaking)
+    assert len(closed) == 1
