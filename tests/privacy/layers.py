@@ -77,6 +77,19 @@ class Tied(Words):
         return self.layer_too(self.layer(ids))
 
 
+class Opposed(nn.Module):
+    """Another classifier's two tokens pull it in opposite directions, far harder than together."""
+
+    PULLS = torch.tensor([4097.0, -4096.0])
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids, lengths):
+        return self.inner.scores((self.inner.answers(ids) * self.PULLS[:, None]).sum(1))
+
+
 class Scale(nn.Module):
     """A layer that nobody knows."""
 

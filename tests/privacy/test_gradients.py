@@ -3,7 +3,7 @@
 import pytest
 import torch
 from classifiers import classifier, encoded
-from layers import KNOWN, model_of
+from layers import KNOWN, Opposed, model_of
 from per_example import (
     LABELS,
     TOKENS,
@@ -13,6 +13,7 @@ from per_example import (
     clipped_sum,
     flat,
     gradients,
+    norms,
     random_examples,
     relative_error,
     scoped,
@@ -113,15 +114,17 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, sha
     assert not flat(clipped(engine, model, examples[bad], max_grad_norm)).any()
 
 
-class Opposed(Words):
-    """Tokens pull their layer in opposite directions, many times as hard as together."""
-
-    def answers(self, ids):
-        return super().answers(ids) if ids.shape[1] < 2 else self.words(ids)
-
-    def forward(self, ids, lengths):
-        pulls = torch.tensor([self.pull + 1.0, -self.pull])
-        return self.scores((self.layer(self.inputs(ids)) * pulls[:, None]).sum(1))
+@pytest.mark.parametrize("layer", ["linear without bias", "embedding"])
+@pytest.mark.parametrize("engine", ALL_ENGINES)
+def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine, layer):
+    """Norms are made of terms that cancel: the sum has a millionth of their size."""
+    inner, names = model_of(layer)
+    model = select(Opposed(inner), {f"inner.{name}" for name in names})
+    examples = Examples(torch.tensor([[7, 7]]).int(), torch.tensor([2]), torch.tensor([1]))
+    expected = gradients(model, examples)
+    max_grad_norm = float(norms(expected)) / 2
+    sums = clipped(engine, model, examples, max_grad_norm)
+    assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= 1e-2
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
