@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedattn")
 
+NOT_TOLD = "this node cannot answer; its own log says why"
+
 app = ClientApp()
 
 
@@ -107,7 +109,7 @@ def client_fn(context: Context) -> "FrozenClient":
         return _private_client(context, config, labels, data, partition)
     with _kept_here("load the model"):
         if config.federation.local == "personal":
-            return PersonalClient(config, labels, data, partition, _state(context))
+            return PersonalClient(config, labels, data, partition, _state(context, True))
         return FrozenClient(config, labels, data, partition)
 
 
@@ -124,10 +126,10 @@ def _private_client(
             labels,
             data,
             partition,
-            _state(context),
+            _state(context, config.federation.local == "personal"),
             Ledger(context.state, _ledger_path(node)),
             context.run_id,
-            float(node.get("max-epsilon", math.inf)),
+            _limit(node, "max-epsilon"),
         )
 
 
@@ -136,19 +138,35 @@ def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
     from fedattn_app.errors import UserError
 
     privacy = config.privacy.privacy
-    if "max-epsilon" in node and privacy != "dp-sgd":
+    limits = [key for key in ("max-epsilon", "max-delta") if key in node]
+    if limits and privacy != "dp-sgd":
         raise UserError(
-            f'privacy = "{privacy}": this node has a max-epsilon, so it trains with "dp-sgd" only'
+            f'privacy = "{privacy}": this node has a {limits[0]}, so it trains with "dp-sgd" only'
         )
-    if "data-path" not in node or privacy != "dp-sgd":
+    if config.privacy.target_delta > _limit(node, "max-delta"):
+        raise UserError(
+            f"target-delta = {config.privacy.target_delta:g}: this node has "
+            f"max-delta = {node['max-delta']}"
+        )
+    if privacy != "dp-sgd" or not (limits or "data-path" in node):
         return
     if config.privacy.reproducible_noise:
         raise UserError("reproducible-noise = true: protects nobody; this node has data of its own")
-    if "state-dir" not in node:
+    if "data-path" in node and "state-dir" not in node:
         raise UserError(
             'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
             "ledger would outlive a restart"
         )
+
+
+def _limit(node: "UserConfig", key: str) -> float:
+    """Return the limit that the owner gives by `key`, infinite without one."""
+    from fedattn_app.errors import UserError
+
+    value = node.get(key, math.inf)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise UserError(f"{key} = {value!r}: must be a number above 0")
+    return value
 
 
 def _ledger_path(node: "UserConfig") -> "Path | None":
@@ -174,14 +192,14 @@ def _kept_here(task: str) -> Iterator[None]:
         raise UserError(f"this node cannot {task}; its own log says why") from None
 
 
-def _state(context: Context) -> "NodeState":
+def _state(context: Context, personal: bool) -> "NodeState":
     from fedattn_app.state import ContextState, FolderState
     from fedattn_app.storage import user_path
 
     folder = context.node_config.get("state-dir")
     if folder:
         return FolderState(user_path("state-dir", str(folder)))
-    if "data-path" in context.node_config:  # a real node, not a simulated one
+    if personal and "data-path" in context.node_config:  # a real node, not a simulated one
         log.warning("no state-dir in node-config: personal parameters end with the run")
     return ContextState(context.state)
 
@@ -205,17 +223,21 @@ def _config(message: Message) -> "dict[str, Scalar]":
 def _failed(message: Message, context: Context, error: Exception) -> Message:
     """Raise `error`, or under ``dp-sgd`` answer that it failed without saying why.
 
-    The reason may tell of examples or files. Flower's simulation forgets the state, and so the
-    ledger, of a client that raises.
+    The reason may tell of files, and under ``dp-sgd`` of examples. Flower's simulation forgets the
+    state, and so the ledger, of a client that raises.
     """
     from fedattn_app.client import FrozenMismatchError
+    from fedattn_app.errors import UserError
 
-    if context.run_config.get("privacy") != "dp-sgd":
-        raise error
-    log.error("%s: %s", type(error).__name__, error)
     told = isinstance(error, FrozenMismatchError)
-    reason = str(error) if told else "this node cannot answer; its own log says why"
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    if context.run_config.get("privacy") == "dp-sgd":
+        log.error("%s: %s", type(error).__name__, error)
+        reason = str(error) if told else NOT_TOLD
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    if isinstance(error, UserError) and not told:
+        log.error("%s", error)
+        raise UserError(NOT_TOLD) from None
+    raise error
 
 
 def _reply(

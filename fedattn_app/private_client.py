@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -52,7 +53,7 @@ class PrivateClient(PersonalClient):
         self.ledger = ledger
         self.run = run
         self.max_epsilon = max_epsilon
-        num_examples = max(len(data.train), len(data.validation))
+        num_examples = len(data.train) + len(data.validation)
         if self.privacy.target_delta * num_examples >= 1:
             raise UserError(
                 f"target-delta = {self.privacy.target_delta:g}: must be below 1 / number of "
@@ -105,7 +106,7 @@ class PrivateClient(PersonalClient):
             Noise(noise, self.privacy.max_grad_norm),
             _engine(self.model, self.trainable, self.config.model.max_length),
             self._random(server_round, "train"),
-            self.seed(server_round),
+            self._random(server_round, "dropout").seed(),
         )
         return self._trained(), len(examples) if public else 1, self._metrics()
 
@@ -152,51 +153,55 @@ class PrivateClient(PersonalClient):
         """Take down what `planned` will cost and return its noise multiplier.
 
         None, and nothing taken down, where it would pass the `target` (0: no limit) for this
-        `kind` or the owner's limit for all. Without a multiplier in `planned`, the run's first
-        message chooses the least that leaves enough for all rounds to come.
+        `kind` or the owner's limit for all.
         """
         delta, accountant = self.privacy.target_delta, self.privacy.accountant
-        before = [entry.mechanism for entry in self.ledger.of(kind)]
+        with self.ledger.exclusive():
+            noise = planned.noise_multiplier or self._noise(kind, planned, target, server_round)
+            if noise is None:
+                return None
+            chosen = replace(planned, noise_multiplier=float(noise))
+            epsilon = self._epsilon_with([chosen])
+            mechanisms = [*(entry.mechanism for entry in self.ledger.of(kind)), chosen]
+            limit = target * (1 + 1e-6) if target else math.inf
+            if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
+                return None
+            if not self.ledger.of(kind, self.run):
+                log.info("client %d: %s with noise multiplier %.3g", self.partition, kind, noise)
+            self.ledger.add(
+                Entry(
+                    kind=kind,
+                    noise_multiplier=chosen.noise_multiplier,
+                    sample_rate=float(chosen.sample_rate),
+                    steps=chosen.count,
+                    run=self.run,
+                    server_round=server_round,
+                    epsilon=epsilon,
+                    delta=delta,
+                )
+            )
+        return noise
+
+    def _noise(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
+        """Return the noise multiplier that a run's first message chose, or let this one choose.
+
+        It is the least that leaves enough of the `target` for all rounds to come, or None.
+        """
         of_run = self.ledger.of(kind, self.run)
-        noise: float | None = planned.noise_multiplier
-        if not noise and of_run and of_run[-1].sample_rate == planned.sample_rate:
-            noise = of_run[-1].noise_multiplier
-        elif not noise:
-            left = max(1, self.config.federation.num_rounds - server_round + 1)
-            whole = Steps(0.0, planned.sample_rate, planned.count * left)
-            noise = noise_for(target, delta, whole, before, accountant)
+        if of_run and of_run[-1].sample_rate == planned.sample_rate:
+            return of_run[-1].noise_multiplier
+        left = max(1, self.config.federation.num_rounds - server_round + 1)
+        whole = replace(planned, count=planned.count * left)
+        before = [entry.mechanism for entry in self.ledger.of(kind)]
+        noise = noise_for(target, self.privacy.target_delta, whole, before, self.privacy.accountant)
         if noise is None:
             log.warning(
-                "client %d: after what was spent no noise is enough to %s within ε = %g",
+                "client %d: too little is left of ε = %g to %s for %d rounds",
                 self.partition,
-                kind,
                 target,
-            )
-            return None
-        chosen = Steps(noise, planned.sample_rate, planned.count)
-        limit = target * (1 + 1e-6) if target else math.inf
-        epsilon = self._epsilon_with([chosen])
-        if epsilon_of([*before, chosen], delta, accountant) > limit or epsilon > self.max_epsilon:
-            return None
-        if not of_run:
-            log.info(
-                "client %d: %s with noise multiplier %.3g",
-                self.partition,
                 kind,
-                chosen.noise_multiplier,
+                left,
             )
-        self.ledger.add(
-            Entry(
-                kind=kind,
-                noise_multiplier=float(noise),
-                sample_rate=float(planned.sample_rate),
-                steps=planned.count,
-                run=self.run,
-                server_round=server_round,
-                epsilon=epsilon,
-                delta=delta,
-            )
-        )
         return noise
 
     def _epsilon_with(self, more: list[Steps]) -> float:

@@ -38,6 +38,15 @@ def metrics_of(replies: Sequence[Message]) -> dict[int, MetricRecord]:
     }
 
 
+def epsilon_told(reply: Message) -> float | None:
+    """Return what a node says that it has spent, in whatever reply; None where it says nothing."""
+    if reply.has_error():
+        return None
+    records = reply.content.metric_records.values()
+    told = [record["epsilon"] for record in records if "epsilon" in record]
+    return max((float(x) for x in told if not isinstance(x, list) and x >= 0), default=None)
+
+
 def number(record: MetricRecord, key: str) -> float:
     """Return a metric that is one number."""
     value = record[key]

@@ -24,6 +24,7 @@ from fedattn_app.settings import ConfigValue
 from fedattn_app.storage import read_arrays, user_path, write_arrays, write_atomically
 
 CHECKPOINT = Path("checkpoint", "model.safetensors")
+ACCOUNTANT = Path("checkpoint", "accountant.json")
 
 Row = dict[str, Any]
 
@@ -70,13 +71,16 @@ class RunFolder:
                 )
             self.earlier = [row for row in before.history if row["round"] <= last]
             clients = [row for row in before.clients if row["round"] <= last]
-            self.accountant = json.loads(about.get("accountant", "{}"))
+            if config.privacy.privacy == "client-dp":
+                self.accountant = _read_accountant(before.path, last)
             for row in before.clients:  # later rounds too: what is spent is spent
                 if row.get("epsilon") is not None:
                     self.spent[row["partition"]] = row["epsilon"]
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
+            if self.accountant:
+                self.account(self.accountant)
             for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
                 self._write_text(name, "".join(map(_to_line, rows)))
         except OSError as error:
@@ -97,23 +101,21 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def account(self, accountant: Mapping[str, object]) -> None:
+        """Keep the state of the server's privacy accountant, before anyone sees what it counts."""
+        self._write_text(str(ACCOUNTANT), json.dumps(accountant))
+
     def checkpoint(
-        self,
-        server_round: int,
-        arrays: Mapping[str, NDArray],
-        num_partitions: int = 0,
-        accountant: Mapping[str, object] | None = None,
+        self, server_round: int, arrays: Mapping[str, NDArray], num_partitions: int = 0
     ) -> None:
         """Replace the checkpoint by the shared parameters after `server_round`.
 
         `num_partitions` says over how many clients the data are split; 0: they are not.
-        `accountant` is the state of the server's privacy accountant.
         """
         about = {
             "round": str(server_round),
             "num-partitions": str(num_partitions),
             "frozen-fingerprint": self.frozen,
-            "accountant": json.dumps(accountant or {}),
         }
         write_arrays(self.path / CHECKPOINT, arrays, about)
 
@@ -211,6 +213,19 @@ def read_checkpoint(run: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
     if not about.get("round", "").isdecimal():
         raise UserError(f"{run / CHECKPOINT}: is not the checkpoint of a run (it names no round)")
     return arrays, about
+
+
+def _read_accountant(run: Path, rounds: int) -> Row:
+    """Read what the server's noise has spent in so many rounds of a run."""
+    path = run / ACCOUNTANT
+    try:
+        state: Row = json.loads(path.read_text()) if rounds or path.exists() else {}
+        counted = sum(release["count"] for release in state.get("compositions", []))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: does not say what the run has spent ({error})") from None
+    if counted < rounds:
+        raise UserError(f"{path}: counts {counted} rounds and the checkpoint {rounds}")
+    return state
 
 
 def _to_line(row: Row) -> str:

@@ -26,6 +26,7 @@ from fedattn_app.grid import PartitionGrid, Traffic, error_line
 from fedattn_app.parameters import NDArray
 from fedattn_app.replies import (
     COUNTS,
+    epsilon_told,
     evaluate_keys,
     mean_scores,
     metrics_of,
@@ -41,7 +42,11 @@ log = logging.getLogger("fedattn")
 
 @dataclass
 class Outcome:
-    """What a run has come to so far; `epsilon` is what each partition has spent."""
+    """What a run has come to so far.
+
+    `epsilon` is the most that each partition said it has spent; one that is `untold` has not
+    answered the last message, and may have spent more on it.
+    """
 
     arrays: ArrayRecord
     central: Scores | None = None
@@ -49,6 +54,7 @@ class Outcome:
     worst_client: float | None = None
     history: list[Row] = field(default_factory=list)
     epsilon: dict[int, float] = field(default_factory=dict)
+    untold: set[int] = field(default_factory=set)
 
     @property
     def scores(self) -> Scores | None:
@@ -201,6 +207,7 @@ class Rounds:
         else:
             outcome.arrays = arrays
         if self.accountant:
+            self.folder.account(self.accountant.state_dict())
             spent_so_far = self.accountant.get_privacy_spent().epsilon
             outcome.epsilon = dict.fromkeys(outcome.epsilon.keys() | good, spent_so_far)
         return good, len(messages) - len(good) - len(spent)
@@ -263,15 +270,28 @@ class Rounds:
         answers = list(self.grid.send_and_receive(messages, timeout=self.config.round_timeout))
         replies = sound(asked, answers, keys, outcome.epsilon)
         for reply in replies:
-            partition = reply.metadata.src_node_id
             if reply.has_error():
+                partition = reply.metadata.src_node_id
                 log.warning("client %d failed: %s", partition, error_line(reply))
-            elif self.private:
-                metrics = reply.content.metric_records["metrics"]
-                outcome.epsilon[partition] = number(metrics, "epsilon")
+        if self.private:
+            outcome.untold |= asked.keys()
+            for answer in answers:
+                self._take_epsilon(answer, outcome)
         if len(replies) < len(messages):
             log.warning("%d clients did not reply in time", len(messages) - len(replies))
         return replies
+
+    def _take_epsilon(self, answer: Message, outcome: Outcome) -> None:
+        """Believe what an answer says of ε, sound or not, unless ε fell: then ask it no more."""
+        partition, told = answer.metadata.src_node_id, epsilon_told(answer)
+        if told is None:
+            return
+        outcome.untold.discard(partition)
+        before = outcome.epsilon.get(partition, 0.0)
+        outcome.epsilon[partition] = max(before, told)
+        if told < before:
+            log.warning("client %d: its privacy ledger is lost; it is asked no more", partition)
+            self.grid.retired.add(partition)
 
     def _message_config(self) -> ConfigRecord:
         return ConfigRecord(dict(self.message_config))
@@ -283,12 +303,7 @@ class Rounds:
     def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
         outcome.history.append(row)
         self.folder.add_round(row, clients)
-        self.folder.checkpoint(
-            row["round"],
-            self._shared(outcome),
-            self.grid.num_partitions,
-            self.accountant.state_dict() if self.accountant else {},
-        )
+        self.folder.checkpoint(row["round"], self._shared(outcome), self.grid.num_partitions)
 
     def _shared(self, outcome: Outcome) -> dict[str, NDArray]:
         return {

@@ -40,6 +40,10 @@ log = logging.getLogger("fedattn")
 # What a model that is passed on should not tell.
 PRIVATE_SETTINGS = {"data-path", "output-dir", "resume-from"}
 NOT_PRIVATE = "the noise came from the seed, which every party knows: this ε holds for nobody"
+MODEL_ONLY = (
+    "ε covers the model, in model.safetensors and checkpoint/; the scores and the other files of "
+    "this folder carry no noise"
+)
 
 app = ServerApp()
 
@@ -171,7 +175,7 @@ def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLev
     )
     if noise is None:
         raise UserError(
-            f"target-epsilon = {privacy.target_epsilon:g}: no noise is enough for "
+            f"target-epsilon = {privacy.target_epsilon:g}: too little of it is left for "
             f"{planned.count} rounds at target-delta = {privacy.target_delta:g}"
         )
     wrapper = ClientLevelDP(
@@ -184,7 +188,10 @@ def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLev
     )
     if folder.accountant:
         assert wrapper.accountant
-        wrapper.accountant.load_state_dict(folder.accountant)
+        try:
+            wrapper.accountant.load_state_dict(folder.accountant)
+        except ValueError as error:
+            raise UserError(f"resume-from = {config.output.resume_from}: {error}") from None
     return wrapper
 
 
@@ -235,6 +242,7 @@ def _summary(
     scores = outcome.scores
     up = sum(row["bytes_up"] for row in outcome.history)
     client_rounds = sum(row["clients"] for row in outcome.history)
+    spent = outcome.epsilon_max or 0.0
     sizes = {name: array.numpy().size for name, array in outcome.arrays.items()}
     return {
         "strategy": config.federation.strategy,
@@ -248,12 +256,24 @@ def _summary(
         "macro_f1": scores and scores.macro_f1,
         "recall_per_class": scores and dict(zip(labels, scores.recall, strict=True)),
         "worst_client_accuracy": outcome.worst_client,
-        "epsilon": outcome.epsilon_max,
+        "epsilon": outcome.epsilon_max if config.privacy.privacy == "none" else spent,
         "delta": config.privacy.target_delta if config.privacy.privacy != "none" else None,
         "bytes_up_per_client_round": up / max(client_rounds, 1),
         "bytes_total": up + sum(row["bytes_down"] for row in outcome.history),
         "shared_parameters": sum(sizes[name] for name in scope.shared),
         "total_parameters": sum(sizes.values()),
         "seconds": seconds,
-        **({"privacy_note": NOT_PRIVATE} if config.privacy.reproducible_noise else {}),
+        **_privacy_notes(config, outcome),
     }
+
+
+def _privacy_notes(config: Config, outcome: Outcome) -> Row:
+    """Return what limits the ε of the summary: in which sense it holds, and for whom not."""
+    notes: Row = {}
+    if config.privacy.reproducible_noise:
+        notes["privacy_note"] = NOT_PRIVATE
+    elif config.privacy.privacy == "client-dp":
+        notes["privacy_note"] = MODEL_ONLY
+    if outcome.untold:
+        notes["epsilon_untold"] = sorted(outcome.untold)
+    return notes

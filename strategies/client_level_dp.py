@@ -83,15 +83,12 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Clip, average and add noise; (None, None), and nothing is spent, without any answer."""
+        """Clip, average and add noise: that is the release, whether anyone answered or not."""
         answers = {
             reply.metadata.src_node_id: arrays
             for reply in replies
             if not reply.has_error() and (arrays := self._answer(reply)) is not None
         }
-        if not answers:
-            self._pop_pending_event(server_round)
-            return None, None
         unchanged = {name: array.numpy() for name, array in self.current_arrays.items()}
         complete = [
             self._reply(node, answers.get(node, unchanged)) for node in sorted(self._cohort)
@@ -105,7 +102,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
             return None
         arrays = {name: record[name].numpy() for name in self.current_arrays}
         for name, now in self.current_arrays.items():
-            if arrays[name].shape != tuple(now.shape):
+            if arrays[name].shape != tuple(now.shape) or arrays[name].dtype != now.dtype:
                 return None
             if not np.isfinite(arrays[name] - now.numpy()).all():
                 return None
@@ -125,12 +122,12 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
 
 
 def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Raise `ValueError` where an array is not floating-point or has no dimension."""
+    """Raise `ValueError` where an array is not float32 or float64, or has no dimension."""
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or not array.ndim:
+        if array.dtype not in (np.float32, np.float64) or not array.ndim or not array.size:
             raise ValueError(
-                f"parameter {name!r} is {array.dtype} of shape {array.shape}: only floating-point "
-                "arrays with a dimension can be clipped"
+                f"parameter {name!r} is {array.dtype} of shape {array.shape}: only float32 and "
+                "float64 arrays with a dimension can be clipped"
             )
 
 

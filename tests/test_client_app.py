@@ -119,12 +119,15 @@ def test_a_simulated_node_is_not(caplog):
     assert node.state
 
 
-def test_a_state_dir_that_cannot_be_written_sends_no_update(site, tmp_path):
-    blocked = tmp_path / "a file"
+def test_a_state_dir_that_cannot_be_written_sends_no_update(site, tmp_path, caplog):
+    """The reason names a folder of the node's, which only the node may know."""
+    blocked = tmp_path / "Jane Doe"
     blocked.write_text("")
     node = context(PERSONAL, data_path=site, state_dir=str(blocked / "state"))
-    with pytest.raises(UserError, match="state-dir"):
+    with pytest.raises(UserError) as caught:
         client_app.app(message(run_config=PERSONAL), node)
+    assert str(caught.value) == client_app.NOT_TOLD
+    assert f"state-dir = {blocked / 'state'}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -244,14 +247,14 @@ def test_a_delta_that_is_too_large_does_not_tell_how_many_examples_there_are(pri
     with pytest.raises(UserError) as caught:
         client_app.app(message(run_config=run_config), private_node(run_config))
     assert str(caught.value) == KEPT_HERE
-    assert "1 / 36" in caplog.text
+    assert "1 / 40" in caplog.text
 
 
 def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, tmp_path, caplog):
     blocked = tmp_path / "Jane Doe"
     blocked.write_text("")
     reply = ask(private_node(state_dir=str(blocked / "state")))
-    assert reply.error.reason == "this node cannot answer; its own log says why"
+    assert reply.error.reason == client_app.NOT_TOLD
     assert "Jane Doe" in caplog.text
 
 

@@ -23,6 +23,10 @@ ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1
 # Opacus' PRV needs memory and time in proportion; beyond this nobody looks at the second digit.
 LARGEST_PRV_EPSILON = 30.0
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
+# Below this the divergence overflows; ε is beyond any use long before.
+NO_NOISE = 1e-6
+# A budget is spent when what is left of it takes this many times the noise that all of it would.
+SPENT = 10.0
 PRECISION = 1e-3
 
 
@@ -68,9 +72,19 @@ def noise_for(
     """Return the least noise multiplier at which `planned` after `history` stays in the budget.
 
     The noise of `planned` itself does not count. The result is at most 0.1 % above the least. None
-    where no noise is enough, since the history has spent too much or the target is too small.
+    where no noise is enough, or only so much that nothing but noise would be left: the history has
+    spent too much, or the target is too small.
     """
+    noise = _least_noise(target_epsilon, delta, planned, history, accountant)
+    if noise is None or not history:
+        return noise
+    alone = _least_noise(target_epsilon, delta, planned, (), accountant)
+    return noise if alone is not None and noise <= SPENT * alone else None
 
+
+def _least_noise(
+    target_epsilon: float, delta: float, planned: Steps, history: Sequence[Steps], accountant: str
+) -> float | None:
     def spent(log_noise: float) -> float:
         trial = replace(planned, noise_multiplier=math.exp(log_noise))
         return epsilon_of([*history, trial], delta, accountant)
@@ -91,12 +105,11 @@ def noise_for(
 @lru_cache(maxsize=4096)
 def _curve(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float64]:
     """Return the Rényi divergence of one step at each of `ORDERS`."""
-    if noise_multiplier == 0:
+    if noise_multiplier < NO_NOISE:
         return np.full(len(ORDERS), math.inf)
+    noise = min(noise_multiplier, MOST_NOISE)
     return np.asarray(
-        rdp.compute_rdp(
-            q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)
-        )
+        rdp.compute_rdp(q=sample_rate, noise_multiplier=noise, steps=1, orders=list(ORDERS))
     )
 
 

@@ -8,7 +8,7 @@ A ledger that cannot be read, or that lost what its copy still has, stops the no
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Entry:
             and 0 < self.sample_rate <= 1
             and self.steps > 0
             and self.epsilon >= 0
+            and 0 < self.delta < 1
         )
         if not sound:
             raise ValueError(f"{asdict(self)} makes no sense")
@@ -74,6 +75,7 @@ class Ledger:
     def __init__(self, copy: RecordDict, path: Path | None = None) -> None:
         self.copy = copy
         self.path = path
+        self._exclusive = False
         self.entries = self._read()
 
     @property
@@ -87,17 +89,32 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Keep one more entry. It is on disk when this returns; raises `UserError` if it is not."""
-        if self.path is None:
-            self.entries = [*self._read(), entry]
-        else:
+        with self.exclusive():
+            text = _to_json([*self.entries, entry])
+            if self.path is not None:
+                try:
+                    write_atomically(self.path.resolve(), text.encode())
+                except OSError as error:
+                    raise _not_written(self.path, error) from None
+            self.entries = [*self.entries, entry]
+            self.copy[COPY] = ConfigRecord({"ledger": text})
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Let nobody else on this machine add entries meanwhile, from what they have added on.
+
+        Raises `UserError` where the folder cannot be written or the file not be read.
+        """
+        if self._exclusive:
+            yield
+            return
+        with _locked(self.path) if self.path else nullcontext():
+            self._exclusive = True
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(self.path):
-                    self.entries = [*self._read(), entry]
-                    write_atomically(self.path, _to_json(self.entries).encode())
-            except OSError as error:
-                raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
-        self.copy[COPY] = ConfigRecord({"ledger": _to_json(self.entries)})
+                self.entries = self._read()
+                yield
+            finally:
+                self._exclusive = False
 
     def _read(self) -> list[Entry]:
         record = self.copy.config_records.get(COPY)
@@ -105,13 +122,14 @@ class Ledger:
         if self.path is None:
             return copied
         try:
-            kept = _from_json(self.path.read_text()) if self.path.exists() else []
+            kept = _from_json(self.path.read_text())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self.path.is_symlink():
+                raise _not_read(self.path, "it is a link to nothing") from error
+            kept = []
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(
-                f"{self.path}: is no privacy ledger that can be read ({reason}); put back the "
-                "file that was there, or name another with the node-config key ledger"
-            ) from None
+            raise _not_read(self.path, str(reason)) from None
         if kept[: len(copied)] != copied:
             raise UserError(
                 f"{self.path}: lacks what this node has spent since it started; put back the file "
@@ -126,10 +144,30 @@ def _to_json(entries: Sequence[Entry]) -> str:
 
 
 def _from_json(text: str) -> list[Entry]:
-    content: Any = json.loads(text)
+    content: Any = json.loads(text, object_pairs_hook=_each_once)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"it is not marked {FORMAT!r}")
+    if not isinstance(content["entries"], list):
+        raise ValueError("its entries are not a list")
     return [Entry(**row) for row in content["entries"]]
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _not_read(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path}: is no privacy ledger that can be read ({reason}); put back the file that was "
+        "there, or name another with the node-config key ledger"
+    )
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror})")
 
 
 @contextmanager
@@ -137,6 +175,11 @@ def _locked(path: Path) -> Iterator[None]:
     """Let no other process on this machine change the ledger meanwhile."""
     import fcntl
 
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise _not_written(path, error) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

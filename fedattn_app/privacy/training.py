@@ -25,7 +25,8 @@ from fedattn_app.training import TrainingDivergedError, by_length, make_optimize
 class Sampling:
     """How one round samples: `steps` steps, each with every example at probability `rate`.
 
-    `batch_size` is the expected number of examples in a step by which their sum is divided.
+    `batch_size` is what the sum over a step's examples is divided by: their expected number, or
+    where the number of examples is not public a lower bound of it.
     """
 
     rate: float
@@ -66,8 +67,8 @@ def train_privately(
 ) -> None:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `random` decides which examples a step sees, and the noise; `seed` the dropout only. Raises
-    `TrainingDivergedError` when the parameters are not finite.
+    `random` decides which examples a step sees, and the noise; `seed`, which must be as secret,
+    the dropout. Raises `TrainingDivergedError` when the parameters are not finite.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
