@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from measure import peak, start_peak
 from sweep import about, file_data
 
 from fedattn_app.build import build_classifier
@@ -59,21 +60,11 @@ class Trainee:
 
 
 def memory(data: str, shared: str) -> dict[str, float]:
-    """Return the resident memory of this process with the model loaded, and its peak in training.
-
-    Linux only.
-    """
+    """Return the memory of this process with the model loaded, and its peak in training."""
     trainee = Trainee(data, shared)
-    loaded = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
+    loaded = start_peak()
     trainee.step_seconds()
-    return {"loaded_megabytes": loaded, "peak_megabytes": _resident("VmHWM")}
-
-
-def _resident(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    return int(status[key].split()[0]) * 1024 / 1e6
+    return {"loaded_megabytes": loaded, "peak_megabytes": peak()}
 
 
 def main() -> None:

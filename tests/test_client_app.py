@@ -219,6 +219,22 @@ def test_a_ledger_stays_in_the_state_dir(private_node, tmp_path, caplog, name):
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), "8", 0, -1.0, True])
+def test_a_max_epsilon_is_a_number_above_0(private_node, tmp_path, caplog, value):
+    with pytest.raises(UserError) as caught:
+        ask(private_node(max_epsilon=value))
+    assert str(caught.value) == KEPT_HERE
+    assert f"max-epsilon = {value!r}: must be a number above 0" in caplog.text
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), "1e-5", 0, -1e-5, True])
+def test_a_max_delta_is_a_number_above_0(refused, private_node, tmp_path, value):
+    with refused(f"max-delta = {value!r}: must be a number above 0"):
+        ask(private_node(max_delta=value))
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.mark.parametrize("content", ["", "[]", "privacy?"])
 def test_a_ledger_that_cannot_be_read_stops_the_node(private_node, tmp_path, caplog, content):
     file = tmp_path / "state" / "privacy-ledger.json"
@@ -267,6 +283,8 @@ def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, t
         (PUBLIC, {"max_epsilon": 1.0}, 'privacy = "none"'),
         (PUBLIC | {"privacy": "client-dp", "noise-multiplier": 1.0}, {"max_epsilon": 1.0},
          'privacy = "client-dp"'),
+        (PUBLIC, {"max_delta": 1e-3}, 'privacy = "none"'),
+        ({"target-delta": 2e-6}, {"max_delta": 1e-6}, "target-delta = 2e-06"),
     ],
 )  # fmt: skip
 def test_what_undoes_the_protection_is_refused(refused, site, tmp_path, changes, node_config, key):
@@ -277,10 +295,20 @@ def test_what_undoes_the_protection_is_refused(refused, site, tmp_path, changes,
     assert not (tmp_path / "state").exists()
 
 
-def test_a_max_epsilon_protects_a_node_without_data_of_its_own_too(refused):
-    node = context({"model": "tiny", "vocabulary": 512}, max_epsilon=1.0)
-    with refused('privacy = "none"', "max-epsilon"):
-        client_app.client_fn(node)
+@pytest.mark.parametrize("key", ["max-epsilon", "max-delta"])
+def test_a_limit_protects_a_node_without_data_of_its_own_too(refused, key):
+    settings = {"model": "tiny", "vocabulary": 512}
+    limit = {key.replace("-", "_"): 1.0}
+    with refused('privacy = "none"', key):
+        client_app.client_fn(context(settings, **limit))
+    settings |= {"privacy": "dp-sgd", "noise-multiplier": 1.0, "reproducible-noise": True}
+    with refused("reproducible-noise = true"):
+        client_app.client_fn(context(settings, **limit))
+
+
+def test_a_delta_up_to_the_owners_is_taken(private_node):
+    run_config = PRIVATE | {"target-delta": 1e-6}
+    assert client_app.client_fn(private_node(run_config, max_delta=1e-6)).epsilon == 0.0
 
 
 def test_the_owners_max_epsilon_ends_the_training(private_node, tmp_path):

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import multiprocessing
+import time
 from collections import Counter
 
 import numpy as np
@@ -22,7 +24,7 @@ from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
 from fedattn_app.privacy import ledger as ledger_module
 from fedattn_app.privacy.accounting import Steps, epsilon_of
-from fedattn_app.privacy.ledger import Ledger
+from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.private_client import PrivateClient
 from fedattn_app.state import ContextState, FolderState
 from fedattn_app.triage import LABELS
@@ -166,6 +168,19 @@ def test_reproducible_noise_differs_between_rounds_and_purposes():
     assert len({tuple(stream.uniform(4).tolist()) for stream in streams}) == 3
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_dropout_starts_from_a_secret_unless_noise_shall_be_reproducible(
+    trainings, monkeypatch, reproducible
+):
+    seeds = []
+    monkeypatch.setattr(private_client, "train_privately", lambda *given: seeds.append(given[-1]))
+    for _ in range(2):
+        fit(client_of(dropout=0.3, reproducible_noise=reproducible))
+    assert (seeds[0] == seeds[1]) == reproducible
+    client = client_of(reproducible_noise=True)
+    assert seeds[0] not in {client._random(1, kind).seed() for kind in ("train", "evaluate")}
+
+
 def test_personal_parameters_are_trained_with_noise_and_kept(tmp_path):
     kept = []
     for folder in ("a", "b"):
@@ -301,6 +316,25 @@ def test_the_owner_limits_all_runs_and_kinds_together(trainings, tmp_path):
     assert metrics.pop("epsilon") == client.epsilon
     assert num_examples == sum(metrics.values()) == 0
     assert len(ledger.entries) == len(trainings) == 2
+
+
+def test_two_processes_do_not_spend_one_budget_twice(trainings, tmp_path, monkeypatch):
+    path = tmp_path / "ledger.json"
+    clients = [client_of(Ledger(RecordDict(), path), run=run, max_epsilon=6.0) for run in (1, 2)]
+
+    def hesitate(**fields):
+        time.sleep(0.3)
+        return Entry(**fields)
+
+    monkeypatch.setattr(private_client, "Entry", hesitate)
+    forked = multiprocessing.get_context("fork")
+    processes = [forked.Process(target=fit, args=(client,), daemon=True) for client in clients]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(Ledger(RecordDict(), path).entries) == 1
 
 
 def test_the_reason_is_logged_where_no_noise_is_enough(trainings, caplog):

@@ -1,9 +1,12 @@
 """Whole runs with differential privacy: what they tell, what they spend, and how they end."""
 
+import json
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from fedattn_app.config import Config
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.parameters import get_arrays
-from fedattn_app.results import CHECKPOINT
+from fedattn_app.results import ACCOUNTANT, CHECKPOINT, read_checkpoint
 from fedattn_app.scopes import SCOPES, scope_of
 from fedattn_app.simulation import simulate
 
@@ -252,7 +255,7 @@ def test_a_budget_too_small_for_one_round_ends_the_run_at_its_start(once, kind):
     result, printed = once(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
     assert result.summary["rounds"] == 0
     assert not result.clients
-    assert not result.summary["epsilon"]
+    assert result.summary["epsilon"] == 0.0
     start = start_of(Config.from_run_config(TINY), num_labels=2)[0]
     assert bits(result) == {name: array.tobytes() for name, array in start.items()}
     assert "the run ends after round 0: " in printed
@@ -320,6 +323,95 @@ def test_client_dp_carried_on_has_the_budget_that_is_left(run):
     assert resumed.summary["epsilon"] == whole.summary["epsilon"] <= 6.0
 
 
+def releases(run):
+    """How many releases of noise a run's folder counts."""
+    accountant = json.loads((run / ACCOUNTANT).read_text())
+    return sum(release["count"] for release in accountant["compositions"])
+
+
+def evaluating(look):
+    """Our ClientApp, but `look` is called before it evaluates."""
+    app = ClientApp()
+
+    @app.evaluate()
+    def evaluate(message: Message, context):
+        look()
+        return client_app.app(message, context)
+
+    app.train()(client_app.app)
+    app.query()(client_app.describe)
+    return app
+
+
+def test_a_release_is_counted_before_anyone_sees_it(tiny, opinions):
+    path, counted = Path(tiny["output-dir"]), []
+    app = evaluating(lambda: counted.append(releases(path)))
+    run_of(tiny | opinions | {"privacy": "client-dp"}, app, num_rounds=2)
+    assert counted == [1] * CLIENTS + [2] * CLIENTS
+
+
+def test_a_release_whose_round_was_lost_is_counted_for_ever(tiny, opinions, once):
+    number = count(1)
+
+    def die():
+        if next(number) > CLIENTS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tiny | opinions | {"privacy": "client-dp"}, evaluating(die))
+    path = Path(tiny["output-dir"])
+    assert read_checkpoint(path)[1]["round"] == "1"
+    resumed = simulate({"resume-from": str(path)}, CLIENTS, quiet=True)
+    assert resumed.summary["rounds"] == 3
+    assert releases(path) == 4
+    whole, _ = once(privacy="client-dp", noise_multiplier=1.0, num_rounds=4)
+    assert resumed.summary["epsilon"] == whole.summary["epsilon"]
+
+
+@pytest.fixture(scope="module")
+def half(run):
+    """Two rounds under client-dp."""
+    return run(privacy="client-dp", noise_multiplier=1.0, num_rounds=2)[0].path
+
+
+def with_releases(*counts):
+    """A change of the accountant's file: what else it says stays."""
+
+    def change(file):
+        accountant = json.loads(file.read_text())
+        (release, *_) = accountant["compositions"]
+        accountant["compositions"] = [{**release, "count": count} for count in counts]
+        file.write_text(json.dumps(accountant))
+
+    return change
+
+
+UNACCOUNTED = {
+    "missing": (lambda file: file.unlink(), "does not say what the run has spent"),
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), "does not say"),
+    "nothing": (lambda file: file.write_text(""), "does not say"),
+    "half of it": (lambda file: file.write_text(file.read_text()[:-40]), "does not say"),
+    "no text": (lambda file: file.write_bytes(b"\xff\xfe"), "does not say"),
+    "a list": (lambda file: file.write_text("[]"), "does not say"),
+    "no releases": (with_releases(), "counts 0 rounds and the checkpoint 2"),
+    "too few": (with_releases(1), "counts 1 rounds and the checkpoint 2"),
+    "less than none": (with_releases(4, -1), "resume-from"),
+    "another accountant": (
+        lambda file: file.write_text(file.read_text().replace('"rdp"', '"pld"')),
+        "resume-from",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNACCOUNTED)
+def test_client_dp_is_not_carried_on_without_what_it_has_spent(half, tmp_path, refused, what):
+    change, reason = UNACCOUNTED[what]
+    path = Path(shutil.copytree(half, tmp_path / "half"))
+    change(path / ACCOUNTANT)
+    with refused(path, reason):
+        simulate({"resume-from": str(path), "num-rounds": 3}, CLIENTS, quiet=True)
+
+
 def test_a_dp_sgd_simulation_is_not_carried_on(once, refused):
     result, _ = once(privacy="dp-sgd", noise_multiplier=1.0, num_rounds=1)
     with refused("resume-from", "privacy ledgers"):
@@ -354,8 +446,8 @@ def changed_by(change):
 
 
 def run_of(run_config, client_app, num_rounds=3):
-    settings = {"privacy": "dp-sgd", "noise-multiplier": 1.0, "num-rounds": num_rounds}
-    config = Config.from_run_config(run_config | settings)
+    settings = {"privacy": "dp-sgd", "noise-multiplier": 1.0, **run_config}
+    config = Config.from_run_config(settings | {"num-rounds": num_rounds})
     with task_identity():
         grid = LocalGrid(client_app, CLIENTS, dict(config.to_run_config()))
         return server_app.run(PartitionGrid(grid), config)

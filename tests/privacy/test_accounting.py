@@ -75,6 +75,16 @@ def test_no_noise_and_no_steps(accountant):
     assert epsilon_of([Steps(1.0, 0.1, 1), Steps(0.0, 1.0, 1)], 1e-5, accountant) == math.inf
 
 
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+@pytest.mark.parametrize(("rate", "delta"), [(1.0, 1e-5), (0.01, 1e-5), (1.0, 0.5)])
+def test_noise_beyond_all_use_costs_no_more_than_less_of_it(accountant, rate, delta):
+    noises = [0.0, 1e-200, 1e-7, 1e-3, 0.1, 1.0, 1e3, 1e8, 1e200, 1e300]
+    told = [epsilon_of([Steps(noise, rate, 3)], delta, accountant) for noise in noises]
+    assert told[:3] == [math.inf] * 3
+    assert told == sorted(told, reverse=True)
+    assert 0 <= told[-1] < 0.01
+
+
 @pytest.mark.parametrize("delta", [1e-12, 1e-5, 0.5, 0.999])
 def test_a_large_epsilon_is_that_of_rdp_and_finite(delta):
     history = [Steps(0.05, 1.0, 10)]
@@ -126,6 +136,7 @@ def test_more_steps_cost_more_and_more_noise_costs_less(noise, rate, count, more
 
 
 BEFORE = [Steps(2.0, 1.0, 2)]
+ONE = Steps(0.0, 1.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +183,17 @@ def test_the_tighter_accountant_needs_less_noise(history):
 )
 def test_no_noise_is_enough(target, delta, history):
     assert noise_for(target, delta, Steps(0.0, 1.0, 1), history) is None
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+@pytest.mark.parametrize(("part_spent", "enough"), [(0.1, True), (0.5, True), (0.999, False)])
+def test_a_sliver_of_the_budget_buys_nothing(accountant, part_spent, enough):
+    before = [Steps(noise_for(2.0 * part_spent, 1e-5, ONE, (), accountant), 1.0, 1)]
+    noise = noise_for(2.0, 1e-5, ONE, before, accountant)
+    assert (noise is not None) == enough
+    # It is for want of budget that there is none: so much noise would stay within it.
+    much = replace(ONE, noise_multiplier=1e4)
+    assert epsilon_of([*before, much], 1e-5, accountant) <= 2.0
 
 
 def test_the_noise_that_was_planned_does_not_count():

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -111,6 +112,10 @@ WRONG = {
     "no entries": json.dumps({"format": ledger_module.FORMAT}),
     "entries null": ledger_text(entries=None),
     "entries a number": ledger_text(entries=3),
+    "entries an object": ledger_text(entries={}),
+    "entries a text": ledger_text(entries=""),
+    "entries twice": ledger_text(row()).replace("}]", '}], "entries": []'),
+    "steps twice": ledger_text(row()).replace('"steps": 4', '"steps": 4, "steps": 1'),
     "entries of texts": ledger_text("train"),
     "entries of null": ledger_text(None),
     "much nested": "[" * 100_000,
@@ -128,8 +133,10 @@ WRONG = {
     "rate 2": ledger_text(row(sample_rate=2.0)),
     **{
         f"{key} NaN": ledger_text(row(**{key: math.nan}))
-        for key in ("noise_multiplier", "sample_rate", "epsilon", "steps")
+        for key in ("noise_multiplier", "sample_rate", "epsilon", "steps", "delta")
     },
+    "delta 0": ledger_text(row(delta=0.0)),
+    "delta 1": ledger_text(row(delta=1.0)),
     "noise infinite": ledger_text(row(noise_multiplier=math.inf)),
     "second is wrong": ledger_text(row(), row(steps=-1)),
 }
@@ -175,6 +182,43 @@ def test_a_folder_in_place_of_the_file_is_refused(refused, path):
     path.mkdir(parents=True)
     with refused(path, "Is a directory"):
         Ledger(RecordDict(), path)
+
+
+# Links
+
+
+@pytest.mark.parametrize("target", ["gone.json", "gone/ledger.json"])
+def test_a_link_to_nothing_is_refused_and_left_alone(refused, path, target):
+    path.parent.mkdir()
+    path.symlink_to(target)
+    with refused(path, "it is a link to nothing"):
+        Ledger(RecordDict(), path)
+    assert path.is_symlink()
+    assert not path.exists()
+
+
+def test_a_link_whose_file_goes_is_refused(refused, path, tmp_path):
+    kept = tmp_path / "kept.json"
+    Ledger(RecordDict(), kept).add(FIRST)
+    path.parent.mkdir()
+    path.symlink_to(kept)
+    ledger = Ledger(RecordDict(), path)
+    kept.unlink()
+    with refused(path, "it is a link to nothing"):
+        ledger.add(SECOND)
+    assert not path.exists()
+
+
+def test_a_link_stays_one_and_its_file_gets_the_entries(path, tmp_path):
+    kept = tmp_path / "kept.json"
+    Ledger(RecordDict(), kept).add(FIRST)
+    path.parent.mkdir()
+    path.symlink_to(kept)
+    ledger = Ledger(RecordDict(), path)
+    assert ledger.entries == [FIRST]
+    ledger.add(SECOND)
+    assert path.is_symlink()
+    assert Ledger(RecordDict(), kept).entries == [FIRST, SECOND]
 
 
 # Files that lost something
@@ -252,23 +296,53 @@ def test_what_a_process_left_that_died_does_no_harm(path):
     assert Ledger(RecordDict(), path).entries == [FIRST]
 
 
+def in_two_processes(work):
+    """Call `work` with 1 and with 2 at the same time."""
+    forked = multiprocessing.get_context("fork")
+    processes = [forked.Process(target=work, args=(run,), daemon=True) for run in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+
+
 def test_two_processes_at_the_same_time_lose_nothing(path):
     def spend(run):
         ledger = Ledger(RecordDict(), path)
         for server_round in range(40):
             ledger.add(replace(FIRST, run=run, server_round=server_round))
 
-    forked = multiprocessing.get_context("fork")
-    processes = [forked.Process(target=spend, args=(run,)) for run in (1, 2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    in_two_processes(spend)
     ledger = Ledger(RecordDict(), path)
     for run in (1, 2):
         assert [entry.server_round for entry in ledger.of("train", run)] == list(range(40))
     assert len(ledger.entries) == 80
+
+
+def test_what_is_looked_at_stays_so_until_the_entry_is_added(path):
+    ledgers = {run: Ledger(RecordDict(), path) for run in (1, 2)}
+
+    def spend_once(run):
+        ledger = ledgers[run]
+        with ledger.exclusive():
+            if not ledger.entries:
+                time.sleep(0.3)
+                ledger.add(replace(FIRST, run=run))
+                ledger.add(replace(SECOND, run=run))
+
+    in_two_processes(spend_once)
+    first, second = Ledger(RecordDict(), path).entries
+    assert (first.kind, second.kind, first.run) == ("train", "evaluate", second.run)
+
+
+def test_a_ledger_is_free_again_after_an_error(path):
+    ledger = Ledger(RecordDict(), path)
+    with pytest.raises(KeyError), ledger.exclusive():
+        raise KeyError
+    Ledger(RecordDict(), path).add(FIRST)
+    ledger.add(SECOND)
+    assert ledger.entries == Ledger(RecordDict(), path).entries == [FIRST, SECOND]
 
 
 def test_an_error_has_no_cause_with_more_in_it(path):

@@ -1,5 +1,7 @@
 """Secret random numbers: their distribution, and on what they depend."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,22 @@ def test_noise_in_blocks_is_normal_and_never_repeats(monkeypatch, block):
     drawn = normal(SecretRandom.known(5), 20_001)
     assert stats.kstest(drawn, "norm").pvalue > RARE
     assert len(set(drawn.tolist())) == len(drawn)
+
+
+def test_a_seed_has_63_bits():
+    random = SecretRandom.known(1)
+    drawn = [random.seed() for _ in range(1000)]
+    assert len(set(drawn)) == len(drawn)
+    for bit in range(63):
+        assert stats.binomtest(sum(seed >> bit & 1 for seed in drawn), 1000).pvalue > RARE, bit
+
+
+@pytest.mark.parametrize(("bits", "seed"), [(b"\0", 0), (b"\xff", 2**63 - 1)])
+def test_torch_takes_every_seed(bits, seed):
+    random = SecretRandom()
+    random._stream = SimpleNamespace(update=lambda zeros: bits * len(zeros))
+    assert random.seed() == seed
+    assert torch.Generator().manual_seed(seed).initial_seed() == seed
 
 
 def test_a_stream_goes_on():

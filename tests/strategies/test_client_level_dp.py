@@ -152,6 +152,9 @@ USELESS = {
     "infinity": with_bias(0, np.inf, 0, 0),
     "an update whose squares overflow": with_bias(3e38, -3e38, 3e38, 3e38),
     "another shape": with_array("attention.bias", np.ones(5, np.float32)),
+    "another precision": with_array("attention.bias", np.ones(4)),
+    "half of the precision": with_array("attention.bias", np.ones(4, np.float16)),
+    "integers": with_array("attention.bias", np.ones(4, np.int32)),
     "a shape that broadcasts": with_array("attention.bias", np.ones(1, np.float32)),
     "no dimension": with_array("attention.bias", np.float32(1.0)),
     "one array more": with_array("attention.more", np.ones(4, np.float32)),
@@ -211,6 +214,19 @@ def test_without_any_answer_nothing_is_released_and_nothing_spent(lost):
     assert spent(strategy).num_releases == 1
 
 
+@pytest.mark.parametrize("failed", [0, CLIENTS], ids=["silent", "failed"])
+def test_a_release_without_any_answer_is_noise_and_is_accounted_for(failed):
+    nodes = list(grid().get_node_ids())
+    alone = make(noise=1.0).inner  # `AttentionOnly` would not ask it
+    released, _ = run_round(alone, [failure_of(node) for node in nodes[:failed]], before=start())
+    assert alone.accountant.get_privacy_spent().num_releases == 1
+    zero = [reply_from(node, start()) for node in nodes]
+    expected, _ = run_round(make(noise=1.0).inner, zero, before=start())
+    for name, before in start().items():
+        np.testing.assert_allclose(released[name], expected[name], atol=CLOSE)
+        assert not np.isclose(released[name], before, atol=CLOSE).any()
+
+
 def test_the_order_of_replies_and_of_names_does_not_matter():
     expected = change(make(noise=1.0), answers())
     turned = [
@@ -230,8 +246,13 @@ def test_the_number_of_examples_does_not_weigh():
 
 @pytest.mark.parametrize(
     ("array", "part"),
-    [(np.array([1, 2]), "int64 of shape (2,)"), (np.float32(1), "float32 of shape ()")],
-    ids=["integers", "no dimension"],
+    [
+        (np.array([1, 2]), "int64 of shape (2,)"),
+        (np.float32(1), "float32 of shape ()"),
+        (np.ones(2, np.float16), "float16 of shape (2,)"),
+        (np.ones((0, 3), np.float32), "float32 of shape (0, 3)"),
+    ],
+    ids=["integers", "no dimension", "half precision", "no numbers"],
 )
 def test_arrays_that_cannot_be_clipped_are_refused_by_name(array, part):
     with pytest.raises(ValueError, match=r"'attention\.steps'") as caught:
