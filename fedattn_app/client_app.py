@@ -109,7 +109,7 @@ def client_fn(context: Context) -> "FrozenClient":
         return _private_client(context, config, labels, data, partition)
     with _kept_here("load the model"):
         if config.federation.local == "personal":
-            return PersonalClient(config, labels, data, partition, _state(context, True))
+            return PersonalClient(config, labels, data, partition, _state(context))
         return FrozenClient(config, labels, data, partition)
 
 
@@ -126,7 +126,7 @@ def _private_client(
             labels,
             data,
             partition,
-            _state(context, config.federation.local == "personal"),
+            _state(context),
             Ledger(context.state, _ledger_path(node)),
             context.run_id,
             _limit(node, "max-epsilon"),
@@ -152,7 +152,7 @@ def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
         return
     if config.privacy.reproducible_noise:
         raise UserError("reproducible-noise = true: protects nobody; this node has data of its own")
-    if "data-path" in node and "state-dir" not in node:
+    if "state-dir" not in node:
         raise UserError(
             'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
             "ledger would outlive a restart"
@@ -192,14 +192,14 @@ def _kept_here(task: str) -> Iterator[None]:
         raise UserError(f"this node cannot {task}; its own log says why") from None
 
 
-def _state(context: Context, personal: bool) -> "NodeState":
+def _state(context: Context) -> "NodeState":
     from fedattn_app.state import ContextState, FolderState
     from fedattn_app.storage import user_path
 
     folder = context.node_config.get("state-dir")
     if folder:
         return FolderState(user_path("state-dir", str(folder)))
-    if personal and "data-path" in context.node_config:  # a real node, not a simulated one
+    if "data-path" in context.node_config:  # a real node, not a simulated one
         log.warning("no state-dir in node-config: personal parameters end with the run")
     return ContextState(context.state)
 

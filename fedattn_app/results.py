@@ -215,13 +215,16 @@ def read_checkpoint(run: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
     return arrays, about
 
 
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
 def _read_accountant(run: Path, rounds: int) -> Row:
     """Read what the server's noise has spent in so many rounds of a run."""
     path = run / ACCOUNTANT
     try:
         state: Row = json.loads(path.read_text()) if rounds or path.exists() else {}
         counted = sum(release["count"] for release in state.get("compositions", []))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path}: does not say what the run has spent ({error})") from None
     if counted < rounds:
         raise UserError(f"{path}: counts {counted} rounds and the checkpoint {rounds}")

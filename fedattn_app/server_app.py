@@ -85,7 +85,10 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     if config.output.resume_from:
         _carry_on(model, scope, folder.arrays, config.output.resume_from)
     rounds = Rounds(
-        strategy=AttentionOnly(protected or strategy, scope.shared.__contains__),
+        # Noise goes out whoever answers: that nobody had anything to say is private too.
+        strategy=AttentionOnly(
+            protected or strategy, scope.shared.__contains__, needs_no_replies=protected is not None
+        ),
         grid=grid,
         folder=folder,
         config=config,
@@ -165,10 +168,13 @@ def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLev
     privacy = config.privacy
     if privacy.privacy != "client-dp":
         return None
-    before = [
-        Steps(release["event"]["noise_multiplier"], 1.0, release["count"])
-        for release in folder.accountant.get("compositions", [])
-    ]
+    try:
+        before = [
+            Steps(float(release["event"]["noise_multiplier"]), 1.0, release["count"])
+            for release in folder.accountant.get("compositions", [])
+        ]
+    except (ValueError, TypeError, LookupError) as error:
+        raise _unknown_spending(config, error) from None
     planned = Steps(0.0, 1.0, config.federation.num_rounds - folder.start_round)
     noise = privacy.noise_multiplier or noise_for(
         privacy.target_epsilon, privacy.target_delta, planned, before
@@ -190,9 +196,16 @@ def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLev
         assert wrapper.accountant
         try:
             wrapper.accountant.load_state_dict(folder.accountant)
-        except ValueError as error:
-            raise UserError(f"resume-from = {config.output.resume_from}: {error}") from None
+        except (ValueError, TypeError, LookupError) as error:
+            raise _unknown_spending(config, error) from None
     return wrapper
+
+
+def _unknown_spending(config: Config, error: Exception) -> UserError:
+    return UserError(
+        f"resume-from = {config.output.resume_from}: its accountant does not say what was spent "
+        f"({error})"
+    )
 
 
 def _say_what_is_private(config: Config) -> None:

@@ -22,13 +22,16 @@ class AttentionOnly(Strategy):
 
     `shared` maps a parameter's full dotted name to whether it travels. The inner strategy gets the
     replies in the order of node ids, failed ones too, but none that rests on no examples: where
-    there is no other, the model stays. The aggregate is merged back into the whole global
-    model with each array's own dtype.
+    there is no other, the model stays, unless the inner strategy `needs_no_replies`. The aggregate
+    is merged back into the whole global model with each array's own dtype.
     """
 
-    def __init__(self, inner: Strategy, shared: Callable[[str], bool]) -> None:
+    def __init__(
+        self, inner: Strategy, shared: Callable[[str], bool], needs_no_replies: bool = False
+    ) -> None:
         self.inner = inner
         self.shared = shared
+        self.needs_no_replies = needs_no_replies
         self._global = ArrayRecord()
 
     def summary(self) -> None:
@@ -47,7 +50,7 @@ class AttentionOnly(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the inner strategy combine the replies, and merge what it returns."""
         usable = _with_examples(replies)
-        if all(reply.has_error() for reply in usable):
+        if not self.needs_no_replies and all(reply.has_error() for reply in usable):
             return None, None
         arrays, metrics = self.inner.aggregate_train(server_round, usable)
         return (None if arrays is None else self._merge(arrays)), metrics

@@ -24,7 +24,7 @@ from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
 from fedattn_app.privacy import ledger as ledger_module
 from fedattn_app.privacy.accounting import Steps, epsilon_of
-from fedattn_app.privacy.ledger import Entry, Ledger
+from fedattn_app.privacy.ledger import Ledger
 from fedattn_app.private_client import PrivateClient
 from fedattn_app.state import ContextState, FolderState
 from fedattn_app.triage import LABELS
@@ -322,11 +322,11 @@ def test_two_processes_do_not_spend_one_budget_twice(trainings, tmp_path, monkey
     path = tmp_path / "ledger.json"
     clients = [client_of(Ledger(RecordDict(), path), run=run, max_epsilon=6.0) for run in (1, 2)]
 
-    def hesitate(**fields):
+    def hesitate(ledger, entry, add=Ledger.add):
         time.sleep(0.3)
-        return Entry(**fields)
+        add(ledger, entry)
 
-    monkeypatch.setattr(private_client, "Entry", hesitate)
+    monkeypatch.setattr(Ledger, "add", hesitate)
     forked = multiprocessing.get_context("fork")
     processes = [forked.Process(target=fit, args=(client,), daemon=True) for client in clients]
     for process in processes:

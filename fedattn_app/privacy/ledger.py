@@ -108,7 +108,7 @@ class Ledger:
         if self._exclusive:
             yield
             return
-        with _locked(self.path) if self.path else nullcontext():
+        with _locked(self.path.resolve()) if self.path else nullcontext():
             self._exclusive = True
             try:
                 self.entries = self._read()

@@ -72,7 +72,7 @@ def test_both_are_above_the_tightest_bound(history):
 def test_no_noise_and_no_steps(accountant):
     assert epsilon_of([], 1e-5, accountant) == 0
     assert epsilon_of([Steps(0.0, 0.1, 1)], 1e-5, accountant) == math.inf
-    assert epsilon_of([Steps(math.nan, 0.1, 1)], 1e-5, accountant) == math.inf
+    assert epsilon_of([Steps(math.nan, 1.0, 1)], 1e-5, accountant) == math.inf
     assert epsilon_of([Steps(1.0, 0.1, 1), Steps(0.0, 1.0, 1)], 1e-5, accountant) == math.inf
 
 
