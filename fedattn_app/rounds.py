@@ -26,7 +26,6 @@ from fedattn_app.grid import PartitionGrid, Traffic, error_line
 from fedattn_app.parameters import NDArray
 from fedattn_app.replies import (
     COUNTS,
-    epsilon_told,
     evaluate_keys,
     mean_scores,
     metrics_of,
@@ -36,39 +35,26 @@ from fedattn_app.replies import (
 )
 from fedattn_app.results import Row, RunFolder
 from fedattn_app.scores import Scores
+from fedattn_app.spending import BudgetSpentError, Spending
 
 log = logging.getLogger("fedattn")
 
 
 @dataclass
 class Outcome:
-    """What a run has come to so far.
-
-    `epsilon` is the most that each partition said it has spent; one that is `untold` has not
-    answered the last message, and may have spent more on it.
-    """
+    """What a run has come to so far."""
 
     arrays: ArrayRecord
     central: Scores | None = None
     federated: Scores | None = None
     worst_client: float | None = None
     history: list[Row] = field(default_factory=list)
-    epsilon: dict[int, float] = field(default_factory=dict)
-    untold: set[int] = field(default_factory=set)
+    spending: Spending = field(default_factory=Spending)
 
     @property
     def scores(self) -> Scores | None:
         """The central scores where there are any, else the federated ones."""
         return self.central or self.federated
-
-    @property
-    def epsilon_max(self) -> float | None:
-        """The most that any client has spent; None without differential privacy."""
-        return max(self.epsilon.values(), default=None)
-
-
-class BudgetSpentError(Exception):
-    """Raised inside a round that too few clients have the privacy budget for."""
 
 
 class Rounds:
@@ -112,8 +98,9 @@ class Rounds:
         outcome = Outcome(
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
             history=list(self.folder.earlier),
-            epsilon=dict(self.folder.spent),
+            spending=Spending(dict(self.folder.spent)),
         )
+        self.grid.retired = outcome.spending.retired
         first = self.folder.start_round + 1
         if first == 1:
             self._start(outcome)
@@ -162,7 +149,7 @@ class Rounds:
             mean_scores(list(trained.values())),
             outcome,
         )
-        clients = _client_rows(server_round, trained, evaluated, outcome.epsilon)
+        clients = _client_rows(server_round, trained, evaluated, outcome.spending.epsilon)
         if not self._num_examples_told:
             clients = [{**client, "num_examples": None} for client in clients]
         self._record(row, clients, outcome)
@@ -173,7 +160,7 @@ class Rounds:
         return not self.private or self.privacy.num_examples_public
 
     def _train(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
-        self._check_budgets()
+        self._check_budgets(outcome)
         try:
             with _sampling(self.config.seed, server_round, "train"):
                 messages = list(
@@ -187,13 +174,13 @@ class Rounds:
         good = metrics_of(replies)
         spent = {partition for partition, record in good.items() if record.get("budget-spent")}
         if spent:
-            self._retire(spent, outcome)
+            outcome.spending.retire(spent)
             replies = [reply for reply in replies if reply.metadata.src_node_id not in spent]
             good = {
                 partition: record for partition, record in good.items() if partition not in spent
             }
             if not good:
-                self._check_budgets()
+                self._check_budgets(outcome)
         if messages and not good and not spent:
             reasons = {error_line(reply) for reply in replies if reply.has_error()}
             reason = min(reasons, default=f"no reply within {self.config.round_timeout:g} s")
@@ -208,23 +195,12 @@ class Rounds:
             outcome.arrays = arrays
         if self.accountant:
             self.folder.account(self.accountant.state_dict())
-            spent_so_far = self.accountant.get_privacy_spent().epsilon
-            outcome.epsilon = dict.fromkeys(outcome.epsilon.keys() | good, spent_so_far)
+            outcome.spending.spend_alike(good, self.accountant.get_privacy_spent().epsilon)
         return good, len(messages) - len(good) - len(spent)
 
-    def _retire(self, partitions: set[int], outcome: Outcome) -> None:
-        """Ask these clients no more: they have no privacy budget for another round."""
-        self.grid.retired |= partitions
-        for partition in sorted(partitions):
-            log.info("client %d: budget spent, ε %.4g", partition, outcome.epsilon[partition])
-
-    def _check_budgets(self) -> None:
+    def _check_budgets(self, outcome: Outcome) -> None:
         left, needed = len(list(self.grid.get_node_ids())), max(1, self.config.min_clients)
-        if self.grid.retired and left < needed:
-            raise BudgetSpentError(
-                f"{left} of {left + len(self.grid.retired)} clients have privacy budget left, "
-                f"{needed} are needed"
-            )
+        outcome.spending.check(left, needed)
 
     def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
         outcome.federated = outcome.worst_client = None
@@ -268,30 +244,18 @@ class Rounds:
             return []
         asked = {message.metadata.dst_node_id: message for message in messages}
         answers = list(self.grid.send_and_receive(messages, timeout=self.config.round_timeout))
-        replies = sound(asked, answers, keys, outcome.epsilon)
+        replies = sound(asked, answers, keys, outcome.spending.epsilon)
         for reply in replies:
             if reply.has_error():
                 partition = reply.metadata.src_node_id
                 log.warning("client %d failed: %s", partition, error_line(reply))
         if self.private:
-            outcome.untold |= asked.keys()
+            outcome.spending.ask(asked)
             for answer in answers:
-                self._take_epsilon(answer, outcome)
+                outcome.spending.take(answer)
         if len(replies) < len(messages):
             log.warning("%d clients did not reply in time", len(messages) - len(replies))
         return replies
-
-    def _take_epsilon(self, answer: Message, outcome: Outcome) -> None:
-        """Believe what an answer says of ε, sound or not, unless ε fell: then ask it no more."""
-        partition, told = answer.metadata.src_node_id, epsilon_told(answer)
-        if told is None:
-            return
-        outcome.untold.discard(partition)
-        before = outcome.epsilon.get(partition, 0.0)
-        outcome.epsilon[partition] = max(before, told)
-        if told < before:
-            log.warning("client %d: its privacy ledger is lost; it is asked no more", partition)
-            self.grid.retired.add(partition)
 
     def _message_config(self) -> ConfigRecord:
         return ConfigRecord(dict(self.message_config))
@@ -362,7 +326,7 @@ def _row(
         "train": train,
         "evaluate": outcome.federated and outcome.federated.row(),
         "central": outcome.central and outcome.central.row(),
-        "epsilon_max": outcome.epsilon_max,
+        "epsilon_max": outcome.spending.largest,
     }
 
 

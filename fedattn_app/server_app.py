@@ -255,7 +255,7 @@ def _summary(
     scores = outcome.scores
     up = sum(row["bytes_up"] for row in outcome.history)
     client_rounds = sum(row["clients"] for row in outcome.history)
-    spent = outcome.epsilon_max or 0.0
+    spent = outcome.spending.largest
     sizes = {name: array.numpy().size for name, array in outcome.arrays.items()}
     return {
         "strategy": config.federation.strategy,
@@ -269,7 +269,7 @@ def _summary(
         "macro_f1": scores and scores.macro_f1,
         "recall_per_class": scores and dict(zip(labels, scores.recall, strict=True)),
         "worst_client_accuracy": outcome.worst_client,
-        "epsilon": outcome.epsilon_max if config.privacy.privacy == "none" else spent,
+        "epsilon": spent if config.privacy.privacy == "none" else spent or 0.0,
         "delta": config.privacy.target_delta if config.privacy.privacy != "none" else None,
         "bytes_up_per_client_round": up / max(client_rounds, 1),
         "bytes_total": up + sum(row["bytes_down"] for row in outcome.history),
@@ -287,6 +287,6 @@ def _privacy_notes(config: Config, outcome: Outcome) -> Row:
         notes["privacy_note"] = NOT_PRIVATE
     elif config.privacy.privacy == "client-dp":
         notes["privacy_note"] = MODEL_ONLY
-    if outcome.untold:
-        notes["epsilon_untold"] = sorted(outcome.untold)
+    if outcome.spending.untold:
+        notes["epsilon_untold"] = sorted(outcome.spending.untold)
     return notes

@@ -19,7 +19,7 @@ LAYERS = [
     ["pretrained", "lora", "sources", "state"],
     ["build"],
     ["data"],
-    ["training", "results", "grid"],
+    ["training", "results", "grid", "spending"],
     ["privacy.accounting", "privacy.randomness", "privacy.gradients"],
     ["privacy.ledger", "privacy.bookkeeping", "privacy.training"],
     ["privacy.engines"],

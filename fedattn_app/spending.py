@@ -1,0 +1,70 @@
+"""What the server knows of the privacy that clients have spent, and whom it therefore asks no more.
+
+Under ``dp-sgd`` each client says its ε itself; under ``client-dp`` the server's accountant does.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fedattn_app.replies import epsilon_told
+
+log = logging.getLogger("fedattn")
+
+
+class BudgetSpentError(Exception):
+    """Raised inside a round that too few clients have the privacy budget for."""
+
+
+@dataclass
+class Spending:
+    """The ε of each partition so far, which never decreases.
+
+    A partition that is `untold` has not answered the last message, and may have spent more on it.
+    Those that are `retired` have no budget for another round, or have lost their ledger.
+    """
+
+    epsilon: dict[int, float] = field(default_factory=dict)
+    untold: set[int] = field(default_factory=set)
+    retired: set[int] = field(default_factory=set)
+
+    @property
+    def largest(self) -> float | None:
+        """The most that any client has spent; None without differential privacy."""
+        return max(self.epsilon.values(), default=None)
+
+    def ask(self, partitions: Iterable[int]) -> None:
+        """Take down that these were sent a message that may cost them something."""
+        self.untold.update(partitions)
+
+    def take(self, reply: Message) -> None:
+        """Believe what a reply says of ε, sound or not, unless it fell: then retire the client."""
+        partition, told = reply.metadata.src_node_id, epsilon_told(reply)
+        if told is None:
+            return
+        self.untold.discard(partition)
+        before = self.epsilon.get(partition, 0.0)
+        self.epsilon[partition] = max(before, told)
+        if told < before:
+            log.warning("client %d: its privacy ledger is lost; it is asked no more", partition)
+            self.retired.add(partition)
+
+    def spend_alike(self, partitions: Collection[int], epsilon: float) -> None:
+        """Take down that these, and all that took part before, have spent the same."""
+        self.epsilon = dict.fromkeys([*self.epsilon, *partitions], epsilon)
+
+    def retire(self, partitions: Collection[int]) -> None:
+        """Take down that these answered "budget spent"."""
+        self.retired.update(partitions)
+        for partition in sorted(partitions):
+            log.info("client %d: budget spent, ε %.4g", partition, self.epsilon[partition])
+
+    def check(self, left: int, needed: int) -> None:
+        """Raise `BudgetSpentError` where some clients retired and fewer than needed are `left`."""
+        if self.retired and left < needed:
+            raise BudgetSpentError(
+                f"{left} of {left + len(self.retired)} clients have privacy budget left, "
+                f"{needed} are needed"
+            )
