@@ -79,8 +79,6 @@ class RunFolder:
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
-            if self.accountant:
-                self.account(self.accountant)
             for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
                 self._write_text(name, "".join(map(_to_line, rows)))
         except OSError as error:

@@ -101,6 +101,7 @@ class Rounds:
             spending=Spending(dict(self.folder.spent)),
         )
         self.grid.retired = outcome.spending.retired
+        self._account([], outcome)  # of a run that is carried on
         first = self.folder.start_round + 1
         if first == 1:
             self._start(outcome)
@@ -193,10 +194,14 @@ class Rounds:
             log.warning("round %d: nothing to combine; the model stays", server_round)
         else:
             outcome.arrays = arrays
+        self._account(good, outcome)
+        return good, len(messages) - len(good) - len(spent)
+
+    def _account(self, clients: Collection[int], outcome: Outcome) -> None:
+        """Take down what the server's own noise has spent, before anyone sees what it is on."""
         if self.accountant:
             self.folder.account(self.accountant.state_dict())
-            outcome.spending.spend_alike(good, self.accountant.get_privacy_spent().epsilon)
-        return good, len(messages) - len(good) - len(spent)
+            outcome.spending.spend_alike(clients, self.accountant.get_privacy_spent().epsilon)
 
     def _check_budgets(self, outcome: Outcome) -> None:
         left, needed = len(list(self.grid.get_node_ids())), max(1, self.config.min_clients)

@@ -29,11 +29,12 @@ class Spending:
     epsilon: dict[int, float] = field(default_factory=dict)
     untold: set[int] = field(default_factory=set)
     retired: set[int] = field(default_factory=set)
+    alike: float = 0.0  # what the server's own noise has spent, of every client that takes part
 
     @property
     def largest(self) -> float | None:
-        """The most that any client has spent; None without differential privacy."""
-        return max(self.epsilon.values(), default=None)
+        """The most that any client has spent; None where nothing is."""
+        return max([*self.epsilon.values(), self.alike]) or None
 
     def ask(self, partitions: Iterable[int]) -> None:
         """Take down that these were sent a message that may cost them something."""
@@ -53,6 +54,7 @@ class Spending:
 
     def spend_alike(self, partitions: Collection[int], epsilon: float) -> None:
         """Take down that these, and all that took part before, have spent the same."""
+        self.alike = epsilon
         self.epsilon = dict.fromkeys([*self.epsilon, *partitions], epsilon)
 
     def retire(self, partitions: Collection[int]) -> None:
