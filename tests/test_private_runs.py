@@ -1,6 +1,7 @@
 """Whole runs with differential privacy: what they tell, what they spend, and how they end."""
 
 import json
+import re
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
@@ -368,6 +369,18 @@ def test_a_release_whose_round_was_lost_is_counted_for_ever(tiny, opinions, once
     assert resumed.summary["epsilon"] == whole.summary["epsilon"]
 
 
+def test_the_summary_counts_a_release_whose_round_was_lost(tiny, opinions):
+    def die():
+        raise KeyboardInterrupt
+
+    budget = {"privacy": "client-dp", "target-epsilon": 7.0}
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tiny | opinions | budget, evaluating(die))  # one release is all it has budget for
+    resumed = simulate({"resume-from": tiny["output-dir"]}, CLIENTS, quiet=True)
+    assert resumed.summary["rounds"] == 0
+    assert 3.5 < resumed.summary["epsilon"] <= 7.0
+
+
 @pytest.fixture(scope="module")
 def half(run):
     """Two rounds under client-dp."""
@@ -393,6 +406,14 @@ UNACCOUNTED = {
     "half of it": (lambda file: file.write_text(file.read_text()[:-40]), "does not say"),
     "no text": (lambda file: file.write_bytes(b"\xff\xfe"), "does not say"),
     "a list": (lambda file: file.write_text("[]"), "does not say"),
+    "a deep list": (lambda file: file.write_text("[" * 100_000), "does not say"),
+    "no events": (lambda file: file.write_text('{"compositions": [{"count": 9}]}'), "does not say"),
+    "a text for a number": (
+        lambda file: file.write_text(
+            re.sub(r'(multiplier": )([\d.]+)', r'\1"\2"', file.read_text())
+        ),
+        "does not say",
+    ),
     "no releases": (with_releases(), "counts 0 rounds and the checkpoint 2"),
     "too few": (with_releases(1), "counts 1 rounds and the checkpoint 2"),
     "less than none": (with_releases(4, -1), "resume-from"),
