@@ -48,7 +48,6 @@ RATES = {
     "lora-b": (2e-2, 2e-3),
     "head": (3e-2, 2e-3),
 }
-EPSILONS = (8.0, 3.0, 1.0)
 DELTA = PrivacyConfig.target_delta
 # Held-out accuracy with attention+head at ε = 8, after so many rounds.
 SEARCHED: list[dict[str, float | str]] = [
@@ -69,7 +68,7 @@ def search_epsilon() -> float:
         training = TrainingConfig(batch_size=int(tried["batch-size"]))
         sampling = Sampling.of(490, training, public=False)
         steps = Steps(0.0, sampling.rate, sampling.steps * int(tried["rounds"]))
-        noise = noise_for(EPSILONS[0], DELTA, steps)
+        noise = noise_for(8.0, DELTA, steps)
         assert noise is not None
         tries.append(replace(steps, noise_multiplier=noise))
     return epsilon_of(tries, DELTA)
@@ -98,10 +97,16 @@ def run(dataset: str, shared: str, epsilon: float | None, seed: int) -> dict[str
 
 def jobs() -> list[dict[str, Any]]:
     """Return all combinations, those that tell most first."""
-    whole = product(("trec", "ag_news"), SEEDS, (EPSILONS[0], None, *EPSILONS[1:]), RATES)
+    choices = {
+        "dataset": ("trec", "ag_news"),
+        "shared": tuple(RATES),
+        "epsilon": (8.0, None, 3.0, 1.0),
+        "seed": SEEDS,
+    }
+    ranks = product(*(range(len(values)) for values in choices.values()))
     return [
-        {"dataset": dataset, "shared": shared, "epsilon": epsilon, "seed": seed}
-        for dataset, seed, epsilon, shared in whole
+        {key: values[rank] for (key, values), rank in zip(choices.items(), chosen, strict=True)}
+        for chosen in sorted(ranks, key=sum)
     ]
 
 
