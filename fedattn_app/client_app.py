@@ -4,11 +4,12 @@ Each message may be a process of its own on a real node, so what only some messa
 imported where it is used.
 """
 
+import difflib
 import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from fedattn_app.console import printing
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedattn")
 
+# What the owner of a real node may set beside its number.
+OWN_KEYS = {"data-path", "state-dir", "model-path", "ledger", "max-epsilon", "max-delta"}
+NODE_KEYS = {"partition-id", "num-partitions"} | OWN_KEYS
 NOT_TOLD = "this node cannot answer; its own log says why"
 
 app = ClientApp()
@@ -58,12 +64,13 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train locally and answer with the named shared arrays and the metrics of `fit`."""
-    client = client_fn(context)
-    given = _arrays(message, client)
-    try:
-        arrays, num_examples, metrics = client.fit(given, _config(message))
-    except Exception as error:
-        return _failed(message, context, error)
+    with _logging(context):
+        client = client_fn(context)
+        given = _arrays(message, client)
+        try:
+            arrays, num_examples, metrics = client.fit(given, _config(message))
+        except Exception as error:
+            return _failed(message, context, error)
     record = ArrayRecord(
         {name: Array(array) for name, array in zip(client.shared, arrays, strict=True)}
     )
@@ -73,13 +80,19 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate locally and answer with the loss and the metrics of `evaluate`."""
-    client = client_fn(context)
-    given = _arrays(message, client)
-    try:
-        _, num_examples, metrics = client.evaluate(given, _config(message))
-    except Exception as error:
-        return _failed(message, context, error)
+    with _logging(context):
+        client = client_fn(context)
+        given = _arrays(message, client)
+        try:
+            _, num_examples, metrics = client.evaluate(given, _config(message))
+        except Exception as error:
+            return _failed(message, context, error)
     return _reply(message, num_examples, metrics, {})
+
+
+def _logging(context: Context) -> AbstractContextManager[None]:
+    """Print our lines on a real node, into its own log; elsewhere the server's process does."""
+    return printing() if _is_real(context.node_config) else nullcontext()
 
 
 def client_fn(context: Context) -> "FrozenClient":
@@ -95,19 +108,19 @@ def client_fn(context: Context) -> "FrozenClient":
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
     labels = label_names(config.data)
-    with _kept_here("load the model"):
+    with _kept_here(node, "load the model"):
         if config.model.pretrained and "model-path" in node:
             config = replace(config, model=replace(config.model, model=str(node["model-path"])))
         build_tokenizer(config.model)  # kept for the data, whose errors may be told
     if "data-path" in node:
-        with _kept_here("use its data-path"):
+        with _kept_here(node, "use its data-path"):
             data = private_data(config.data, config.model, seed, str(node["data-path"]))
     else:
         num_partitions = int(node.get("num-partitions", 1))
         data = client_data(config.data, config.model, seed, partition, num_partitions)
     if config.privacy.privacy == "dp-sgd":
         return _private_client(context, config, labels, data, partition)
-    with _kept_here("load the model"):
+    with _kept_here(node, "load the model"):
         if config.federation.local == "personal":
             return PersonalClient(config, labels, data, partition, _state(context))
         return FrozenClient(config, labels, data, partition)
@@ -120,7 +133,7 @@ def _private_client(
     from fedattn_app.private_client import PrivateClient
 
     node = context.node_config
-    with _kept_here("train with these privacy settings"):
+    with _kept_here(node, "train with these privacy settings"):
         return PrivateClient(
             config,
             labels,
@@ -137,6 +150,9 @@ def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
     """Raise `UserError` for a run that would undo what this node's owner asks for."""
     from fedattn_app.errors import UserError
 
+    for key in node.keys() - NODE_KEYS:  # others may belong to another app
+        if near := difflib.get_close_matches(key, NODE_KEYS, n=1, cutoff=0.8):
+            raise UserError(f"node-config has {key}: did you mean {near[0]}?")
     privacy = config.privacy.privacy
     limits = [key for key in ("max-epsilon", "max-delta") if key in node]
     if limits and privacy != "dp-sgd":
@@ -181,15 +197,22 @@ def _ledger_path(node: "UserConfig") -> "Path | None":
 
 
 @contextmanager
-def _kept_here(task: str) -> Iterator[None]:
-    """Keep on this node what goes wrong with a `task`: the reason may name its files."""
+def _kept_here(node: "UserConfig", task: str) -> Iterator[None]:
+    """Keep on a real node what goes wrong with a `task`: the reason may name its files."""
     from fedattn_app.errors import UserError
 
     try:
         yield
     except UserError as error:
+        if not _is_real(node):
+            raise
         log.error("%s", error)
         raise UserError(f"this node cannot {task}; its own log says why") from None
+
+
+def _is_real(node: "UserConfig") -> bool:
+    """Whether a node has an owner with files and wishes, as no simulated one has."""
+    return not OWN_KEYS.isdisjoint(node)
 
 
 def _state(context: Context) -> "NodeState":
@@ -199,7 +222,7 @@ def _state(context: Context) -> "NodeState":
     folder = context.node_config.get("state-dir")
     if folder:
         return FolderState(user_path("state-dir", str(folder)))
-    if "data-path" in context.node_config:  # a real node, not a simulated one
+    if _is_real(context.node_config):
         log.warning("no state-dir in node-config: personal parameters end with the run")
     return ContextState(context.state)
 
@@ -229,7 +252,7 @@ def _failed(message: Message, context: Context, error: Exception) -> Message:
     from fedattn_app.client import FrozenMismatchError
     from fedattn_app.errors import UserError
 
-    told = isinstance(error, FrozenMismatchError)
+    told = isinstance(error, FrozenMismatchError) or not _is_real(context.node_config)
     if context.run_config.get("privacy") == "dp-sgd":
         log.error("%s: %s", type(error).__name__, error)
         reason = str(error) if told else NOT_TOLD

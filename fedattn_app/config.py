@@ -325,6 +325,11 @@ class Config:
                 f'weighting = "examples": with privacy = "{self.privacy.privacy}" every reply '
                 f'must weigh the same; give weighting = "uniform"{hint}'
             )
+        if self.privacy.evaluate_epsilon and not self.federation.fraction_evaluate:
+            raise UserError(
+                f"evaluate-epsilon = {self.privacy.evaluate_epsilon:g}: does nothing with "
+                "fraction-evaluate = 0"
+            )
 
     @property
     def weighting(self) -> str:

@@ -8,6 +8,7 @@ same thing every time, Flower's own strategies included.
 
 import logging
 import math
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -194,9 +195,11 @@ def payload_bytes(content: RecordDict) -> int:
 
 
 def error_line(reply: Message) -> str:
-    """Return the last line of the reason that a failed reply gives."""
+    """Return the last line of the reason that a failed reply gives, without Flower's wrapping."""
     lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"error code {reply.error.code}"
+    if not lines:
+        return f"error code {reply.error.code}"
+    return re.sub(r"^(<class '.*?'>:<'|.* Message: )(.*?)('>)?$", r"\2", lines[-1].strip())
 
 
 def _int(value: object) -> int:

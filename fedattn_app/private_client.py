@@ -167,7 +167,13 @@ class PrivateClient(PersonalClient):
             if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
                 return None
             if not self.ledger.of(kind, self.run):
-                log.info("client %d: %s with noise multiplier %.3g", self.partition, kind, noise)
+                log.info(
+                    "client %d: %s with noise multiplier %.3g; ε %.4g after the first time",
+                    self.partition,
+                    kind,
+                    noise,
+                    epsilon,
+                )
             self.ledger.add(
                 Entry(
                     kind=kind,

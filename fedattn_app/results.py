@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 # A run carried on may change these; any other change would make it another run.
 CHANGEABLE = {"num-rounds", "fraction-evaluate", "min-clients", "round-timeout"}
-CHANGEABLE |= {"output-dir", "resume-from"}
+CHANGEABLE |= {"output-dir", "resume-from", "target-epsilon"}
 
 
 class RunFolder:

@@ -37,6 +37,9 @@ from fedattn_app.results import Row, RunFolder
 from fedattn_app.scores import Scores
 from fedattn_app.spending import BudgetSpentError, Spending
 
+# Of why the clients of a round failed, this many different reasons are told.
+MOST_REASONS = 3
+
 log = logging.getLogger("fedattn")
 
 
@@ -93,7 +96,8 @@ class Rounds:
         """Run from the folder's start round to the last one, from the global `arrays`.
 
         It ends early where too few clients have privacy budget left for another round. Raises
-        `RunFailedError` when every client of a round fails; what went before is in the folder.
+        `RunFailedError` where they have none for the first, and when every client of a round fails;
+        what went before is in the folder.
         """
         outcome = Outcome(
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
@@ -110,6 +114,10 @@ class Rounds:
             try:
                 row = self._round(server_round, outcome)
             except BudgetSpentError as end:
+                if server_round == 1:
+                    raise RunFailedError(
+                        f"no round was run: {end}; raise target-epsilon or the noise"
+                    ) from None
                 log.warning("the run ends after round %d: %s", server_round - 1, end)
                 break
             done = server_round - first + 1
@@ -170,7 +178,7 @@ class Rounds:
                     )
                 )
         except PrivacyBudgetExhausted as error:
-            raise BudgetSpentError(str(error)) from None
+            raise BudgetSpentError(str(error).rstrip(".")) from None
         replies = self._exchange(messages, train_keys(self.private), outcome)
         good = metrics_of(replies)
         spent = {partition for partition, record in good.items() if record.get("budget-spent")}
@@ -184,7 +192,8 @@ class Rounds:
                 self._check_budgets(outcome)
         if messages and not good and not spent:
             reasons = {error_line(reply) for reply in replies if reply.has_error()}
-            reason = min(reasons, default=f"no reply within {self.config.round_timeout:g} s")
+            silent = f"no reply within {self.config.round_timeout:g} s"
+            reason = "; ".join(sorted(reasons)[:MOST_REASONS]) or silent
             raise RunFailedError(
                 f"round {server_round}: all {len(messages)} clients failed: {reason}; "
                 f"the rounds before are in {self.folder.path}"
@@ -258,8 +267,8 @@ class Rounds:
             outcome.spending.ask(asked)
             for answer in answers:
                 outcome.spending.take(answer)
-        if len(replies) < len(messages):
-            log.warning("%d clients did not reply in time", len(messages) - len(replies))
+        for partition in sorted(asked.keys() - {r.metadata.src_node_id for r in replies}):
+            log.warning("client %d did not reply in time", partition)
         return replies
 
     def _message_config(self) -> ConfigRecord:
@@ -287,7 +296,8 @@ def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
     source = next((key for key in sources if row[key]), None)
     if source:
         accuracy, loss = row[source]["accuracy"], row[source]["loss"]
-        parts += [f"{sources[source]} accuracy {accuracy:.3f}"]
+        noisy = "noisy " * (source == "evaluate" and loss is None)
+        parts += [f"{noisy}{sources[source]} accuracy {accuracy:.3f}"]
         parts += [f"loss {loss:.3f}"] if loss is not None else []
     if row["epsilon_max"] is not None:
         parts += [f"ε {row['epsilon_max']:.3g}"]

@@ -79,6 +79,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     scope = scope_of(federation.shared, federation.local, model.family, arrays)
     about = _about(config, labels, model)
     frozen = fingerprint(without(arrays, scope.trainable)) if scope.frozen else ""
+    _check_attainable(config)
     folder = RunFolder(config, frozen)
     strategy = make_strategy(config)
     protected = _protected(strategy, config, folder)
@@ -163,6 +164,16 @@ def make_strategy(config: Config) -> FedAvg:
     return WeightedFedAvg(config.weighting, **settings)
 
 
+def _check_attainable(config: Config) -> None:
+    """Raise `UserError` for a target that no noise is enough for, not even in one step."""
+    privacy = config.privacy
+    target, delta, step = privacy.target_epsilon, privacy.target_delta, Steps(0.0, 1.0, 1)
+    if target and noise_for(target, delta, step, (), privacy.accountant) is None:
+        raise UserError(
+            f"target-epsilon = {target:g}: no noise is enough for it at target-delta = {delta:g}"
+        )
+
+
 def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLevelDP | None:
     """Wrap `strategy` in the server's noise, if that is asked for, as far as it has been spent."""
     privacy = config.privacy
@@ -181,8 +192,8 @@ def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLev
     )
     if noise is None:
         raise UserError(
-            f"target-epsilon = {privacy.target_epsilon:g}: too little of it is left for "
-            f"{planned.count} rounds at target-delta = {privacy.target_delta:g}"
+            f"target-epsilon = {privacy.target_epsilon:g}: too little of it is left for num-rounds "
+            f"= {config.federation.num_rounds} at target-delta = {privacy.target_delta:g}; raise it"
         )
     wrapper = ClientLevelDP(
         strategy,
@@ -195,7 +206,9 @@ def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLev
     if folder.accountant:
         assert wrapper.accountant
         try:
-            wrapper.accountant.load_state_dict(folder.accountant)
+            limit = {"max_epsilon": privacy.target_epsilon or None}  # may have been raised
+            its_config = {**folder.accountant["config"], **limit}
+            wrapper.accountant.load_state_dict({**folder.accountant, "config": its_config})
         except (ValueError, TypeError, LookupError) as error:
             raise _unknown_spending(config, error) from None
     return wrapper

@@ -1,5 +1,7 @@
 """What leaves a node, message by message."""
 
+import logging
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -13,6 +15,14 @@ from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
 from fedattn_app.privacy.ledger import Ledger
 from fedattn_app.scopes import BUILT_IN, scope_of
+
+
+@pytest.fixture
+def caplog(caplog):
+    """What goes into a node's own log, too, which Python's root logger does not see."""
+    logging.getLogger("fedattn").addHandler(caplog.handler)
+    yield caplog
+    logging.getLogger("fedattn").removeHandler(caplog.handler)
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +266,20 @@ def test_a_ledger_that_was_removed_stops_the_node(private_node, tmp_path, caplog
         ask(node)
     assert str(caught.value) == KEPT_HERE
     assert "lacks what this node has spent" in caplog.text
+    with pytest.raises(UserError, match=KEPT_HERE):  # nor does another run start from nothing
+        ask(private_node())
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("max_epsilonn", "max-epsilon"), ("statedir", "state-dir")]
+)
+def test_a_misspelled_wish_of_the_owner_is_not_passed_over(site, key, near):
+    with pytest.raises(UserError, match=f"did you mean {near}"):
+        client_app.app(message(), context(data_path=site, **{key: 1.0}))
+
+
+def test_the_keys_of_another_app_are_passed_over(site):
+    assert not client_app.app(message(), context(data_path=site, rack="7b")).has_error()
 
 
 def test_a_delta_that_is_too_large_does_not_tell_how_many_examples_there_are(private_node, caplog):

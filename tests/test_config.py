@@ -148,6 +148,11 @@ PRIVATE = [
 PRIVATE_KEYS = {key for key, *_ in PRIVATE}
 
 
+def test_a_budget_for_scores_that_nobody_gives_is_refused(refused):
+    with refused("evaluate-epsilon = 2", "fraction-evaluate = 0"):
+        Config.from_run_config(LOCAL | {"evaluate-epsilon": 2.0, "fraction-evaluate": 0.0})
+
+
 def test_pyproject_states_the_defaults_key_for_key():
     table = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
     defaults = Config().to_run_config()

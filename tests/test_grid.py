@@ -1,11 +1,11 @@
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
 
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
-from fedattn_app.grid import PartitionGrid, payload_bytes
+from fedattn_app.grid import PartitionGrid, error_line, payload_bytes
 from fedattn_app.local_engine import FIRST_NODE_ID, LocalGrid, task_identity
 from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
@@ -170,3 +170,20 @@ def test_all_traffic_is_counted_both_ways():
 def test_ids_of_the_inner_grid_never_show():
     grid = PartitionGrid(Nodes([0]))
     assert FIRST_NODE_ID not in grid.get_node_ids()
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("Traceback\n  of it\nUserError: model: none\n\n", "UserError: model: none"),
+        ("<class 'fedattn_app.errors.UserError'>:<'it's full'>", "it's full"),
+        (
+            "<class 'flwr.ClientAppException'>:<'\nException occurred. Message: no state-dir'>",
+            "no state-dir",
+        ),
+        ("", "error code 2"),
+    ],
+)
+def test_why_a_reply_failed_is_one_line_without_its_wrapping(reason, line):
+    reply = Message(Error(2, reason), reply_to=Message(RecordDict(), 1, "train"))
+    assert error_line(reply) == line

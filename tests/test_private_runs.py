@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from fedattn_app import client_app, server_app
 from fedattn_app.build import build_classifier
 from fedattn_app.config import Config
+from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.parameters import get_arrays
@@ -160,7 +161,7 @@ def test_noisy_counts_are_pooled_where_evaluation_has_a_budget(once):
     assert {row["accuracy"] for row in result.clients} == {None}
     assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
     assert result.summary["worst_client_accuracy"] is None
-    assert "held-out accuracy" in printed
+    assert "noisy held-out accuracy" in printed
     assert "clients do not evaluate" not in printed
     silent, _ = once(**settings)
     assert silent.history[-1]["evaluate"] is None
@@ -252,14 +253,10 @@ def test_a_spent_budget_ends_the_run_in_order(once, kind):
     assert f"results in {result.path}" in printed
 
 
-def test_a_budget_too_small_for_one_round_ends_the_run_at_its_start(once, kind):
-    result, printed = once(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
-    assert result.summary["rounds"] == 0
-    assert not result.clients
-    assert result.summary["epsilon"] == 0.0
-    start = start_of(Config.from_run_config(TINY), num_labels=2)[0]
-    assert bits(result) == {name: array.tobytes() for name, array in start.items()}
-    assert "the run ends after round 0: " in printed
+def test_a_budget_too_small_for_one_round_fails_the_run(run, kind):
+    """There is no model to be taken for a trained one, and one line says what to change."""
+    with pytest.raises(RunFailedError, match=r"no round was run: .*; raise target-epsilon"):
+        run(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +321,24 @@ def test_client_dp_carried_on_has_the_budget_that_is_left(run):
     assert resumed.summary["epsilon"] == whole.summary["epsilon"] <= 6.0
 
 
+def test_client_dp_carried_on_may_spend_more(run):
+    settings = {"privacy": "client-dp", "target_epsilon": 5.0, "num_rounds": 2}
+    spent, _ = run(**settings)
+    assert spent.summary["epsilon"] <= 5.0
+    with pytest.raises(UserError, match="target-epsilon = 5: too little of it is left"):
+        run(resume_from=str(spent.path), num_rounds=3)
+    more, _ = run(resume_from=str(spent.path), num_rounds=3, target_epsilon=9.0)
+    assert more.summary["rounds"] == 3
+    assert 5.0 < more.summary["epsilon"] <= 9.0
+
+
+def test_a_target_that_no_noise_reaches_leaves_no_folder(tmp_path, refused, kind):
+    settings = {"privacy": kind, "target-epsilon": 1e-4, "output-dir": str(tmp_path / "run")}
+    with refused("target-epsilon = 0.0001: no noise is enough"):
+        simulate(TINY | settings, CLIENTS, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def releases(run):
     """How many releases of noise a run's folder counts."""
     accountant = json.loads((run / ACCOUNTANT).read_text())
@@ -370,15 +385,18 @@ def test_a_release_whose_round_was_lost_is_counted_for_ever(tiny, opinions, once
 
 
 def test_the_summary_counts_a_release_whose_round_was_lost(tiny, opinions):
-    def die():
-        raise KeyboardInterrupt
+    number = count(1)
 
-    budget = {"privacy": "client-dp", "target-epsilon": 7.0}
+    def die_in_round_2():
+        if next(number) > CLIENTS:
+            raise KeyboardInterrupt
+
+    budget = {"privacy": "client-dp", "target-epsilon": 8.0}
     with pytest.raises(KeyboardInterrupt):
-        run_of(tiny | opinions | budget, evaluating(die))  # one release is all it has budget for
+        run_of(tiny | opinions | budget, evaluating(die_in_round_2))
     resumed = simulate({"resume-from": tiny["output-dir"]}, CLIENTS, quiet=True)
-    assert resumed.summary["rounds"] == 0
-    assert 3.5 < resumed.summary["epsilon"] <= 7.0
+    assert resumed.summary["rounds"] == 1  # a third release would pass the target
+    assert resumed.summary["epsilon"] > resumed.history[-1]["epsilon_max"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """A node's privacy ledger: all that was ever spent on its data, written before it is used.
 
 It is a JSON file in the node's `state-dir`, replaced as a whole under a lock, with a copy in
-Flower's `context.state`; in a simulation there is the copy only. Entries are added, never removed.
-A ledger that cannot be read, or that lost what its copy still has, stops the node.
+Flower's `context.state`, which ends with the run; in a simulation there is the copy only. Entries
+are added, never removed: a hidden file beside it counts them. A ledger that cannot be read, or that
+has lost some of them, stops the node.
 """
 
 import json
@@ -94,6 +95,7 @@ class Ledger:
             if self.path is not None:
                 try:
                     write_atomically(self.path.resolve(), text.encode())
+                    write_atomically(_counter(self.path), str(len(self.entries) + 1).encode())
                 except OSError as error:
                     raise _not_written(self.path, error) from None
             self.entries = [*self.entries, entry]
@@ -130,12 +132,22 @@ class Ledger:
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise _not_read(self.path, str(reason)) from None
-        if kept[: len(copied)] != copied:
+        if kept[: len(copied)] != copied or len(kept) < self._count():
             raise UserError(
-                f"{self.path}: lacks what this node has spent since it started; put back the file "
-                "that was there"
+                f"{self.path}: lacks what this node has spent; put back the newest file that was "
+                "there, or for other data name another with the node-config key ledger"
             )
         return kept
+
+    def _count(self) -> int:
+        """Return how many entries there have been."""
+        assert self.path
+        try:
+            return int(_counter(self.path).read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        except (OSError, ValueError) as error:
+            raise _not_read(_counter(self.path), str(error)) from None
 
 
 def _to_json(entries: Sequence[Entry]) -> str:
@@ -162,12 +174,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _not_read(path: Path, reason: str) -> UserError:
     return UserError(
         f"{path}: is no privacy ledger that can be read ({reason}); put back the file that was "
-        "there, or name another with the node-config key ledger"
+        "there, or for other data name another with the node-config key ledger"
     )
 
 
 def _not_written(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({error.strerror})")
+
+
+def _counter(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.count")
 
 
 @contextmanager

@@ -60,13 +60,13 @@ def test_the_file_carries_on_after_a_restart_and_the_copy_is_equal(path):
 
 
 def test_the_entry_is_on_disk_when_add_returns(path, monkeypatch):
-    """Content before the name, and the name before the return."""
+    """Content before the name, and the name before the return: the entry, then the count."""
     done = []
     fsync, rename = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("name"), rename(*names)))
     Ledger(RecordDict(), path).add(FIRST)
-    assert done == ["sync", "name", "sync"]
+    assert done == ["sync", "name", "sync"] * 2
 
 
 def test_numbers_come_back_bit_by_bit(kept):
@@ -243,6 +243,18 @@ def test_a_file_that_lacks_what_the_copy_has_is_refused(refused, path, entries):
         with refused(path, "lacks what this node has spent"):
             attempt()
     assert (path.read_text() if path.exists() else None) == before
+
+
+@pytest.mark.parametrize("entries", [None, [], [FIRST]])
+def test_a_restarted_node_sees_that_its_file_was_set_back(refused, path, entries):
+    for entry in (FIRST, SECOND):
+        Ledger(RecordDict(), path).add(entry)
+    if entries is None:
+        path.unlink()
+    else:
+        path.write_text(ledger_text(*map(asdict, entries)))
+    with refused(path, "lacks what this node has spent"):
+        Ledger(RecordDict(), path)
 
 
 def test_a_file_that_has_more_than_the_copy_goes_on(path):
