@@ -22,6 +22,9 @@ from torch.nn import functional as F
 from fedattn_app.data import Examples
 from fedattn_app.privacy.gradients import factors, losses, trained
 
+# A sum of squares that is a smaller part of its terms' sizes is taken in float64.
+LEAST_LEFT = 1e-3
+
 # Adds the sum over examples, each weighted by (B,) factors, to a tensor of the parameter's shape.
 Add = Callable[[Tensor, Tensor], object]
 
@@ -120,13 +123,30 @@ def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
 
 
 def _product(a: Tensor, e: Tensor) -> Tensor:
-    """Return ⟨a aᵀ, e eᵀ⟩ of each example, float64.
+    """Return ⟨a aᵀ, e eᵀ⟩ of each example, float64."""
+    return _settled(
+        _pairs(a @ a.mT, e),
+        (a.norm(dim=2) * e.norm(dim=2)).sum(1).square(),
+        lambda unsure: _pairs(a[unsure].double() @ a[unsure].double().mT, e[unsure].double()),
+    )
 
-    Its terms may cancel. In float32 what is left of a norm could then be nothing, and a gradient
-    that is far too long would pass as one to leave alone.
+
+def _pairs(alike: Tensor, e: Tensor) -> Tensor:
+    """Return Σ_{s,t} alike_st ⟨e_s, e_t⟩ of each example."""
+    return (alike * (e @ e.mT)).sum((1, 2))
+
+
+def _settled(squares: Tensor, most: Tensor, exact: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `squares`, float64; `exact` takes again those of examples whose terms cancel.
+
+    `most` is the sum of the terms' absolute values, or more. In float32 what is left of a norm
+    could be nothing, and a gradient that is far too long would pass as one to leave alone.
     """
-    a, e = a.double(), e.double()
-    return ((a @ a.mT) * (e @ e.mT)).sum((1, 2))
+    settled = squares.double()
+    unsure = (squares < LEAST_LEFT * most).nonzero()[:, 0]
+    if len(unsure):
+        settled[unsure] = exact(unsure)
+    return settled
 
 
 def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor) -> list[_Part]:
@@ -144,8 +164,12 @@ def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part
     if layer.padding_idx is not None:
         gradient = gradient * (ids != layer.padding_idx)[..., None]
     same = ids[:, :, None] == ids[:, None, :]  # (B, T, T)
-    wide = gradient.double()
-    squares = ((wide @ wide.mT) * same).sum((1, 2))
+    lengths = gradient.norm(dim=2, keepdim=True)
+    squares = _settled(
+        _pairs(same, gradient),
+        _pairs(same, lengths),
+        lambda unsure: _pairs(same[unsure], gradient[unsure].double()),
+    )
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.index_add_(0, ids.flatten(), (gradient * scale[:, None, None]).flatten(0, 1))

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
-BLOCK = 1 << 20  # bounds the memory beside the numbers themselves
+BLOCK = 1 << 16  # numbers at a time, so that they stay in the processor's cache
 
 
 class SecretRandom:
@@ -42,12 +42,15 @@ class SecretRandom:
     def add_normal(self, values: Tensor, deviation: float) -> None:
         """Add independent normal noise of standard `deviation` to a flat tensor, in place.
 
-        Box and Muller, 1958: √(−2 ln u) · (cos 2πv, sin 2πv).
+        Box and Muller, 1958: √(−2 ln u) · (cos 2πv, sin 2πv), in the precision of `values`. With u
+        in steps of 2⁻⁶³ the noise reaches 9.4 deviations.
         """
         for part in torch.split(values, BLOCK):
             half = (len(part) + 1) // 2
-            u, v = torch.split(self.uniform(2 * half), half)
-            radius = u.neg_().log1p_().mul_(-2.0).sqrt_().mul_(deviation)
+            drawn = bytearray(self._stream.update(bytes(16 * half)))
+            whole = torch.frombuffer(drawn, dtype=torch.int64)
+            u, v = whole.to(values.dtype).abs_().mul_(2.0**-63).split(half)
+            radius = u.clamp_(min=2.0**-64).log_().mul_(-2.0).sqrt_().mul_(deviation)
             angle = v.mul_(2 * torch.pi)
             noise = torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)))
             part.add_(noise[: len(part)])
