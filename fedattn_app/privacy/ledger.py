@@ -123,6 +123,7 @@ class Ledger:
         copied = _from_json(str(record["ledger"])) if record else []
         if self.path is None:
             return copied
+        count = self._count()  # first: another process may add an entry meanwhile
         try:
             kept = _from_json(self.path.read_text())
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -132,7 +133,7 @@ class Ledger:
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise _not_read(self.path, str(reason)) from None
-        if kept[: len(copied)] != copied or len(kept) < self._count():
+        if kept[: len(copied)] != copied or len(kept) < count:
             raise UserError(
                 f"{self.path}: lacks what this node has spent; put back the newest file that was "
                 "there, or for other data name another with the node-config key ledger"
