@@ -49,7 +49,7 @@ class SecretRandom:
             half = (len(part) + 1) // 2
             drawn = bytearray(self._stream.update(bytes(16 * half)))
             whole = torch.frombuffer(drawn, dtype=torch.int64)
-            u, v = whole.to(values.dtype).abs_().mul_(2.0**-63).split(half)
+            u, v = torch.split(whole.to(values.dtype).abs_().mul_(2.0**-63), half)
             radius = u.clamp_(min=2.0**-64).log_().mul_(-2.0).sqrt_().mul_(deviation)
             angle = v.mul_(2 * torch.pi)
             noise = torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)))
