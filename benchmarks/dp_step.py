@@ -72,7 +72,6 @@ class Trainee:
                 Noise(1.0, 1.0),
                 self.engine,
                 SecretRandom(),
-                seed=1,
             )
         return (time.perf_counter() - began) / STEPS
 

@@ -325,6 +325,11 @@ class Config:
                 f'weighting = "examples": with privacy = "{self.privacy.privacy}" every reply '
                 f'must weigh the same; give weighting = "uniform"{hint}'
             )
+        if self.privacy.privacy == "dp-sgd" and self.model.dropout:
+            raise UserError(
+                f'dropout = {self.model.dropout:g}: must be 0 with privacy = "dp-sgd", or what one '
+                "example adds would depend on the others"
+            )
         if self.privacy.evaluate_epsilon and not self.federation.fraction_evaluate:
             raise UserError(
                 f"evaluate-epsilon = {self.privacy.evaluate_epsilon:g}: does nothing with "

@@ -106,7 +106,6 @@ class PrivateClient(PersonalClient):
             Noise(noise, self.privacy.max_grad_norm),
             _engine(self.model, self.trainable, self.config.model.max_length),
             self._random(server_round, "train"),
-            self._random(server_round, "dropout").seed(),
         )
         return self._trained(), len(examples) if public else 1, self._metrics()
 
@@ -165,6 +164,17 @@ class PrivateClient(PersonalClient):
             mechanisms = [*(entry.mechanism for entry in self.ledger.of(kind)), chosen]
             limit = target * (1 + 1e-6) if target else math.inf
             if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
+                log.warning(
+                    "client %d: no budget to %s in round %d: ε is %.4g and would be %.4g, of at "
+                    "most %g in a run and %g in all",
+                    self.partition,
+                    kind,
+                    server_round,
+                    self.epsilon,
+                    epsilon,
+                    target or math.inf,
+                    self.max_epsilon,
+                )
                 return None
             if not self.ledger.of(kind, self.run):
                 log.info(

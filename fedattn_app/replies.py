@@ -44,7 +44,8 @@ def epsilon_told(reply: Message) -> float | None:
         return None
     records = reply.content.metric_records.values()
     told = [record["epsilon"] for record in records if "epsilon" in record]
-    return max((float(x) for x in told if not isinstance(x, list) and x >= 0), default=None)
+    sound = (float(x) for x in told if not isinstance(x, list) and 0 <= x < np.inf)
+    return max(sound, default=None)
 
 
 def number(record: MetricRecord, key: str) -> float:

@@ -104,6 +104,8 @@ class Rounds:
             history=list(self.folder.earlier),
             spending=Spending(dict(self.folder.spent)),
         )
+        if self.private:  # what they were asked in rounds that were lost, nobody knows
+            outcome.spending.ask(self.folder.spent)
         self.grid.retired = outcome.spending.retired
         self._account([], outcome)  # of a run that is carried on
         first = self.folder.start_round + 1

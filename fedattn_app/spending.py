@@ -22,7 +22,8 @@ class BudgetSpentError(Exception):
 class Spending:
     """The ε of each partition so far, which never decreases.
 
-    A partition that is `untold` has not answered the last message, and may have spent more on it.
+    A partition that is `untold` has not answered the last message, or has lost its ledger, and may
+    have spent more.
     Those that are `retired` have no budget for another round, or have lost their ledger.
     """
 
@@ -45,10 +46,11 @@ class Spending:
         partition, told = reply.metadata.src_node_id, epsilon_told(reply)
         if told is None:
             return
-        self.untold.discard(partition)
         before = self.epsilon.get(partition, 0.0)
         self.epsilon[partition] = max(before, told)
-        if told < before:
+        if told >= before:
+            self.untold.discard(partition)
+        else:
             log.warning("client %d: its privacy ledger is lost; it is asked no more", partition)
             self.retired.add(partition)
 

@@ -31,7 +31,7 @@ from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
 # Without amplification by sampling the number of clients has no part in ε.
 ANY_POPULATION = 10**9
-# Moves a number of float32 and changes nothing else, in parts of the clipping norm.
+# Moves a number and changes nothing else, in parts of the clipping norm.
 HARDLY = 1e-6
 
 
@@ -114,7 +114,11 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         if not get_norm([array - now[name].numpy() for name, array in arrays.items()]):
             name = next(iter(arrays))
             moved = arrays[name].copy()
-            moved.flat[0] += HARDLY * max(self.clipping_norm, abs(moved.flat[0]))
+            least = np.abs(moved).argmin()
+            step = max(
+                HARDLY * self.clipping_norm, 2 * float(np.spacing(np.abs(moved.flat[least])))
+            )
+            moved.flat[least] += step
             arrays = {**arrays, name: moved}
         content = RecordDict({"metrics": MetricRecord({self.weight_key: 1})})
         content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})

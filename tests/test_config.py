@@ -148,6 +148,12 @@ PRIVATE = [
 PRIVATE_KEYS = {key for key, *_ in PRIVATE}
 
 
+def test_dropout_is_refused_where_examples_must_not_depend_on_each_other(refused):
+    with refused("dropout = 0.1", 'with privacy = "dp-sgd"'):
+        Config.from_run_config(LOCAL | {"dropout": 0.1})
+    Config.from_run_config(CENTRAL | {"dropout": 0.1})
+
+
 def test_a_budget_for_scores_that_nobody_gives_is_refused(refused):
     with refused("evaluate-epsilon = 2", "fraction-evaluate = 0"):
         Config.from_run_config(LOCAL | {"evaluate-epsilon": 2.0, "fraction-evaluate": 0.0})

@@ -168,19 +168,6 @@ def test_reproducible_noise_differs_between_rounds_and_purposes():
     assert len({tuple(stream.uniform(4).tolist()) for stream in streams}) == 3
 
 
-@pytest.mark.parametrize("reproducible", [False, True])
-def test_dropout_starts_from_a_secret_unless_noise_shall_be_reproducible(
-    trainings, monkeypatch, reproducible
-):
-    seeds = []
-    monkeypatch.setattr(private_client, "train_privately", lambda *given: seeds.append(given[-1]))
-    for _ in range(2):
-        fit(client_of(dropout=0.3, reproducible_noise=reproducible))
-    assert (seeds[0] == seeds[1]) == reproducible
-    client = client_of(reproducible_noise=True)
-    assert seeds[0] not in {client._random(1, kind).seed() for kind in ("train", "evaluate")}
-
-
 def test_personal_parameters_are_trained_with_noise_and_kept(tmp_path):
     kept = []
     for folder in ("a", "b"):

@@ -24,6 +24,8 @@ from fedattn_app.privacy.gradients import factors, losses, trained
 
 # A sum of squares that is a smaller part of its terms' sizes is taken in float64.
 LEAST_LEFT = 1e-3
+# By how much a sum of float32 terms may be off, in parts of the sizes of its terms.
+ROUNDING = 2.0**-21
 
 # Adds the sum over examples, each weighted by (B,) factors, to a tensor of the parameter's shape.
 Add = Callable[[Tensor, Tensor], object]
@@ -31,10 +33,15 @@ Add = Callable[[Tensor, Tensor], object]
 
 @dataclass(frozen=True)
 class _Part:
-    """One parameter's share: squared norms (B,) of its examples' gradients, and their sum."""
+    """One parameter's share: squared norms (B,) of its examples' gradients, and their sum.
+
+    `most` (B,) are the squared norms that they would have, did none of their terms cancel; 0 where
+    what is added is the gradient itself.
+    """
 
     parameter: Tensor
     squares: Tensor
+    most: Tensor
     add: Add
 
 
@@ -75,8 +82,13 @@ class BookKeeping:
                 for part in _LAYERS[type(module)](module, given, gradient)
                 if part.parameter in self._place
             ]
-            squares = torch.stack([part.squares.double() for part in parts])
-            norms = squares.sum(0).clamp(min=0).sqrt().to(loss.dtype)
+            squares, most = (
+                torch.stack([values.double() for values in of_parts]).sum(0)
+                for of_parts in zip(*((part.squares, part.most) for part in parts), strict=True)
+            )
+            # Terms that are added one by one may not cancel as well as they did in the norm.
+            norms = squares.clamp(min=0).sqrt() + ROUNDING * most.sqrt()
+            norms = norms.to(loss.dtype)
             finite = norms.isfinite()
             if finite.all():
                 scale = factors(norms, max_grad_norm)
@@ -110,23 +122,24 @@ class BookKeeping:
 def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
     a, e = (x.flatten(1, -2) if x.dim() > 2 else x[:, None] for x in (given, gradient))  # (B, T, ·)
     length, inputs, outputs = a.shape[1], a.shape[2], e.shape[2]
+    most = (a.norm(dim=2) * e.norm(dim=2)).sum(1).square()
     if length * (inputs + outputs) <= inputs * outputs:
-        squares = _product(a, e)
+        squares = _product(a, e, most)
     else:
         squares = (e.mT @ a).square().sum((1, 2))
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.addmm_((e * scale[:, None, None]).flatten(0, 1).T, a.flatten(0, 1))
 
-    parts = [_Part(layer.weight, squares, add)]
+    parts = [_Part(layer.weight, squares, most, add)]
     return parts if layer.bias is None else [*parts, _vector(layer.bias, e.sum(1))]
 
 
-def _product(a: Tensor, e: Tensor) -> Tensor:
+def _product(a: Tensor, e: Tensor, most: Tensor) -> Tensor:
     """Return ⟨a aᵀ, e eᵀ⟩ of each example, float64."""
     return _settled(
         _pairs(a @ a.mT, e),
-        (a.norm(dim=2) * e.norm(dim=2)).sum(1).square(),
+        most,
         lambda unsure: _pairs(a[unsure].double() @ a[unsure].double().mT, e[unsure].double()),
     )
 
@@ -164,17 +177,17 @@ def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part
     if layer.padding_idx is not None:
         gradient = gradient * (ids != layer.padding_idx)[..., None]
     same = ids[:, :, None] == ids[:, None, :]  # (B, T, T)
-    lengths = gradient.norm(dim=2, keepdim=True)
+    most = _pairs(same, gradient.norm(dim=2, keepdim=True))
     squares = _settled(
         _pairs(same, gradient),
-        _pairs(same, lengths),
+        most,
         lambda unsure: _pairs(same[unsure], gradient[unsure].double()),
     )
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.index_add_(0, ids.flatten(), (gradient * scale[:, None, None]).flatten(0, 1))
 
-    return [_Part(layer.weight, squares, add)]
+    return [_Part(layer.weight, squares, most, add)]
 
 
 def _vector(parameter: Tensor, gradients: Tensor) -> _Part:
@@ -183,7 +196,8 @@ def _vector(parameter: Tensor, gradients: Tensor) -> _Part:
     def add(total: Tensor, scale: Tensor) -> object:
         return total.add_(scale @ gradients)
 
-    return _Part(parameter, gradients.square().sum(1), add)
+    squares = gradients.square().sum(1)
+    return _Part(parameter, squares, torch.zeros_like(squares), add)
 
 
 _LAYERS: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor], list[_Part]]] = {

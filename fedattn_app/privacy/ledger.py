@@ -105,6 +105,7 @@ class Ledger:
     def exclusive(self) -> Iterator[None]:
         """Let nobody else on this machine add entries meanwhile, from what they have added on.
 
+        It may be entered again from inside, as `add` does.
         Raises `UserError` where the folder cannot be written or the file not be read.
         """
         if self._exclusive:
@@ -141,7 +142,7 @@ class Ledger:
         return kept
 
     def _count(self) -> int:
-        """Return how many entries there have been."""
+        """Return how many entries there have been; 0 for a file that came without its count."""
         assert self.path
         try:
             return int(_counter(self.path).read_text())

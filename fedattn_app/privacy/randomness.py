@@ -30,10 +30,6 @@ class SecretRandom:
         """Make a stream that depends on `seed` alone, which protects nothing."""
         return cls(sha256(repr(seed).encode()).digest())
 
-    def seed(self) -> int:
-        """Return a number from 0 to 2⁶³ − 1 for another generator to start from."""
-        return int.from_bytes(self._stream.update(bytes(8)), "little") >> 1
-
     def uniform(self, count: int) -> Tensor:
         """Return `count` numbers in [0, 1), float64, in steps of 2⁻⁵³."""
         drawn = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)

@@ -63,12 +63,12 @@ def train_privately(
     noise: Noise,
     engine: type[Engine],
     random: SecretRandom,
-    seed: int,
 ) -> None:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `random` decides which examples a step sees, and the noise; `seed`, which must be as secret,
-    the dropout. Raises `TrainingDivergedError` when the parameters are not finite.
+    `random` decides which examples a step sees, and the noise. There must be no dropout: what one
+    example adds would depend on which others were drawn. Raises `TrainingDivergedError` when the
+    parameters are not finite.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -85,17 +85,15 @@ def train_privately(
     model.train()
     gradients = engine(model)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for _ in range(sampling.steps):
-                flat.zero_()
-                chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
-                for part in by_length(examples.lengths[chosen], config.physical_batch_size):
-                    if len(part):
-                        gradients.add(examples[chosen[part]], noise.max_grad_norm, sums)
-                random.add_normal(flat, noise.multiplier * noise.max_grad_norm)
-                flat.div_(sampling.batch_size)
-                optimizer.step()
+        for _ in range(sampling.steps):
+            flat.zero_()
+            chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
+            for part in by_length(examples.lengths[chosen], config.physical_batch_size):
+                if len(part):
+                    gradients.add(examples[chosen[part]], noise.max_grad_norm, sums)
+            random.add_normal(flat, noise.multiplier * noise.max_grad_norm)
+            flat.div_(sampling.batch_size)
+            optimizer.step()
     finally:
         gradients.close()
         for parameter in parameters:

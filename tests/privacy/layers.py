@@ -78,16 +78,15 @@ class Tied(Words):
 
 
 class Opposed(nn.Module):
-    """Another classifier's two tokens pull it in opposite directions, far harder than together."""
+    """Another classifier's tokens pull it in opposite directions, far harder than together."""
 
-    PULLS = torch.tensor([4097.0, -4096.0])
-
-    def __init__(self, inner):
+    def __init__(self, inner, pulls):
         super().__init__()
         self.inner = inner
+        self.pulls = torch.tensor(pulls)
 
     def forward(self, ids, lengths):
-        return self.inner.scores((self.inner.answers(ids) * self.PULLS[:, None]).sum(1))
+        return self.inner.scores((self.inner.answers(ids) * self.pulls[:, None]).sum(1))
 
 
 class Scale(nn.Module):

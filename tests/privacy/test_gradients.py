@@ -119,12 +119,24 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, sha
 def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine, layer):
     """Norms are made of terms that cancel: the sum has a millionth of their size."""
     inner, names = model_of(layer)
-    model = select(Opposed(inner), {f"inner.{name}" for name in names})
+    model = select(Opposed(inner, [4097.0, -4096.0]), {f"inner.{name}" for name in names})
     examples = Examples(torch.tensor([[7, 7]]).int(), torch.tensor([2]), torch.tensor([1]))
     expected = gradients(model, examples)
     max_grad_norm = float(norms(expected)) / 2
     sums = clipped(engine, model, examples, max_grad_norm)
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= 1e-2
+
+
+@pytest.mark.parametrize("layer", ["linear without bias", "wide linear", "embedding"])
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e9, 1e10])
+@pytest.mark.parametrize("token", [5, 6, 7])
+def test_rounding_adds_no_more_than_the_clipping_norm(layer, size, token):
+    """Terms that are scaled and added one by one do not cancel as well as in the norm."""
+    inner, names = model_of(layer)
+    pulls = [3 * size, -size, -2 * size]
+    model = select(Opposed(inner, pulls), {f"inner.{name}" for name in names})
+    examples = Examples(torch.full((1, 3), token), torch.tensor([3]), torch.tensor([1]))
+    assert flat(clipped(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)

@@ -99,22 +99,6 @@ def test_noise_in_blocks_is_normal_and_never_repeats(monkeypatch, block):
     assert len(set(drawn.tolist())) == len(drawn)
 
 
-def test_a_seed_has_63_bits():
-    random = SecretRandom.known(1)
-    drawn = [random.seed() for _ in range(1000)]
-    assert len(set(drawn)) == len(drawn)
-    for bit in range(63):
-        assert stats.binomtest(sum(seed >> bit & 1 for seed in drawn), 1000).pvalue > RARE, bit
-
-
-@pytest.mark.parametrize(("bits", "seed"), [(b"\0", 0), (b"\xff", 2**63 - 1)])
-def test_torch_takes_every_seed(bits, seed):
-    random = SecretRandom()
-    random._stream = SimpleNamespace(update=lambda zeros: bits * len(zeros))
-    assert random.seed() == seed
-    assert torch.Generator().manual_seed(seed).initial_seed() == seed
-
-
 def test_a_stream_goes_on():
     random = SecretRandom.known(1)
     some, others = random.uniform(50), random.uniform(50)
