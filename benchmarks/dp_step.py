@@ -40,7 +40,7 @@ ENGINES: dict[str, type[Engine] | None] = {
 SCOPES = ("all", "attention+head")
 LABELS = 6
 STEPS, BATCH, LARGE_BATCH = 8, 64, 256
-TURNS = 15
+TURNS = 7
 
 
 class Trainee:
