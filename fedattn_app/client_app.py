@@ -8,7 +8,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -64,30 +64,38 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train locally and answer with the named shared arrays and the metrics of `fit`."""
-    with _logging(context):
-        client = client_fn(context)
-        given = _arrays(message, client)
-        try:
-            arrays, num_examples, metrics = client.fit(given, _config(message))
-        except Exception as error:
-            return _failed(message, context, error)
-    record = ArrayRecord(
-        {name: Array(array) for name, array in zip(client.shared, arrays, strict=True)}
-    )
-    return _reply(message, num_examples, metrics, {"arrays": record})
+
+    def fit(client: "FrozenClient", given: "NDArrays") -> Message:
+        arrays, num_examples, metrics = client.fit(given, _config(message))
+        named = zip(client.shared, arrays, strict=True)
+        record = ArrayRecord({name: Array(array) for name, array in named})
+        return _reply(message, num_examples, metrics, {"arrays": record})
+
+    return _answer(message, context, fit)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate locally and answer with the loss and the metrics of `evaluate`."""
+
+    def score(client: "FrozenClient", given: "NDArrays") -> Message:
+        _, num_examples, metrics = client.evaluate(given, _config(message))
+        return _reply(message, num_examples, metrics, {})
+
+    return _answer(message, context, score)
+
+
+def _answer(
+    message: Message, context: Context, task: "Callable[[FrozenClient, NDArrays], Message]"
+) -> Message:
+    """Make the client and let it do its `task` with the arrays of `message`."""
     with _logging(context):
         client = client_fn(context)
         given = _arrays(message, client)
         try:
-            _, num_examples, metrics = client.evaluate(given, _config(message))
+            return task(client, given)
         except Exception as error:
             return _failed(message, context, error)
-    return _reply(message, num_examples, metrics, {})
 
 
 def _logging(context: Context) -> AbstractContextManager[None]:
