@@ -26,7 +26,7 @@ def main() -> int:
         "--engine",
         choices=("local", "flower"),
         default="local",
-        help="local: in this process; flower: Flower's own, on Ray",
+        help="local: ours; flower: Flower's own, on Ray",
     )
     parser.add_argument(
         "--num-supernodes",
@@ -40,6 +40,12 @@ def main() -> int:
         default=[],
         metavar="'k=v k=v' | FILE.toml",
         help="settings that differ from the defaults in pyproject.toml; may be given repeatedly",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes of the local engine; by default one for each core",
     )
     parser.add_argument("--output-dir", metavar="DIR", help="the same as the key output-dir")
     parser.add_argument("--quiet", action="store_true", help="print the folder only")
@@ -64,6 +70,7 @@ def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Na
             run_config,
             arguments.num_supernodes,
             engine=arguments.engine,
+            workers=arguments.workers,
             quiet=arguments.quiet,
         )
     except RunFailedError as error:

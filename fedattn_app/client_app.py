@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -64,11 +63,11 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train locally and answer with the named shared arrays and the metrics of `fit`."""
+    from fedattn_app.held_array import record_of
 
     def fit(client: "FrozenClient", given: "NDArrays") -> Message:
         arrays, num_examples, metrics = client.fit(given, _config(message))
-        named = zip(client.shared, arrays, strict=True)
-        record = ArrayRecord({name: Array(array) for name, array in named})
+        record = record_of(dict(zip(client.shared, arrays, strict=True)))
         return _reply(message, num_examples, metrics, {"arrays": record})
 
     return _answer(message, context, fit)

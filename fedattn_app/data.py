@@ -25,7 +25,7 @@ from fedattn_app.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-CACHED_CLIENTS = 128
+CACHED_CLIENTS = 1024
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
@@ -19,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedattn_app.errors import RunFailedError
+from fedattn_app.held_array import num_bytes
 
 log = logging.getLogger("fedattn")
 
@@ -80,10 +82,21 @@ class PartitionGrid(Grid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send to partitions and return the replies in the order of partitions."""
-        replies = self.inner.send_and_receive(self._outgoing(messages), timeout=timeout)
-        return sorted(self._incoming(replies), key=lambda reply: reply.metadata.src_node_id)
+    ) -> Iterator[Message]:
+        """Send to partitions, one message each, and yield the replies in the order of partitions.
+
+        Each is there as soon as all before it are, where the inner grid yields as they come.
+        """
+        asked = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        awaited = deque(message.metadata.dst_node_id for message in asked)
+        early: dict[int, Message] = {}
+        inner = self.inner.send_and_receive(self._outgoing(asked), timeout=timeout)
+        for reply in self._incoming(inner):
+            early[reply.metadata.src_node_id] = reply
+            while awaited and awaited[0] in early:
+                yield early.pop(awaited.popleft())
+        for partition in sorted(early):
+            yield early[partition]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send to partitions and return the ids of the messages."""
@@ -167,15 +180,16 @@ class PartitionGrid(Grid):
             sizes[key] = sizes.get(key) or payload_bytes(message.content)
             self.traffic.down += sizes[key]
 
-    def _incoming(self, replies: Iterable[Message]) -> list[Message]:
+    def _incoming(self, replies: Iterable[Message]) -> Iterator[Message]:
         partition_of = {node: partition for partition, node in self._node_ids.items()}
-        incoming = [r for r in replies if r.metadata.src_node_id in partition_of]
-        for reply in incoming:
-            partition = partition_of[reply.metadata.src_node_id]
+        for reply in replies:
+            partition = partition_of.get(reply.metadata.src_node_id)
+            if partition is None:
+                continue
             reply.metadata.__dict__["_src_node_id"] = partition  # Flower offers no setter
             if not reply.has_error():
                 self.traffic.up += payload_bytes(reply.content)
-        return incoming
+            yield reply
 
 
 def payload_bytes(content: RecordDict) -> int:
@@ -187,7 +201,7 @@ def payload_bytes(content: RecordDict) -> int:
     skeleton = RecordDict(dict(content.items()))
     data = 0
     for key, record in content.array_records.items():
-        data += sum(len(array.data) for array in record.values())
+        data += sum(num_bytes(array) for array in record.values())
         skeleton[key] = ArrayRecord(
             {name: Array(a.dtype, a.shape, a.stype, b"") for name, a in record.items()}
         )

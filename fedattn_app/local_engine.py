@@ -1,10 +1,11 @@
 """The local simulation engine: Flower's `Grid` on this machine, without a daemon or a start-up.
 
-It hands each message to the same `ClientApp` object that a real node would run, in this process,
-with one torch thread, as Flower's own engine does: one seed gives the same bits in both.
+It hands each message to the same `ClientApp` object that a real node would run, with one torch
+thread, in this process or in several: one seed gives the same bits everywhere, as it does in
+Flower's own engine.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from uuid import uuid4
@@ -18,6 +19,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedattn_app.held_array import held
+from fedattn_app.workers import Answer, Task, Workers
+
 RUN_ID = 1
 TASK_ID = 1
 FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -26,11 +30,12 @@ log = getLogger("fedattn")
 
 
 class LocalGrid(Grid):
-    """A `Grid` over `num_supernodes` virtual nodes that run `client_app` one after another.
+    """A `Grid` over `num_supernodes` virtual nodes that run `client_app`.
 
     Each node sees `run_config` and a node-config of ``partition-id`` and ``num-partitions``.
-    `on_reply` is called after each reply, for a progress bar. A node's `Context` lives as long as
-    the grid, exceptions or not, as on a real SuperNode.
+    `on_reply` is called after each reply, for a progress bar. A node's state lives as long as the
+    grid, exceptions or not, as on a real SuperNode. With `workers` above 1 so many processes share
+    the messages that carry arrays; `close` ends them.
     """
 
     def __init__(
@@ -39,13 +44,15 @@ class LocalGrid(Grid):
         num_supernodes: int,
         run_config: UserConfig,
         on_reply: Callable[[Message], None] = lambda reply: None,
+        workers: int = 1,
     ) -> None:
         self.client_app = client_app
         self.num_supernodes = num_supernodes
         self.run_config = run_config
         self.on_reply = on_reply
         self._run = Run.create_empty(RUN_ID)
-        self._contexts: dict[int, Context] = {}
+        self._workers = Workers(self._answer, workers) if workers > 1 else None
+        self._states: dict[int, RecordDict] = {}  # of the nodes that keep anything
         self._waiting: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
@@ -84,36 +91,61 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the queued messages of `message_ids` and return their replies."""
         asked = [self._waiting.pop(key) for key in message_ids if key in self._waiting]
-        return [self._process(message) for message in asked]
+        return self._replies(asked)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Run messages in the order given; `timeout` has no meaning here."""
+        """Yield the replies in the order of the messages; `timeout` has no meaning here."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _process(self, message: Message) -> Message:
-        try:
+    def close(self) -> None:
+        """End the processes of this grid."""
+        if self._workers:
+            self._workers.close()
+
+    def _replies(self, messages: Sequence[Message]) -> Iterator[Message]:
+        contents = {id(message.content): message.content for message in messages}
+        readable = {key: held(content) for key, content in contents.items()}
+        for message in messages:
+            message.content = readable[id(message.content)]
+        tasks = [Task(message, self._context(message.metadata.dst_node_id)) for message in messages]
+        carry_arrays = any(content.array_records for content in contents.values())
+        run = self._workers.run if self._workers and carry_arrays else self._run_here
+        for task, answer in zip(tasks, run(tasks), strict=True):
+            for record in answer.lines:
+                log.handle(record)
+            reply = answer.reply or _failed(task.message, f"its process died: {answer.died}")
+            reply.metadata.__dict__["_message_id"] = str(uuid4())
+            if answer.state:
+                self._states[task.context.node_id] = answer.state
+            self.on_reply(reply)
+            yield reply
+
+    def _run_here(self, tasks: Sequence[Task]) -> Iterator[Answer]:
+        for task in tasks:
             with one_thread():
-                reply = self.client_app(message, self._context(message.metadata.dst_node_id))
+                reply = self._answer(task.message, task.context)
+            yield Answer(reply, task.context.state)
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        try:
+            return self.client_app(message, context)
         except Exception as error:  # whatever a client raises is its reply, as in Flower
             log.debug("a client raised", exc_info=error)
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            reply = Message(Error(code, f"{type(error).__name__}: {error}"), reply_to=message)
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
-        self.on_reply(reply)
-        return reply
+            return _failed(message, f"{type(error).__name__}: {error}")
 
     def _context(self, node_id: int) -> Context:
-        if node_id not in self._contexts:
-            node_config: UserConfig = {
-                "partition-id": node_id - FIRST_NODE_ID,
-                "num-partitions": self.num_supernodes,
-            }
-            self._contexts[node_id] = Context(
-                RUN_ID, node_id, node_config, RecordDict(), self.run_config
-            )
-        return self._contexts[node_id]
+        node_config: UserConfig = {
+            "partition-id": node_id - FIRST_NODE_ID,
+            "num-partitions": self.num_supernodes,
+        }
+        state = self._states.get(node_id) or RecordDict()
+        return Context(RUN_ID, node_id, node_config, state, self.run_config)
+
+
+def _failed(message: Message, reason: str) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 @contextmanager

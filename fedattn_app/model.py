@@ -33,6 +33,11 @@ class Classifier(nn.Module, ABC):
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Score the labels: (B, T) ids and (B,) lengths, both integer, give (B, K) logits."""
 
+    @property
+    @abstractmethod
+    def token_embedding(self) -> nn.Module:
+        """The module that reads the ids of tokens."""
+
     @abstractmethod
     def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
         """Return one float32 (B, H, T, T) tensor of attention probabilities per layer.
@@ -147,6 +152,11 @@ class TransformerClassifier(Classifier):
         x = self.final_norm(x) * keep[..., None]
         logits: Tensor = self.head(x.sum(1) / lengths[:, None])
         return logits
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The embedding."""
+        return self.embedding
 
     @torch.no_grad()
     def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:

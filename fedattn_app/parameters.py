@@ -31,7 +31,6 @@ def view_arrays(model: nn.Module) -> dict[str, NDArray]:
     return {name: tensor.detach().numpy() for name, tensor in _state(model).items()}
 
 
-@torch.no_grad()
 def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
     """Copy `arrays` into the parameters and buffers of the same names.
 
@@ -46,7 +45,7 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
                 f"parameter {name!r} has shape {array.shape}, the model's has "
                 f"{tuple(state[name].shape)}: do the nodes agree on the model and its labels?"
             )
-        state[name].copy_(torch.from_numpy(np.asarray(array)))
+        np.copyto(state[name].detach().numpy(), array)
 
 
 def fingerprint(arrays: Mapping[str, NDArray]) -> str:

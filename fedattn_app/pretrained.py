@@ -62,6 +62,12 @@ class PretrainedClassifier(Classifier):
         logits: Tensor = self._whole[0](input_ids=ids, attention_mask=mask).logits
         return logits
 
+    @property
+    def token_embedding(self) -> torch.nn.Module:
+        """What `transformers` calls the input embeddings."""
+        embedding: torch.nn.Module = self._whole[0].get_input_embeddings()
+        return embedding
+
     @torch.no_grad()
     def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
         """Return what each layer attends to, by the plain implementation that keeps its maps."""

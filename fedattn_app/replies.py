@@ -1,6 +1,6 @@
-"""What the server makes of the replies of one round before any strategy sees them."""
+"""What the server makes of a reply before any strategy sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, Error, Message, MetricRecord
@@ -9,33 +9,27 @@ from flwr.common.constant import ErrorCode
 COUNTS = ("support", "predicted", "correct")
 
 
-def sound(
-    asked: Mapping[int, Message],
-    replies: Sequence[Message],
-    keys: set[str],
-    spent: Mapping[int, float],
-) -> list[Message]:
-    """Return the replies in their order, each unsound one turned into a failed one.
+def sound(message: Message, reply: Message, keys: set[str], spent: float) -> Message:
+    """Return a `reply` to `message` if it is sound, and else a failed one in its place.
 
-    `asked` holds the message to each partition. A sound reply has the metrics `keys` and no
-    others, all finite, and, where it has arrays, those of the message: the same names, dtypes and
-    shapes, all finite. Its ``epsilon``, if it has one, is no less than what the partition has
-    `spent`.
+    A sound reply has the metrics `keys` and no others, all finite, and, where it has arrays, those
+    of the message: the same names, dtypes and shapes, all finite. Its ``epsilon``, if it has one,
+    is no less than what the client has `spent`.
     """
-    checked = []
-    for reply in replies:
-        partition = reply.metadata.src_node_id
-        checked.append(_checked(asked[partition], reply, keys, spent.get(partition, 0.0)))
-    return checked
+    if reply.has_error():
+        return reply
+    fault = _metrics_fault(reply, keys, spent) or _arrays_fault(message, reply)
+    if fault is None:
+        return reply
+    failed = Message(Error(ErrorCode.UNKNOWN, f"unsound reply: {fault}"), reply_to=message)
+    # The grid names nodes by partition, which the message no longer does once it is sent.
+    failed.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id
+    return failed
 
 
-def metrics_of(replies: Sequence[Message]) -> dict[int, MetricRecord]:
-    """Return the metrics of the sound replies by partition."""
-    return {
-        reply.metadata.src_node_id: reply.content.metric_records["metrics"]
-        for reply in replies
-        if not reply.has_error()
-    }
+def metrics_of(reply: Message) -> MetricRecord:
+    """Return the metrics of a sound reply."""
+    return reply.content.metric_records["metrics"]
 
 
 def epsilon_told(reply: Message) -> float | None:
@@ -76,18 +70,6 @@ def train_keys(private: bool) -> set[str]:
 def evaluate_keys(private: bool, num_labels: int) -> set[str]:
     """Return the metrics of a reply to an evaluation message."""
     return train_keys(private) | {f"{kind}-{k}" for kind in COUNTS for k in range(num_labels)}
-
-
-def _checked(message: Message, reply: Message, keys: set[str], spent: float) -> Message:
-    if reply.has_error():
-        return reply
-    fault = _metrics_fault(reply, keys, spent) or _arrays_fault(message, reply)
-    if fault is None:
-        return reply
-    failed = Message(Error(ErrorCode.UNKNOWN, f"unsound reply: {fault}"), reply_to=message)
-    # The grid names nodes by partition, which the message no longer does once it is sent.
-    failed.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id
-    return failed
 
 
 def _metrics_fault(reply: Message, keys: set[str], spent: float) -> str | None:

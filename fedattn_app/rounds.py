@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,32 +182,25 @@ class Rounds:
                 )
         except PrivacyBudgetExhausted as error:
             raise BudgetSpentError(str(error).rstrip(".")) from None
-        replies = self._exchange(messages, train_keys(self.private), outcome)
-        good = metrics_of(replies)
-        spent = {partition for partition, record in good.items() if record.get("budget-spent")}
-        if spent:
-            outcome.spending.retire(spent)
-            replies = [reply for reply in replies if reply.metadata.src_node_id not in spent]
-            good = {
-                partition: record for partition, record in good.items() if partition not in spent
-            }
-            if not good:
-                self._check_budgets(outcome)
-        if messages and not good and not spent:
-            reasons = {error_line(reply) for reply in replies if reply.has_error()}
+        cohort = _Cohort(self._exchange(messages, train_keys(self.private), outcome))
+        arrays, _ = self.strategy.aggregate_train(server_round, cohort)
+        cohort.finish()
+        outcome.spending.retire(cohort.spent)
+        if cohort.spent and not cohort.good:
+            self._check_budgets(outcome)
+        elif messages and not cohort.good:
             silent = f"no reply within {self.config.round_timeout:g} s"
-            reason = "; ".join(sorted(reasons)[:MOST_REASONS]) or silent
+            reason = "; ".join(sorted(cohort.reasons)[:MOST_REASONS]) or silent
             raise RunFailedError(
                 f"round {server_round}: all {len(messages)} clients failed: {reason}; "
                 f"the rounds before are in {self.folder.path}"
             )
-        arrays, _ = self.strategy.aggregate_train(server_round, replies)
         if arrays is None:
             log.warning("round %d: nothing to combine; the model stays", server_round)
         else:
             outcome.arrays = arrays
-        self._account(good, outcome)
-        return good, len(messages) - len(good) - len(spent)
+        self._account(cohort.good, outcome)
+        return cohort.good, len(messages) - len(cohort.good) - len(cohort.spent)
 
     def _account(self, clients: Collection[int], outcome: Outcome) -> None:
         """Take down what the server's own noise has spent, before anyone sees what it is on."""
@@ -226,9 +220,14 @@ class Rounds:
                     server_round, outcome.arrays, self._message_config(), self.grid
                 )
             )
-        replies = self._exchange(messages, evaluate_keys(self.private, self.num_labels), outcome)
+        keys = evaluate_keys(self.private, self.num_labels)
+        replies = list(self._exchange(messages, keys, outcome))
         self.strategy.aggregate_evaluate(server_round, replies)
-        good = metrics_of(replies)
+        good = {
+            reply.metadata.src_node_id: metrics_of(reply)
+            for reply in replies
+            if not reply.has_error()
+        }
         counted = [record for record in good.values() if number(record, "num-examples")]
         if counted:
             outcome.federated = self._pool(counted)
@@ -255,23 +254,27 @@ class Rounds:
 
     def _exchange(
         self, messages: Sequence[Message], keys: set[str], outcome: Outcome
-    ) -> list[Message]:
+    ) -> Iterator[Message]:
+        """Send `messages` and yield the replies, those that are not sound as failed ones."""
         if not messages:
-            return []
+            return
         asked = {message.metadata.dst_node_id: message for message in messages}
-        answers = list(self.grid.send_and_receive(messages, timeout=self.config.round_timeout))
-        replies = sound(asked, answers, keys, outcome.spending.epsilon)
-        for reply in replies:
-            if reply.has_error():
-                partition = reply.metadata.src_node_id
-                log.warning("client %d failed: %s", partition, error_line(reply))
         if self.private:
             outcome.spending.ask(asked)
-            for answer in answers:
+        silent = set(asked)
+        for answer in self.grid.send_and_receive(messages, timeout=self.config.round_timeout):
+            partition = answer.metadata.src_node_id
+            silent.discard(partition)
+            reply = sound(
+                asked[partition], answer, keys, outcome.spending.epsilon.get(partition, 0.0)
+            )
+            if reply.has_error():
+                log.warning("client %d failed: %s", partition, error_line(reply))
+            if self.private:
                 outcome.spending.take(answer)
-        for partition in sorted(asked.keys() - {r.metadata.src_node_id for r in replies}):
+            yield reply
+        for partition in sorted(silent):
             log.warning("client %d did not reply in time", partition)
-        return replies
 
     def _message_config(self) -> ConfigRecord:
         return ConfigRecord(dict(self.message_config))
@@ -289,6 +292,38 @@ class Rounds:
         return {
             name: array.numpy() for name, array in outcome.arrays.items() if name in self.shared
         }
+
+
+class _Cohort:
+    """The replies of those that train in a round, one at a time, and what is kept of them.
+
+    Of those that took part it passes on all replies but those that tell of a spent budget.
+    """
+
+    def __init__(self, replies: Iterator[Message]) -> None:
+        self.good: dict[int, MetricRecord] = {}
+        self.spent: set[int] = set()
+        self.reasons: set[str] = set()
+        self._replies = self._usable(replies)
+
+    def __iter__(self) -> Iterator[Message]:
+        return self._replies
+
+    def finish(self) -> None:
+        """Take the replies that the strategy left."""
+        deque(self._replies, maxlen=0)
+
+    def _usable(self, replies: Iterator[Message]) -> Iterator[Message]:
+        for reply in replies:
+            partition = reply.metadata.src_node_id
+            if reply.has_error():
+                self.reasons.add(error_line(reply))
+            elif metrics_of(reply).get("budget-spent"):
+                self.spent.add(partition)
+                continue
+            else:
+                self.good[partition] = metrics_of(reply)
+            yield reply
 
 
 def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from tqdm import tqdm
 
-from fedattn_app import client_app, server_app
+from fedattn_app import client_app, server_app, shared_memory
 from fedattn_app.config import Config
 from fedattn_app.console import printing
 from fedattn_app.data import check_split
@@ -31,6 +32,7 @@ def simulate(
     num_supernodes: int | None = None,
     *,
     engine: str = "local",
+    workers: int | None = None,
     quiet: bool = False,
 ) -> RunResult:
     """Run one federation of virtual clients and return its results.
@@ -38,9 +40,11 @@ def simulate(
     There are `num_supernodes` clients; by default 10, or as many as in the run that is carried on.
 
     `config` is a `Config` or the run-config keys that differ from their defaults, or with
-    ``resume-from`` from the settings of that run. The engine ``local`` runs in this process;
-    ``flower`` is Flower's own, on Ray. `quiet` prints warnings only. Raises `UserError` for a
-    mistake in the arguments and `RunFailedError` when every client of a round fails.
+    ``resume-from`` from the settings of that run. The engine ``local`` trains in as many processes
+    as `workers` says, by default one for each core, with the same results for any number; 1, or
+    another system than Linux, is this process alone. ``flower`` is Flower's own engine, on Ray.
+    `quiet` prints warnings only. Raises `UserError` for a mistake in the arguments and
+    `RunFailedError` when every client of a round fails.
     """
     config = _settled(config)
     if num_supernodes is None:
@@ -49,6 +53,10 @@ def simulate(
         raise UserError(f"num-supernodes = {num_supernodes!r}: must be a whole number >= 1")
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r}: must be one of {', '.join(ENGINES)}")
+    if workers is not None and (type(workers) is not int or workers < 1 or engine != "local"):
+        raise UserError(
+            f'workers = {workers!r}: must be a whole number >= 1, and needs engine = "local"'
+        )
     if config.federation.min_clients > num_supernodes:
         raise UserError(
             f"min-clients = {config.federation.min_clients}: "
@@ -64,7 +72,7 @@ def simulate(
         printing(tqdm.write, level),
         task_identity(),
     ):
-        return _run_local(config, num_supernodes, bar)
+        return _run_local(config, num_supernodes, workers or _cores(), bar)
 
 
 def _settled(config: Config | Mapping[str, Any]) -> Config:
@@ -94,13 +102,20 @@ def _earlier_clients(config: Config) -> int:
     return int(about.get("num-partitions", 0))
 
 
-def _run_local(config: Config, num_supernodes: int, bar: "tqdm[Any]") -> RunResult:
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _run_local(config: Config, num_supernodes: int, workers: int, bar: "tqdm[Any]") -> RunResult:
     def advance(reply: Message) -> None:
         if reply.metadata.message_type != MessageType.QUERY:
             bar.update()
 
-    grid = LocalGrid(client_app.app, num_supernodes, _run_config(config), on_reply=advance)
-    return server_app.run(PartitionGrid(grid), config)
+    workers = min(workers, num_supernodes) if shared_memory.AVAILABLE else 1
+    grid = LocalGrid(client_app.app, num_supernodes, _run_config(config), advance, workers)
+    with closing(grid):
+        return server_app.run(PartitionGrid(grid), config)
 
 
 def _run_flower(config: Config, num_supernodes: int) -> RunResult:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 
 from fedattn_app.errors import UserError
+from fedattn_app.held_array import record_of
 from fedattn_app.parameters import NDArray
 from fedattn_app.storage import read_arrays, write_arrays
 
@@ -64,6 +64,4 @@ class ContextState:
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Write the record."""
-        self.records[name] = ArrayRecord(
-            {key: Array(np.asarray(array)) for key, array in arrays.items()}
-        )
+        self.records[name] = record_of(arrays)

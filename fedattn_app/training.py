@@ -1,5 +1,6 @@
 """One client's local training, and evaluation anywhere."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedattn_app.compact import compact_embedding
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
+from fedattn_app.model import Classifier
 from fedattn_app.scores import Scores
 
 EVALUATION_BATCH = 64
@@ -27,7 +30,7 @@ class TrainingResult:
 
 
 def train(
-    model: nn.Module,
+    model: Classifier,
     trainable: Collection[str],
     examples: Examples,
     config: TrainingConfig,
@@ -42,9 +45,13 @@ def train(
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    optimizer = make_optimizer(model, config)
     model.train()
-    with torch.random.fork_rng(devices=[]):
+    steps = config.local_epochs * math.ceil(len(examples) / config.batch_size)
+    with (
+        compact_embedding(model, examples.ids, steps, config),
+        torch.random.fork_rng(devices=[]),
+    ):
+        optimizer = make_optimizer(model, config)
         torch.manual_seed(seed)
         for _ in range(config.local_epochs):
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)

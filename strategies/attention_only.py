@@ -8,13 +8,15 @@ alone. Selecting parameters is not a privacy measure (Petrov et al., 2024, arXiv
 text from attention gradients); it saves bytes, and noise where noise is added.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from strategies.arrays import as_dtype
+from strategies.replies import in_order
 
 
 class AttentionOnly(Strategy):
@@ -50,9 +52,10 @@ class AttentionOnly(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the inner strategy combine the replies, and merge what it returns."""
         usable = _with_examples(replies)
-        if not self.needs_no_replies and all(reply.has_error() for reply in usable):
+        first = _up_to_the_first_sound(usable)
+        if not self.needs_no_replies and all(reply.has_error() for reply in first):
             return None, None
-        arrays, metrics = self.inner.aggregate_train(server_round, usable)
+        arrays, metrics = self.inner.aggregate_train(server_round, chain(first, usable))
         return (None if arrays is None else self._merge(arrays)), metrics
 
     def configure_evaluate(
@@ -65,7 +68,7 @@ class AttentionOnly(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the inner strategy combine the replies."""
-        usable = _with_examples(replies)
+        usable = list(_with_examples(replies))
         if all(reply.has_error() for reply in usable):
             return None
         return self.inner.aggregate_evaluate(server_round, usable)
@@ -76,20 +79,29 @@ class AttentionOnly(Strategy):
     def _merge(self, aggregated: ArrayRecord) -> ArrayRecord:
         return ArrayRecord(
             {
-                name: as_dtype(aggregated[name].numpy(), array.dtype)
-                if name in aggregated
-                else array
+                name: _like(array, aggregated[name]) if name in aggregated else array
                 for name, array in self._global.items()
             }
         )
 
 
-def _with_examples(replies: Iterable[Message]) -> list[Message]:
-    """Return the replies that rest on data or have failed, in the order of node ids."""
-    usable = (
-        reply
-        for reply in replies
-        if reply.has_error()
-        or any(record.get("num-examples", 1) for record in reply.content.metric_records.values())
-    )
-    return sorted(usable, key=lambda reply: reply.metadata.src_node_id)
+def _with_examples(replies: Iterable[Message]) -> Iterator[Message]:
+    """Yield the replies that rest on data or have failed, in the order of node ids."""
+    for reply in in_order(replies):
+        if reply.has_error() or any(
+            record.get("num-examples", 1) for record in reply.content.metric_records.values()
+        ):
+            yield reply
+
+
+def _up_to_the_first_sound(replies: Iterator[Message]) -> list[Message]:
+    first = []
+    for reply in replies:
+        first.append(reply)
+        if not reply.has_error():
+            break
+    return first
+
+
+def _like(before: Array, array: Array) -> Array:
+    return array if array.dtype == before.dtype else as_dtype(array.numpy(), before.dtype)

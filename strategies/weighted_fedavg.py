@@ -14,11 +14,11 @@ the same bits in whatever order they come, and returns arrays of the dtype it wa
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from strategies.arrays import as_dtype
+from strategies.arrays import RunningMean
+from strategies.replies import in_order
 
 WEIGHTINGS: Mapping[str, Callable[[int], float]] = {
     "examples": float,
@@ -31,7 +31,7 @@ class WeightedFedAvg(FedAvg):
 
     `weighting` is a key of `WEIGHTINGS`; the other keywords are those of Flower's `FedAvg`. A
     reply with no examples weighs nothing; when all weigh nothing, or none came, the global model
-    stays.
+    stays. It holds one reply at a time, and `train_metrics_aggr_fn` gets the metrics only.
     """
 
     def __init__(self, weighting: str = "examples", **fedavg: Any) -> None:
@@ -42,33 +42,17 @@ class WeightedFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the replies' arrays and metrics, or return (None, None) without any weight."""
-        valid, _ = self._check_and_log_replies(replies, is_train=True)
-        counted = [
-            (self.weigh(int(self._metrics(reply)[self.weighted_by_key])), reply)  # type: ignore[arg-type]
-            for reply in sorted(valid, key=lambda reply: reply.metadata.src_node_id)
-        ]
-        weighted = [(weight, reply) for weight, reply in counted if weight > 0]
-        if not weighted:
+        mean = RunningMean()
+        told = []
+        for reply in in_order(replies):
+            if reply.has_error():
+                continue
+            ((name, metrics),) = reply.content.metric_records.items()
+            ((_, arrays),) = reply.content.array_records.items()
+            weight = self.weigh(int(metrics[self.weighted_by_key]))  # type: ignore[arg-type]
+            if weight > 0:
+                mean.add(weight, arrays)
+                told.append(RecordDict({name: metrics}))
+        if not told:
             return None, None
-        arrays = _average([(w, next(iter(r.content.array_records.values()))) for w, r in weighted])
-        metrics = self.train_metrics_aggr_fn(
-            [reply.content for _, reply in weighted], self.weighted_by_key
-        )
-        return arrays, metrics
-
-    @staticmethod
-    def _metrics(reply: Message) -> MetricRecord:
-        return next(iter(reply.content.metric_records.values()))
-
-
-def _average(weighted: list[tuple[float, ArrayRecord]]) -> ArrayRecord:
-    total = sum(weight for weight, _ in weighted)
-    sums: dict[str, Any] = {}
-    dtypes = {name: array.dtype for name, array in weighted[0][1].items()}
-    for weight, record in weighted:
-        for name, array in record.items():
-            term = array.numpy().astype(np.float64) * weight
-            sums[name] = sums[name] + term if name in sums else term
-    return ArrayRecord(
-        {name: as_dtype(sums[name] / total, dtype) for name, dtype in dtypes.items()}
-    )
+        return mean.arrays(), self.train_metrics_aggr_fn(told, self.weighted_by_key)

@@ -1,0 +1,229 @@
+"""Processes that work through the messages of a simulation, each on one core.
+
+They are forked once and stay, so that models and tokenised data are made once in each. Arrays pass
+through shared memory. Which process answers a message has no part in the answer.
+"""
+
+import ctypes
+import logging
+import math
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from logging.handlers import QueueHandler
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import make_message
+
+from fedattn_app import shared_memory
+from fedattn_app.shared_memory import Parcel
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess
+
+# Messages that are with a process: one that it works at, and one that waits, so that it need not.
+AT_ONCE = 2
+# At most so many messages for each process are out of order: their answers have to be kept.
+AHEAD = 16
+PARENT_DEATH_SIGNAL = 1  # of prctl(2)
+
+log = logging.getLogger("fedattn")
+
+# Answers a message, whatever happens, and may change the context's state.
+Answering = Callable[[Message, Context], Message]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A message and the context of the node that it is for."""
+
+    message: Message
+    context: Context
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a task: the reply, the node's state after it, and what was logged.
+
+    Where the process died over it, `reply` is None and `died` says how.
+    """
+
+    reply: Message | None
+    state: RecordDict
+    lines: Sequence[logging.LogRecord] = ()
+    seconds: float = 0.0
+    died: str = ""
+
+
+class Workers:
+    """`count` processes that run `answering`."""
+
+    def __init__(self, answering: Answering, count: int) -> None:
+        self.answering = answering
+        self.count = count
+        self._workers: list[_Worker] = []
+        self._seconds: dict[tuple[int, str], float] = {}  # by node and kind of message
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
+        """Yield the answers in the order of `tasks`, each as soon as those before it are there.
+
+        No two tasks may be of one node, whose state either would change.
+        What took long the last time is begun first, so that the processes end together. A process
+        that dies is replaced.
+        """
+        contents = _Contents()
+        waiting, answers, yielded = list(range(len(tasks))), dict[int, Answer](), 0
+        try:
+            while yielded < len(tasks):
+                self._hand_out(tasks, waiting, yielded + AHEAD * self.count, contents)
+                for worker in self._with_answers():
+                    number = worker.tasks.pop(0)
+                    answers[number] = self._receive(worker, tasks[number], waiting)
+                while yielded in answers:
+                    yield answers.pop(yielded)
+                    yielded += 1
+        finally:
+            contents.close()
+            for worker in self._workers:
+                if worker.tasks:  # nobody waits for its answers any more
+                    self._end(worker)
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            self._end(worker)
+
+    def _hand_out(
+        self, tasks: Sequence[Task], waiting: list[int], end: int, contents: "_Contents"
+    ) -> None:
+        """Give every process something to do, from the tasks `waiting` before the number `end`."""
+        for worker in self._workers:
+            if not (worker.tasks or worker.process.is_alive()):
+                self._end(worker)
+        for place in range(self.count):
+            if waiting and place not in {worker.place for worker in self._workers}:
+                self._workers.append(self._start(place))
+        for depth in range(AT_ONCE):
+            for worker in self._workers:
+                ready = [number for number in waiting if number < end]
+                if len(worker.tasks) == depth and ready:
+                    number = min(ready, key=lambda n: self._rank(tasks[n], n, worker.place))
+                    waiting.remove(number)
+                    worker.tasks.append(number)
+                    contents.give(worker, tasks[number])
+
+    def _rank(self, task: Task, number: int, place: int) -> tuple[bool, float, int]:
+        """Order tasks for a process: first its own nodes, whose data it has, and the longest."""
+        node = task.message.metadata.dst_node_id
+        return node % self.count != place, -self._seconds.get(_kind(task), math.inf), number
+
+    def _start(self, place: int) -> "_Worker":
+        fork = get_context("fork")
+        ours, theirs = fork.Pipe()
+        process = fork.Process(target=_work, args=(theirs, self.answering), daemon=True)
+        with warnings.catch_warnings():  # of threads, which the process does not use
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        return _Worker(place, process, ours)
+
+    def _end(self, worker: "_Worker") -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self._workers = [other for other in self._workers if other is not worker]
+
+    def _with_answers(self) -> list["_Worker"]:
+        busy = {worker.connection: worker for worker in self._workers if worker.tasks}
+        return [busy[connection] for connection in wait(list(busy))]  # type: ignore[index]
+
+    def _receive(self, worker: "_Worker", task: Task, waiting: list[int]) -> Answer:
+        try:
+            answer: Answer = shared_memory.receive(worker.connection)
+        except (EOFError, ConnectionError):
+            self._end(worker)
+            waiting.extend(worker.tasks)
+            return Answer(None, task.context.state, died=f"exit code {worker.process.exitcode}")
+        self._seconds[_kind(task)] = answer.seconds
+        return answer
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One process, seen from the parent."""
+
+    place: int
+    process: "ForkProcess"
+    connection: "Connection[Any, Any]"
+    content: Parcel | None = None  # what it was sent last
+    tasks: list[int] = field(default_factory=list)  # what it was given, oldest first
+
+
+class _Contents:
+    """The contents of messages, each packed once for all processes."""
+
+    def __init__(self) -> None:
+        self._parcels: dict[int, Parcel] = {}
+
+    def give(self, worker: _Worker, task: Task) -> None:
+        """Send `task` to `worker`, and first the content of its message unless it has that."""
+        content, receiver = task.message.content, worker.process.pid or 0
+        parcel = self._parcels.get(id(content))
+        if parcel is None:
+            parcel = self._parcels[id(content)] = Parcel.of(content)
+        with suppress(ConnectionError):  # from one that has died, as its answer will show
+            if worker.content is not parcel:
+                parcel.send(worker.connection, receiver)
+                worker.content = parcel
+            shared_memory.send(worker.connection, receiver, (task.message.metadata, task.context))
+
+    def close(self) -> None:
+        for parcel in self._parcels.values():
+            parcel.close()
+
+
+class _Lines(QueueHandler):
+    """Collects log lines so that they can be sent."""
+
+    def __init__(self) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self.lines: list[logging.LogRecord] = []
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.lines.append(record)
+
+
+def _kind(task: Task) -> tuple[int, str]:
+    metadata = task.message.metadata
+    return metadata.dst_node_id, metadata.message_type
+
+
+def _work(connection: "Connection[Any, Any]", answering: Answering) -> None:
+    """Answer what comes until the parent goes; the parent alone hears an interrupt."""
+    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    handler = _Lines()
+    log.handlers, log.propagate = [handler], False
+    content = RecordDict()
+    while True:
+        given = shared_memory.receive(connection)
+        if isinstance(given, RecordDict):
+            content = given
+            continue
+        metadata, context = given
+        began = time.perf_counter()
+        message = make_message(metadata, RecordDict(dict(content.items())))
+        reply = answering(message, context)
+        seconds = time.perf_counter() - began
+        answer = Answer(reply, context.state, tuple(handler.lines), seconds)
+        shared_memory.send(connection, os.getppid(), answer)
+        handler.lines.clear()
