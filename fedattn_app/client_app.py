@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flwr.app import (
@@ -106,10 +107,9 @@ def client_fn(context: Context) -> "FrozenClient":
     """Make this node's client from its run-config and node-config."""
     from fedattn_app.build import build_tokenizer
     from fedattn_app.client import FrozenClient, PersonalClient
-    from fedattn_app.config import Config
     from fedattn_app.data import client_data, label_names, private_data
 
-    config = Config.from_run_config(context.run_config)
+    config = _settings(tuple((k, type(v), v) for k, v in context.run_config.items()))
     node = context.node_config
     _check_owner_agrees(config, node)
     seed = config.federation.seed
@@ -131,6 +131,14 @@ def client_fn(context: Context) -> "FrozenClient":
         if config.federation.local == "personal":
             return PersonalClient(config, labels, data, partition, _state(context))
         return FrozenClient(config, labels, data, partition)
+
+
+@lru_cache(maxsize=2)
+def _settings(run_config: "tuple[tuple[str, type, bool | int | float | str], ...]") -> "Config":
+    """Read the run-config; types are in the key, since 1 and True are the same key otherwise."""
+    from fedattn_app.config import Config
+
+    return Config.from_run_config({key: value for key, _, value in run_config})
 
 
 def _private_client(

@@ -66,7 +66,7 @@ def compact_embedding(
         whole.weight[used] = rows.weight
 
 
-def _is_plain(whole: nn.Module, model: nn.Module) -> TypeGuard[nn.Embedding]:
+def _is_plain(whole: nn.Module | None, model: nn.Module) -> TypeGuard[nn.Embedding]:
     """Whether it only looks rows up, and its rows are nothing else in the model."""
     if type(whole) is not nn.Embedding or whole.max_norm is not None or whole.scale_grad_by_freq:
         return False

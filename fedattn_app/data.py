@@ -75,9 +75,7 @@ def label_names(config: DataConfig) -> tuple[str, ...]:
             'labels = "": with dataset = "file" and no data-path, name the labels, '
             'for example labels = "negative,positive"'
         )
-    splits = sources.load(config)
-    tables = [table for table in (splits.train, splits.test) if table is not None]
-    return tuple(sorted({label for table in tables for label in table.labels}))
+    return sources.load(config).labels
 
 
 def server_test_set(config: DataConfig, model: ModelConfig, seed: int) -> Examples | None:

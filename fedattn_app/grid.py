@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.common.serde import recorddict_to_proto
@@ -198,14 +199,24 @@ def payload_bytes(content: RecordDict) -> int:
     Array data are counted, not copied; names, shapes and the other records at their size as
     Flower's protocol buffers.
     """
-    skeleton = RecordDict(dict(content.items()))
-    data = 0
+    others = RecordDict(dict(content.items()))
+    for key in content.array_records:
+        del others[key]
+    size = int(recorddict_to_proto(others).ByteSize())
     for key, record in content.array_records.items():
-        data += sum(num_bytes(array) for array in record.values())
-        skeleton[key] = ArrayRecord(
-            {name: Array(a.dtype, a.shape, a.stype, b"") for name, a in record.items()}
-        )
-    return data + int(recorddict_to_proto(skeleton).ByteSize())
+        size += sum(num_bytes(array) for array in record.values())
+        about = tuple((name, a.dtype, tuple(a.shape), a.stype) for name, a in record.items())
+        size += _skeleton_bytes(key, about)
+    return size
+
+
+@lru_cache(maxsize=64)
+def _skeleton_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
+    """Return the size of a record of arrays without their data: mostly the same in all replies."""
+    record = ArrayRecord(
+        {name: Array(dtype, shape, stype, b"") for name, dtype, shape, stype in arrays}
+    )
+    return int(recorddict_to_proto(RecordDict({key: record})).ByteSize())
 
 
 def error_line(reply: Message) -> str:

@@ -34,9 +34,9 @@ class Classifier(nn.Module, ABC):
         """Score the labels: (B, T) ids and (B,) lengths, both integer, give (B, K) logits."""
 
     @property
-    @abstractmethod
-    def token_embedding(self) -> nn.Module:
-        """The module that reads the ids of tokens."""
+    def token_embedding(self) -> nn.Module | None:
+        """The module that reads the ids of tokens, if that is known."""
+        return None
 
     @abstractmethod
     def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Splits:
         if self.train is None:
             raise UserError("data-path: no train.csv, .jsonl or .parquet in the folder")
         return self.train
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of all rows, in alphabetical order."""
+        tables = [table for table in (self.train, self.test) if table is not None]
+        return tuple(sorted({label for table in tables for label in table.labels}))
 
 
 def load(config: DataConfig) -> Splits:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from fedattn_app.compact import compact_embedding
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import Classifier
+from fedattn_app.optimizer import FlatOptimizer
 from fedattn_app.scores import Scores
 
 EVALUATION_BATCH = 64
@@ -50,13 +52,13 @@ def train(
     with (
         compact_embedding(model, examples.ids, steps, config),
         torch.random.fork_rng(devices=[]),
+        closing(FlatOptimizer([p for p in model.parameters() if p.requires_grad], config)) as flat,
     ):
-        optimizer = make_optimizer(model, config)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for _ in range(config.local_epochs):
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
             for index in torch.split(torch.randperm(len(examples)), config.batch_size):
-                optimizer.zero_grad()
+                flat.gradient.zero_()
                 for part in by_length(examples.lengths[index], config.physical_batch_size):
                     batch = examples[index[part]]
                     logits = model(batch.ids, batch.lengths)
@@ -64,11 +66,13 @@ def train(
                     (loss / len(index)).backward()  # type: ignore[no-untyped-call]
                     loss_sum += loss.detach()
                     right += (logits.argmax(1) == batch.labels).sum()
-                optimizer.step()
+                flat.step()
             if not loss_sum.isfinite():
                 raise TrainingDivergedError("the training loss is not finite; lower learning-rate")
-    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
-        raise TrainingDivergedError("the trained parameters are not finite; lower learning-rate")
+        if not flat.values.isfinite().all():
+            raise TrainingDivergedError(
+                "the trained parameters are not finite; lower learning-rate"
+            )
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
 
 
@@ -77,19 +81,6 @@ def by_length(lengths: Tensor, size: int) -> Sequence[Tensor]:
     if len(lengths) <= size:
         return [torch.arange(len(lengths))]
     return torch.split(lengths.argsort(stable=True), size)
-
-
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Make the configured optimizer over the parameters of `model` that require gradients."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
-    match config.optimizer:
-        case "sgd":
-            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
-        case "adam":
-            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
-        case _:
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ def test_training_that_fails_leaves_the_model_whole(build, examples, monkeypatch
     with pytest.raises(TrainingDivergedError):
         trained(model, examples, optimizer="sgd", learning_rate=1e30)
     assert model.embedding is embedding
-    monkeypatch.setattr(training, "make_optimizer", lambda *_: 1 / 0)
+    monkeypatch.setattr(training, "FlatOptimizer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained(build("built-in"), examples)
     assert np.isfinite(before).all()

@@ -69,7 +69,8 @@ def test_the_trainable_parameters_change_and_the_others_keep_their_bits(
     trainable = scope_of(shared, "frozen", BUILT_IN, before).trainable
     train(model, trainable, examples, TrainingConfig(optimizer=optimizer, local_epochs=2), seed=1)
     assert changed(before, get_arrays(model)) == trainable
-    assert {n for n, p in model.named_parameters() if p.grad is not None} == trainable
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trainable
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_batch_in_parts_of_similar_length_has_the_gradient_of_the_whole(model, examples):

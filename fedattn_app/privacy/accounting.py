@@ -4,7 +4,8 @@ A step that sees each example with probability q and adds noise of σ times the 
 sampled Gaussian mechanism; (ε, δ) of many, under adding or removing one example, comes from
 Opacus, by Rényi differential privacy (Mironov, Talwar and Zhang, 2019, arXiv 1908.10530) or by
 privacy loss random variables (Gopi, Lee and Wutschitz, 2021, arXiv 2106.02848). Both are upper
-bounds; the second is the tighter, to within 0.01.
+bounds; the second is the tighter, to within 0.01. Opacus is imported where it is used, since that
+takes longer than importing torch.
 """
 
 import math
@@ -15,8 +16,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from opacus.accountants import PRVAccountant
-from opacus.accountants.analysis import rdp
 
 # Above 1024 Opacus' binomial coefficients overflow; small ε needs large orders.
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
@@ -107,6 +106,8 @@ def _curve(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float6
     """Return the Rényi divergence of one step at each of `ORDERS`."""
     if noise_multiplier < NO_NOISE:
         return np.full(len(ORDERS), math.inf)
+    from opacus.accountants.analysis import rdp
+
     noise = min(noise_multiplier, MOST_NOISE)
     return np.asarray(
         rdp.compute_rdp(q=sample_rate, noise_multiplier=noise, steps=1, orders=list(ORDERS))
@@ -116,6 +117,8 @@ def _curve(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float6
 @lru_cache(maxsize=256)
 def _prv(history: tuple[Steps, ...], delta: float) -> float:
     """Return Opacus' upper bound, or infinity where it finds none."""
+    from opacus.accountants import PRVAccountant
+
     counts: dict[tuple[float, float], int] = {}
     for steps in history:
         kind = (steps.noise_multiplier, steps.sample_rate)

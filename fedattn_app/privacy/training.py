@@ -8,17 +8,17 @@ optimizer sees the noisy gradient only, so any will do: what it makes of it is p
 
 import math
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Self
-
-import torch
 
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import Classifier
+from fedattn_app.optimizer import FlatOptimizer
 from fedattn_app.privacy.gradients import Engine, trained
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training import TrainingDivergedError, by_length, make_optimizer
+from fedattn_app.training import TrainingDivergedError, by_length
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,17 @@ def train_privately(
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    optimizer = make_optimizer(model, config)
-    parameters = trained(model)
-    sizes = [parameter.numel() for parameter in parameters]
-    flat = torch.zeros(sum(sizes))  # all gradients, so that noise is drawn at one go
-    sums = [
-        part.view_as(parameter)
-        for part, parameter in zip(torch.split(flat, sizes), parameters, strict=True)
-    ]
-    for parameter, total in zip(parameters, sums, strict=True):
-        parameter.grad = total
     model.train()
-    gradients = engine(model)
-    try:
+    flat = FlatOptimizer(trained(model), config)
+    with closing(flat), closing(engine(model)) as gradients:
         for _ in range(sampling.steps):
-            flat.zero_()
+            flat.gradient.zero_()
             chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
             for part in by_length(examples.lengths[chosen], config.physical_batch_size):
                 if len(part):
-                    gradients.add(examples[chosen[part]], noise.max_grad_norm, sums)
-            random.add_normal(flat, noise.multiplier * noise.max_grad_norm)
-            flat.div_(sampling.batch_size)
-            optimizer.step()
-    finally:
-        gradients.close()
-        for parameter in parameters:
-            parameter.grad = None
-    if not all(parameter.isfinite().all() for parameter in parameters):
+                    gradients.add(examples[chosen[part]], noise.max_grad_norm, flat.sums)
+            random.add_normal(flat.gradient, noise.multiplier * noise.max_grad_norm)
+            flat.gradient.div_(sampling.batch_size)
+            flat.step()
+    if not flat.values.isfinite().all():
         raise TrainingDivergedError("the trained parameters are not finite; lower learning-rate")

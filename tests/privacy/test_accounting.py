@@ -105,11 +105,11 @@ def test_prv_that_fails_falls_back_on_rdp(monkeypatch):
     def fail(*_):
         raise RuntimeError("numerical trouble")
 
-    monkeypatch.setattr("fedattn_app.privacy.accounting.PRVAccountant.get_epsilon", fail)
+    monkeypatch.setattr("opacus.accountants.PRVAccountant.get_epsilon", fail)
     history = [Steps(1.2345, 1.0, 3)]
     assert epsilon_of(history, 1e-5, "prv") == epsilon_of(history, 1e-5)
     monkeypatch.setattr(
-        "fedattn_app.privacy.accounting.PRVAccountant.get_epsilon", lambda *_: math.nan
+        "opacus.accountants.PRVAccountant.get_epsilon", lambda *_: math.nan
     )
     history = [Steps(1.2346, 1.0, 3)]
     assert epsilon_of(history, 1e-5, "prv") == epsilon_of(history, 1e-5)

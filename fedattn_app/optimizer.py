@@ -1,0 +1,81 @@
+"""The local optimizers, over all parameters at once.
+
+The arithmetic is torch's own. Its classes would go through the parameters one by one at each step,
+and import its compiler when the first of them is made, which takes as long as importing torch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+from fedattn_app.config import TrainingConfig
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class FlatOptimizer:
+    """Makes `parameters`, all float32, views of one vector, and their gradients of another.
+
+    `gradient` is that vector, zero at first; backward passes add to it. `step` is one of SGD, Adam
+    or AdamW, as `config` says, with torch's usual constants.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> None:
+        self.parameters = parameters
+        self.config = config
+        self.values = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self.gradient = torch.zeros_like(self.values)
+        if config.optimizer != "sgd":
+            self._moments = torch.zeros_like(self.values), torch.zeros_like(self.values)
+            self._steps = torch.zeros(())
+        views = zip(parameters, self._views(self.values), self._views(self.gradient), strict=True)
+        for parameter, values, gradient in views:
+            parameter.data = values
+            parameter.grad = gradient
+
+    @property
+    def sums(self) -> list[Tensor]:
+        """The gradient as views of the parameters' shapes, in their order."""
+        return self._views(self.gradient)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters by the gradient."""
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        if self.config.optimizer == "sgd":
+            if decay:
+                self.gradient.add_(self.values, alpha=decay)
+            self.values.add_(self.gradient, alpha=-rate)
+            return
+        first, second = self._moments
+        rule = adam if self.config.optimizer == "adam" else adamw
+        rule(
+            [self.values],
+            [self.gradient],
+            [first],
+            [second],
+            [],
+            [self._steps],
+            fused=True,
+            amsgrad=False,
+            beta1=BETA1,
+            beta2=BETA2,
+            lr=rate,
+            weight_decay=decay,
+            eps=EPSILON,
+            maximize=False,
+        )
+
+    def close(self) -> None:
+        """Let go of the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = torch.split(flat, [parameter.numel() for parameter in self.parameters])
+        return [
+            part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)
+        ]
