@@ -8,11 +8,14 @@ weight gradient g_i = e_iᵀ a_i. Its norm needs no g_i, and the clipped sum is 
 (Goodfellow, 2015, arXiv 1510.01799; Li, Tramèr, Liang and Hashimoto, 2022, arXiv 2110.05679.) The
 backward pass stops at the outputs of the trained layers, so that it computes no gradient of a
 weight (Bu, Wang, Zha and Karypis, "Differentially private optimization on large model at small
-cost", 2023, arXiv 2210.00038).
+cost", 2023, arXiv 2210.00038); on its way it takes down of each layer what is needed. Where the g_i
+of a weight are not much larger than their factors, they are held after all, as in the mixed variant
+of that paper: one product does for norm and sum, and what is added is just what was measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +29,8 @@ from fedattn_app.privacy.gradients import factors, losses, trained
 LEAST_LEFT = 1e-3
 # By how much a sum of float32 terms may be off, in parts of the sizes of its terms.
 ROUNDING = 2.0**-21
+# Gradients of weights are held where they are at most so many times as large as their factors.
+HELD = 2
 
 # Adds the sum over examples, each weighted by (B,) factors, to a tensor of the parameter's shape.
 Add = Callable[[Tensor, Tensor], object]
@@ -62,8 +67,10 @@ class BookKeeping:
         self._place: dict[Tensor, int] = {
             parameter: place for place, parameter in enumerate(self.parameters)
         }
-        self._passed: list[tuple[nn.Module, Tensor, Tensor]] = []
         self._batch = 0
+        self._given: dict[nn.Module, Tensor] = {}
+        self._starts: list[Tensor] = []
+        self._parts: list[_Part] = []
         self._handles = [module.register_forward_hook(self._pass) for module in owners]
         for parameter in self.parameters:
             parameter.requires_grad_(False)
@@ -71,30 +78,22 @@ class BookKeeping:
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
         """Add the clipped gradients: one forward pass, one short backward pass."""
         self._batch = len(batch)
-        self._passed = []
+        self._given, self._starts, self._parts = {}, [], []
         loss = losses(self.model, batch).sum()
-        outputs = [output for _, _, output in self._passed]
-        gradients = torch.autograd.grad(loss, outputs, materialize_grads=True)
-        with torch.no_grad():
-            parts = [
-                part
-                for (module, given, _), gradient in zip(self._passed, gradients, strict=True)
-                for part in _LAYERS[type(module)](module, given, gradient)
-                if part.parameter in self._place
-            ]
-            squares, most = (
-                torch.stack([values.double() for values in of_parts]).sum(0)
-                for of_parts in zip(*((part.squares, part.most) for part in parts), strict=True)
-            )
-            # Terms that are added one by one may not cancel as well as they did in the norm.
-            norms = squares.clamp(min=0).sqrt() + ROUNDING * most.sqrt()
-            norms = norms.to(loss.dtype)
-            finite = norms.isfinite()
-            if finite.all():
-                scale = factors(norms, max_grad_norm)
-                for part in parts:
-                    part.add(sums[self._place[part.parameter]], scale)
-        self._passed = []
+        torch.autograd.grad(loss, self._starts, allow_unused=True)  # fills the parts on its way
+        squares, most = (
+            torch.stack([values.double() for values in of_parts]).sum(0)
+            for of_parts in zip(*((part.squares, part.most) for part in self._parts), strict=True)
+        )
+        # Terms that are added one by one may not cancel as well as they did in the norm.
+        norms = squares.clamp(min=0).sqrt() + ROUNDING * most.sqrt()
+        norms = norms.to(loss.dtype)
+        finite = norms.isfinite()
+        if finite.all():
+            scale = factors(norms, max_grad_norm)
+            for part in self._parts:
+                part.add(sums[self._place[part.parameter]], scale)
+        self._given, self._starts, self._parts = {}, [], []
         if not finite.all() and finite.any():
             self.add(batch[finite.nonzero()[:, 0]], max_grad_norm, sums)
 
@@ -106,8 +105,8 @@ class BookKeeping:
             parameter.requires_grad_(True)
 
     def _pass(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Take down what went through `module`, and let the backward pass end at its output."""
-        if any(module is other for other, _, _ in self._passed):
+        """Take down what went into `module`, and start gradients where none came from below."""
+        if module in self._given:
             raise TypeError(f"{type(module).__name__} is used twice")
         (value,) = given
         if isinstance(module, nn.Embedding) and len(value) == 1:
@@ -115,24 +114,36 @@ class BookKeeping:
             value, output = (x.expand(self._batch, *x.shape[1:]) for x in (value, output))
         if not output.requires_grad:
             output = output.detach().requires_grad_()
-        self._passed.append((module, value.detach(), output))
+            self._starts.append(output)
+        self._given[module] = value.detach()
+        back = partial(self._pass_back, module)
+        output.register_hook(back)  # type: ignore[no-untyped-call]
         return output
+
+    def _pass_back(self, module: nn.Module, gradient: Tensor) -> None:
+        """Make the parts of `module`, and keep nothing else of what went through it."""
+        parts = _LAYERS[type(module)](module, self._given.pop(module), gradient)
+        self._parts += (part for part in parts if part.parameter in self._place)
 
 
 def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
     a, e = (x.flatten(1, -2) if x.dim() > 2 else x[:, None] for x in (given, gradient))  # (B, T, ·)
     length, inputs, outputs = a.shape[1], a.shape[2], e.shape[2]
-    most = (a.norm(dim=2) * e.norm(dim=2)).sum(1).square()
-    if length * (inputs + outputs) <= inputs * outputs:
-        squares = _product(a, e, most)
+    if inputs * outputs <= HELD * length * (inputs + outputs):
+        weight = _held(layer.weight, e.mT @ a)
     else:
-        squares = (e.mT @ a).square().sum((1, 2))
+        weight = _unheld(layer.weight, a, e)
+    return [weight] if layer.bias is None else [weight, _held(layer.bias, e.sum(1))]
+
+
+def _unheld(parameter: Tensor, a: Tensor, e: Tensor) -> _Part:
+    """Return the part of a weight from the factors of its gradients."""
+    most = (a.norm(dim=2) * e.norm(dim=2)).sum(1).square()
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.addmm_((e * scale[:, None, None]).flatten(0, 1).T, a.flatten(0, 1))
 
-    parts = [_Part(layer.weight, squares, most, add)]
-    return parts if layer.bias is None else [*parts, _vector(layer.bias, e.sum(1))]
+    return _Part(parameter, _product(a, e, most), most, add)
 
 
 def _product(a: Tensor, e: Tensor, most: Tensor) -> Tensor:
@@ -167,8 +178,8 @@ def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor) -> list[_P
         raise TypeError("LayerNorm over several dimensions is not known")
     normal = F.layer_norm(given, layer.normalized_shape, eps=layer.eps)
     weight, bias = (x.flatten(1, -2).sum(1) for x in (normal * gradient, gradient))  # (B, D)
-    parts = [_vector(layer.weight, weight)]
-    return parts if layer.bias is None else [*parts, _vector(layer.bias, bias)]
+    parts = [_held(layer.weight, weight)]
+    return parts if layer.bias is None else [*parts, _held(layer.bias, bias)]
 
 
 def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part]:
@@ -190,13 +201,13 @@ def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part
     return [_Part(layer.weight, squares, most, add)]
 
 
-def _vector(parameter: Tensor, gradients: Tensor) -> _Part:
-    """Return the part of a parameter whose gradients (B, D) are small enough to be held."""
+def _held(parameter: Tensor, gradients: Tensor) -> _Part:
+    """Return the part of a parameter whose gradients (B, ...) are small enough to be held."""
 
     def add(total: Tensor, scale: Tensor) -> object:
-        return total.add_(scale @ gradients)
+        return total.add_((scale @ gradients.flatten(1)).view_as(total))
 
-    squares = gradients.square().sum(1)
+    squares = gradients.norm(dim=-1).double().square().view(len(gradients), -1).sum(1)
     return _Part(parameter, squares, torch.zeros_like(squares), add)
 
 

@@ -110,6 +110,7 @@ KNOWN = {
     "linear": lambda: Around(nn.Linear(6, 4)),
     "linear without bias": lambda: Around(nn.Linear(6, 4, bias=False)),
     "wide linear": lambda: Around(nn.Linear(24, 40), features=24),
+    "wide linear without bias": lambda: Around(nn.Linear(24, 40, bias=False), features=24),
     "linear of a pooled text": lambda: Pooled(nn.Linear(6, 4)),
     "linear of a pooled text without bias": lambda: Pooled(nn.Linear(6, 4, bias=False)),
     "linear of halves": lambda: Halves(nn.Linear(3, 4)),

@@ -114,7 +114,7 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, sha
     assert not flat(clipped(engine, model, examples[bad], max_grad_norm)).any()
 
 
-@pytest.mark.parametrize("layer", ["linear without bias", "embedding"])
+@pytest.mark.parametrize("layer", ["linear without bias", "wide linear without bias", "embedding"])
 @pytest.mark.parametrize("engine", ALL_ENGINES)
 def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine, layer):
     """Norms are made of terms that cancel: the sum has a millionth of their size."""
@@ -127,7 +127,9 @@ def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= 1e-2
 
 
-@pytest.mark.parametrize("layer", ["linear without bias", "wide linear", "embedding"])
+@pytest.mark.parametrize(
+    "layer", ["linear without bias", "wide linear", "wide linear without bias", "embedding"]
+)
 @pytest.mark.parametrize("size", [1e6, 1e8, 1e9, 1e10])
 @pytest.mark.parametrize("token", [5, 6, 7])
 def test_rounding_adds_no_more_than_the_clipping_norm(layer, size, token):
