@@ -31,6 +31,8 @@ LEAST_LEFT = 1e-3
 ROUNDING = 2.0**-21
 # Gradients of weights are held where they are at most so many times as large as their factors.
 HELD = 2
+# How many examples pass at a time: more would take more memory for what is held, and no less time.
+TOGETHER = 64
 
 # Adds the sum over examples, each weighted by (B,) factors, to a tensor of the parameter's shape.
 Add = Callable[[Tensor, Tensor], object]
@@ -48,6 +50,20 @@ class _Part:
     squares: Tensor
     most: Tensor
     add: Add
+
+
+class _Room:
+    """Memory that serves in every pass: to get it from the system anew takes long."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Tensor, Tensor] = {}
+
+    def product(self, parameter: Tensor, a: Tensor, e: Tensor) -> Tensor:
+        """Return eᵀ a of each example, in the memory that is kept for this `parameter`."""
+        kept = self._kept.get(parameter)
+        if kept is None or len(kept) < len(a):
+            kept = self._kept[parameter] = a.new_empty(len(a), *parameter.shape)
+        return torch.bmm(e.mT, a, out=kept[: len(a)])
 
 
 class BookKeeping:
@@ -68,6 +84,7 @@ class BookKeeping:
             parameter: place for place, parameter in enumerate(self.parameters)
         }
         self._batch = 0
+        self._room = _Room()
         self._given: dict[nn.Module, Tensor] = {}
         self._starts: list[Tensor] = []
         self._parts: list[_Part] = []
@@ -76,6 +93,11 @@ class BookKeeping:
             parameter.requires_grad_(False)
 
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
+        """Add the clipped gradients, of some examples at a time."""
+        for index in torch.split(torch.arange(len(batch)), TOGETHER):
+            self._add(batch[index], max_grad_norm, sums)
+
+    def _add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
         """Add the clipped gradients: one forward pass, one short backward pass."""
         self._batch = len(batch)
         self._given, self._starts, self._parts = {}, [], []
@@ -95,7 +117,7 @@ class BookKeeping:
                 part.add(sums[self._place[part.parameter]], scale)
         self._given, self._starts, self._parts = {}, [], []
         if not finite.all() and finite.any():
-            self.add(batch[finite.nonzero()[:, 0]], max_grad_norm, sums)
+            self._add(batch[finite.nonzero()[:, 0]], max_grad_norm, sums)
 
     def close(self) -> None:
         """Remove the hooks, and let the parameters require gradients again."""
@@ -122,15 +144,15 @@ class BookKeeping:
 
     def _pass_back(self, module: nn.Module, gradient: Tensor) -> None:
         """Make the parts of `module`, and keep nothing else of what went through it."""
-        parts = _LAYERS[type(module)](module, self._given.pop(module), gradient)
+        parts = _LAYERS[type(module)](module, self._given.pop(module), gradient, self._room)
         self._parts += (part for part in parts if part.parameter in self._place)
 
 
-def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor) -> list[_Part]:
+def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor, room: _Room) -> list[_Part]:
     a, e = (x.flatten(1, -2) if x.dim() > 2 else x[:, None] for x in (given, gradient))  # (B, T, ·)
     length, inputs, outputs = a.shape[1], a.shape[2], e.shape[2]
     if inputs * outputs <= HELD * length * (inputs + outputs):
-        weight = _held(layer.weight, e.mT @ a)
+        weight = _held(layer.weight, room.product(layer.weight, a, e))
     else:
         weight = _unheld(layer.weight, a, e)
     return [weight] if layer.bias is None else [weight, _held(layer.bias, e.sum(1))]
@@ -173,7 +195,7 @@ def _settled(squares: Tensor, most: Tensor, exact: Callable[[Tensor], Tensor]) -
     return settled
 
 
-def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor) -> list[_Part]:
+def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor, _: _Room) -> list[_Part]:
     if not layer.elementwise_affine or len(layer.normalized_shape) > 1:
         raise TypeError("LayerNorm over several dimensions is not known")
     normal = F.layer_norm(given, layer.normalized_shape, eps=layer.eps)
@@ -182,7 +204,7 @@ def _layer_norm(layer: nn.LayerNorm, given: Tensor, gradient: Tensor) -> list[_P
     return parts if layer.bias is None else [*parts, _held(layer.bias, bias)]
 
 
-def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor) -> list[_Part]:
+def _embedding(layer: nn.Embedding, ids: Tensor, gradient: Tensor, _: _Room) -> list[_Part]:
     if layer.max_norm is not None or layer.scale_grad_by_freq:
         raise TypeError("Embedding with max_norm or scale_grad_by_freq is not known")
     if layer.padding_idx is not None:
@@ -211,7 +233,7 @@ def _held(parameter: Tensor, gradients: Tensor) -> _Part:
     return _Part(parameter, squares, torch.zeros_like(squares), add)
 
 
-_LAYERS: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor], list[_Part]]] = {
+_LAYERS: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor, _Room], list[_Part]]] = {
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,

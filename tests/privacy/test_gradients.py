@@ -23,6 +23,7 @@ from per_example import (
 from pretrained_folders import TEXTS
 
 from fedattn_app.data import Examples
+from fedattn_app.privacy import bookkeeping
 from fedattn_app.privacy.bookkeeping import BookKeeping
 from fedattn_app.privacy.engines import clipped
 from fedattn_app.privacy.gradients import Hooks, OneByOne, factors, trained
@@ -95,6 +96,27 @@ def test_what_is_there_already_is_added_to(engine, examples):
     used.close()
     added = [total - 1 for total in sums]
     assert relative_error(added, clipped_sum(expected, max_grad_norm)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("together", [1, 2, 5, 6])
+def test_how_many_examples_pass_at_a_time_changes_nothing(monkeypatch, together, examples):
+    monkeypatch.setattr(bookkeeping, "TOGETHER", together)
+    assert_exact([BookKeeping], built_in(), examples)
+
+
+def test_what_is_held_of_other_batches_does_not_show():
+    """Memory that is used again has room for some texts only, and what is in it is old."""
+    model = built_in()
+    sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    lengths = [[30, 28], [1, 3, 2, 1], [30, 1, 28, 7, 30], [20], [29, 30]]
+    batches = [random_examples(of_batch, seed) for seed, of_batch in enumerate(lengths)]
+    expected = [gradient for batch in batches for gradient in gradients(model, batch)]
+    max_grad_norm = between(expected)
+    used = BookKeeping(model)
+    for batch in batches:
+        used.add(batch, max_grad_norm, sums)
+    used.close()
+    assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("shared", ["all", "attention+head", "lora"])
