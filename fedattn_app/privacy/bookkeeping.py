@@ -1,4 +1,4 @@
-"""Clipped gradient sums without any example's gradient: book-keeping.
+"""Clipped gradient sums in one short backward pass: book-keeping.
 
 A linear layer with inputs a_i (T, p) and output gradients e_i (T, q) of example i has there the
 weight gradient g_i = e_iᵀ a_i. Its norm needs no g_i, and the clipped sum is one product:
@@ -31,8 +31,9 @@ LEAST_LEFT = 1e-3
 ROUNDING = 2.0**-21
 # Gradients of weights are held where they are at most so many times as large as their factors.
 HELD = 2
-# How many examples pass at a time: more would take more memory for what is held, and no less time.
-TOGETHER = 64
+# How many examples pass at a time, at most: more take more memory, and longer where the system has
+# to give fresh pages in each pass.
+TOGETHER = 32
 
 # Adds the sum over examples, each weighted by (B,) factors, to a tensor of the parameter's shape.
 Add = Callable[[Tensor, Tensor], object]
