@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from fedattn_app.config import Config, ModelConfig
 from fedattn_app.model import Classifier, build_model
+from fedattn_app.products import speed_up
 from fedattn_app.storage import folder_of
 from fedattn_app.tokenizer import HashingTokenizer, Tokenizer
 
@@ -23,7 +24,7 @@ def build_classifier(config: Config, num_labels: int) -> Classifier:
         model = pretrained.load_model(config.model, num_labels, seed)
     else:
         model = build_model(config.model, num_labels, seed)
-    return _with_adapters(model, config)
+    return _finished(model, config)
 
 
 def build_tokenizer(config: ModelConfig) -> Tokenizer:
@@ -76,12 +77,14 @@ def rebuild(
 
     model = pretrained.untrained(json.loads(about["architecture"]))
     tokenizer = pretrained.PretrainedTokenizer.from_json(about["tokenizer"])
-    return _with_adapters(model, config), tokenizer
+    return _finished(model, config), tokenizer
 
 
-def _with_adapters(model: Classifier, config: Config) -> Classifier:
+def _finished(model: Classifier, config: Config) -> Classifier:
+    """Add the adapters that the run trains, and use the faster products."""
     if config.federation.uses_lora:
         from fedattn_app.lora import add_adapters
 
         add_adapters(model, config.lora, config.federation.seed, config.federation.shared)
+    speed_up(model)
     return model

@@ -26,7 +26,7 @@ LAYERS = [
         "scores",
     ],
     ["model", "storage", "held_array"],
-    ["pretrained", "lora", "sources", "state", "compact", "optimizer"],
+    ["pretrained", "lora", "sources", "state", "compact", "optimizer", "products"],
     ["build"],
     ["data"],
     ["training", "results", "grid", "spending"],

@@ -108,9 +108,7 @@ def test_prv_that_fails_falls_back_on_rdp(monkeypatch):
     monkeypatch.setattr("opacus.accountants.PRVAccountant.get_epsilon", fail)
     history = [Steps(1.2345, 1.0, 3)]
     assert epsilon_of(history, 1e-5, "prv") == epsilon_of(history, 1e-5)
-    monkeypatch.setattr(
-        "opacus.accountants.PRVAccountant.get_epsilon", lambda *_: math.nan
-    )
+    monkeypatch.setattr("opacus.accountants.PRVAccountant.get_epsilon", lambda *_: math.nan)
     history = [Steps(1.2346, 1.0, 3)]
     assert epsilon_of(history, 1e-5, "prv") == epsilon_of(history, 1e-5)
 
