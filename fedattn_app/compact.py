@@ -8,6 +8,7 @@ gradient before the moments, which has no such form: there rows are left out onl
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeGuard
 
 import numpy as np
@@ -48,35 +49,49 @@ def compact_embedding(
     all rows makes of them, up to rounding. A model whose embedding is not trained, or is not a
     plain one, is left as it is.
     """
-    whole, used = model.token_embedding, torch.from_numpy(np.unique(ids.numpy())).long()
-    if not _is_plain(whole, model) or not _gains(whole, used, config):
+    whole = model.token_embedding
+    if not _is_plain(whole) or not _decay_is_known(config) or (place := _place(model)) is None:
         yield
         return
-    path = next(name for name, module in model.named_modules() if module is whole)
-    parent = model.get_submodule(path.rpartition(".")[0])
+    used = torch.from_numpy(np.unique(ids.numpy())).long()
+    if len(used) > WORTHWHILE * whole.num_embeddings or not whole.weight.requires_grad:
+        yield
+        return
+    parent, name = place
     rows = _Rows(whole, used)
-    setattr(parent, path.rpartition(".")[2], rows)
+    setattr(parent, name, rows)
     try:
         yield
     finally:
-        setattr(parent, path.rpartition(".")[2], whole)
+        setattr(parent, name, whole)
     with torch.no_grad():
         if config.optimizer != "adam":
             whole.weight.mul_((1 - config.learning_rate * config.weight_decay) ** steps)
         whole.weight[used] = rows.weight
 
 
-def _is_plain(whole: nn.Module | None, model: nn.Module) -> TypeGuard[nn.Embedding]:
-    """Whether it only looks rows up, and its rows are nothing else in the model."""
-    if type(whole) is not nn.Embedding or whole.max_norm is not None or whole.scale_grad_by_freq:
-        return False
-    named = (p for m in model.modules() for p in m.parameters(recurse=False))
-    return sum(parameter is whole.weight for parameter in named) == 1
+def _is_plain(whole: nn.Module | None) -> TypeGuard[nn.Embedding]:
+    """Whether it does no more than look rows up."""
+    return type(whole) is nn.Embedding and whole.max_norm is None and not whole.scale_grad_by_freq
 
 
-def _gains(whole: nn.Embedding, used: Tensor, config: TrainingConfig) -> bool:
-    return (
-        whole.weight.requires_grad
-        and len(used) <= WORTHWHILE * whole.num_embeddings
-        and (config.optimizer != "adam" or not config.weight_decay)
-    )
+def _decay_is_known(config: TrainingConfig) -> bool:
+    return config.optimizer != "adam" or not config.weight_decay
+
+
+@lru_cache(maxsize=1)
+def _place(model: Classifier) -> tuple[nn.Module, str] | None:
+    """Return the module that has the embedding, and its name there.
+
+    None where the rows are something else in the model too.
+    """
+    whole = model.token_embedding
+    owned = [
+        (module, name)
+        for module in model.modules()
+        for name, part in module.named_children()
+        if part is whole
+    ]
+    weights = [p for m in model.modules() for p in m.parameters(recurse=False)]
+    shared = sum(weight is getattr(whole, "weight", None) for weight in weights) > 1
+    return owned[0] if len(owned) == 1 and not shared else None

@@ -79,7 +79,7 @@ class Predictor:
             raise TypeError("texts must be a sequence of texts, not one text")
         ids, lengths = self._encode(texts)
         probabilities = torch.zeros(len(texts), len(self.labels))
-        for index in by_length(lengths, EVALUATION_BATCH) if len(texts) else ():
+        for index in by_length(torch.arange(len(texts)), lengths, EVALUATION_BATCH):
             longest = int(lengths[index].max())
             logits = self.model(ids[index, :longest], lengths[index])
             probabilities[index] = logits.softmax(1)

@@ -98,7 +98,7 @@ def _arrays_fault(message: Message, reply: Message) -> str | None:
         return f"its arrays differ in {', '.join(sorted(set(got) ^ set(sent)))}"
     for name, array in got.items():
         values = array.numpy()
-        if str(values.dtype) != sent[name].dtype or values.shape != tuple(sent[name].shape):
+        if values.dtype != sent[name].dtype or values.shape != tuple(sent[name].shape):
             return (
                 f"{name} is {values.dtype} {values.shape}, "
                 f"not {sent[name].dtype} {tuple(sent[name].shape)}"

@@ -1,77 +1,82 @@
-"""Objects that pass between processes of this machine with their arrays in shared memory.
+"""Objects that pass between processes of this machine, through memory that both see.
 
-A parcel is a pickle (protocol 5) without the arrays' data, which lie in an anonymous file in memory
-whose descriptor goes along. The receiver's arrays are read-only views of that file. It has no name,
-so that nothing is left behind however the processes end. Linux only.
+A parcel is an anonymous file in memory that holds a pickle (protocol 5) and, beside it, the data of
+the arrays in it. Only its descriptor passes through a socket, and what the receiver gets are
+read-only views. The file has no name, so that nothing is left behind however the processes end.
+Linux only.
 """
 
 import mmap
 import os
 import pickle
+import socket
+import struct
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing import reduction
-from multiprocessing.connection import Connection
 from typing import Any, Self
 
 AVAILABLE = sys.platform == "linux"
 ALIGNMENT = 64
+# How long the pickle is, and how many pairs of numbers after it say where its arrays lie.
+HEADER = struct.Struct("qq")
+PLACE = struct.Struct("qq")
 
 
-@dataclass(frozen=True)
 class Parcel:
-    """A packed object: `places` are the (start, end) of its arrays in `file`, if it has any."""
+    """A packed object, to be sent as often as you like until it is closed."""
 
-    pickled: bytes
-    places: Sequence[tuple[int, int]]
-    file: int | None
+    def __init__(self, header: bytes, file: int) -> None:
+        self._header = header
+        self._file = file
 
     @classmethod
     def of(cls, value: object) -> Self:
         """Pack `value`."""
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        if not buffers:
-            return cls(pickled, [], None)
+        raw = [buffer.raw() for buffer in buffers]
+        end, places = len(pickled) + PLACE.size * len(raw), []
+        for data in raw:
+            start = end + -end % ALIGNMENT
+            end = start + data.nbytes
+            places.append((start, end))
         descriptor = os.memfd_create("fedattn")
-        places = []
-        with open(descriptor, "wb", buffering=1 << 16, closefd=False) as file:
-            for buffer in buffers:
-                file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
-                start = file.tell()
-                places.append((start, start + file.write(buffer.raw())))
-        return cls(pickled, places, descriptor)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(pickled)
+            file.writelines(PLACE.pack(*place) for place in places)
+            for (start, _), data in zip(places, raw, strict=True):
+                file.seek(start)
+                file.write(data)
+        return cls(HEADER.pack(len(pickled), len(raw)), descriptor)
 
-    def send(self, connection: "Connection[Any, Any]", receiver: int) -> None:
-        """Send it to the process `receiver`, as often as you like until it is closed."""
-        connection.send((self.pickled, self.places))
-        if self.file is not None:
-            reduction.send_handle(connection, self.file, receiver)
+    def send(self, receiver: socket.socket) -> None:
+        """Send it; raises `ConnectionError` where nobody listens."""
+        socket.send_fds(receiver, [self._header], [self._file])
 
     def close(self) -> None:
         """Let go of the file; what was received of it stays."""
-        if self.file is not None:
-            os.close(self.file)
+        os.close(self._file)
 
 
-def send(connection: "Connection[Any, Any]", receiver: int, value: object) -> None:
-    """Send `value` to the process `receiver` at the other end."""
+def send(receiver: socket.socket, value: object) -> None:
+    """Send `value`."""
     parcel = Parcel.of(value)
     try:
-        parcel.send(connection, receiver)
+        parcel.send(receiver)
     finally:
         parcel.close()
 
 
-def receive(connection: "Connection[Any, Any]") -> Any:
+def receive(sender: socket.socket) -> Any:
     """Wait for an object and return it; raises `EOFError` when the other end is gone."""
-    pickled, places = connection.recv()
-    if not places:
-        return pickle.loads(pickled)
-    descriptor = reduction.recv_handle(connection)
+    header, descriptors, *_ = socket.recv_fds(sender, HEADER.size, 1)
+    if not header:
+        raise EOFError
+    length, count = HEADER.unpack(header)
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     try:
-        memory = memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ))
+        memory = memoryview(mmap.mmap(descriptors[0], 0, flags, mmap.PROT_READ))
     finally:
-        os.close(descriptor)
-    return pickle.loads(pickled, buffers=[memory[start:end] for start, end in places])
+        os.close(descriptors[0])
+    places = PLACE.iter_unpack(memory[length : length + PLACE.size * count])
+    buffers = [memory[start:end] for start, end in places]
+    return pickle.loads(memory[:length], buffers=buffers)

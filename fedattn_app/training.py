@@ -59,8 +59,8 @@ def train(
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
             for index in torch.split(torch.randperm(len(examples)), config.batch_size):
                 flat.gradient.zero_()
-                for part in by_length(examples.lengths[index], config.physical_batch_size):
-                    batch = examples[index[part]]
+                for part in by_length(index, examples.lengths, config.physical_batch_size):
+                    batch = examples[part]
                     logits = model(batch.ids, batch.lengths)
                     loss = F.cross_entropy(logits, batch.labels, reduction="sum")
                     (loss / len(index)).backward()  # type: ignore[no-untyped-call]
@@ -76,11 +76,14 @@ def train(
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
 
 
-def by_length(lengths: Tensor, size: int) -> Sequence[Tensor]:
-    """Split the positions of the 1-D `lengths` into parts of at most `size` of similar length."""
-    if len(lengths) <= size:
-        return [torch.arange(len(lengths))]
-    return torch.split(lengths.argsort(stable=True), size)
+def by_length(index: Tensor, lengths: Tensor, size: int) -> Sequence[Tensor]:
+    """Split the 1-D `index` of examples into parts of at most `size` of similar length.
+
+    `lengths` are those of all examples.
+    """
+    if len(index) <= size:
+        return [index] if len(index) else []
+    return torch.split(index[lengths[index].argsort(stable=True)], size)
 
 
 @torch.no_grad()
@@ -89,7 +92,7 @@ def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Scores:
     model.eval()
     loss_sum = 0.0
     answers = torch.empty_like(examples.labels)
-    for index in by_length(examples.lengths, EVALUATION_BATCH):
+    for index in by_length(torch.arange(len(examples)), examples.lengths, EVALUATION_BATCH):
         batch = examples[index]
         logits = model(batch.ids, batch.lengths)
         loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))

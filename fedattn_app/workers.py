@@ -7,8 +7,8 @@ through shared memory. Which process answers a message has no part in the answer
 import ctypes
 import logging
 import math
-import os
 import signal
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from logging.handlers import QueueHandler
 from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -34,6 +34,10 @@ AT_ONCE = 2
 # At most so many messages for each process are out of order: their answers have to be kept.
 AHEAD = 16
 PARENT_DEATH_SIGNAL = 1  # of prctl(2)
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+KEPT_BYTES = 1 << 30
+FOREVER = 1e9  # seconds, for what has not been timed yet
+LARGEST_KEPT = 1 << 25  # more glibc does not take
 
 log = logging.getLogger("fedattn")
 
@@ -121,14 +125,20 @@ class Workers:
                     contents.give(worker, tasks[number])
 
     def _rank(self, task: Task, number: int, place: int) -> tuple[bool, float, int]:
-        """Order tasks for a process: first its own nodes, whose data it has, and the longest."""
+        """Order tasks for a process: first its own nodes, whose data it has, and the longest.
+
+        Of those that take about as long, within √2, the first in number is the first: then few
+        answers have to wait for one before them.
+        """
         node = task.message.metadata.dst_node_id
-        return node % self.count != place, -self._seconds.get(_kind(task), math.inf), number
+        length = round(2 * math.log2(self._seconds.get(_kind(task), FOREVER)))
+        return node % self.count != place, -length, number
 
     def _start(self, place: int) -> "_Worker":
-        fork = get_context("fork")
-        ours, theirs = fork.Pipe()
-        process = fork.Process(target=_work, args=(theirs, self.answering), daemon=True)
+        ours, theirs = socket.socketpair()
+        process = get_context("fork").Process(
+            target=_work, args=(theirs, self.answering), daemon=True
+        )
         with warnings.catch_warnings():  # of threads, which the process does not use
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
@@ -143,7 +153,7 @@ class Workers:
 
     def _with_answers(self) -> list["_Worker"]:
         busy = {worker.connection: worker for worker in self._workers if worker.tasks}
-        return [busy[connection] for connection in wait(list(busy))]  # type: ignore[index]
+        return [busy[ready] for ready in wait(list(busy)) if isinstance(ready, socket.socket)]
 
     def _receive(self, worker: "_Worker", task: Task, waiting: list[int]) -> Answer:
         try:
@@ -162,7 +172,7 @@ class _Worker:
 
     place: int
     process: "ForkProcess"
-    connection: "Connection[Any, Any]"
+    connection: socket.socket
     content: Parcel | None = None  # what it was sent last
     tasks: list[int] = field(default_factory=list)  # what it was given, oldest first
 
@@ -175,15 +185,15 @@ class _Contents:
 
     def give(self, worker: _Worker, task: Task) -> None:
         """Send `task` to `worker`, and first the content of its message unless it has that."""
-        content, receiver = task.message.content, worker.process.pid or 0
+        content = task.message.content
         parcel = self._parcels.get(id(content))
         if parcel is None:
             parcel = self._parcels[id(content)] = Parcel.of(content)
         with suppress(ConnectionError):  # from one that has died, as its answer will show
             if worker.content is not parcel:
-                parcel.send(worker.connection, receiver)
+                parcel.send(worker.connection)
                 worker.content = parcel
-            shared_memory.send(worker.connection, receiver, (task.message.metadata, task.context))
+            shared_memory.send(worker.connection, (task.message.metadata, task.context))
 
     def close(self) -> None:
         for parcel in self._parcels.values():
@@ -206,9 +216,13 @@ def _kind(task: Task) -> tuple[int, str]:
     return metadata.dst_node_id, metadata.message_type
 
 
-def _work(connection: "Connection[Any, Any]", answering: Answering) -> None:
+def _work(connection: socket.socket, answering: Answering) -> None:
     """Answer what comes until the parent goes; the parent alone hears an interrupt."""
-    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    # Memory that a step lets go of, the next one takes again: getting it anew takes longer.
+    libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+    libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     handler = _Lines()
@@ -225,5 +239,5 @@ def _work(connection: "Connection[Any, Any]", answering: Answering) -> None:
         reply = answering(message, context)
         seconds = time.perf_counter() - began
         answer = Answer(reply, context.state, tuple(handler.lines), seconds)
-        shared_memory.send(connection, os.getppid(), answer)
+        shared_memory.send(connection, answer)
         handler.lines.clear()

@@ -119,10 +119,10 @@ def test_an_embedding_is_left_alone_where_that_would_be_wrong_or_gain_nothing(bu
     model.embedding.max_norm = 1.0
     assert passed_over(model, examples)
     model.embedding.max_norm = None
-    model.tied = nn.Linear(64, 400, bias=False)
-    model.tied.weight = model.embedding.weight
-    assert passed_over(model, examples)
-    del model.tied
+    tied = build("built-in")
+    tied.also = nn.Linear(64, 400, bias=False)
+    tied.also.weight = tied.embedding.weight
+    assert passed_over(tied, examples)
     model.embedding.weight.requires_grad_(False)
     assert passed_over(model, examples)
     model.embedding.weight.requires_grad_(True)

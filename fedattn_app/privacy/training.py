@@ -78,9 +78,8 @@ def train_privately(
         for _ in range(sampling.steps):
             flat.gradient.zero_()
             chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
-            for part in by_length(examples.lengths[chosen], config.physical_batch_size):
-                if len(part):
-                    gradients.add(examples[chosen[part]], noise.max_grad_norm, flat.sums)
+            for part in by_length(chosen, examples.lengths, config.physical_batch_size):
+                gradients.add(examples[part], noise.max_grad_norm, flat.sums)
             random.add_normal(flat.gradient, noise.multiplier * noise.max_grad_norm)
             flat.gradient.div_(sampling.batch_size)
             flat.step()
