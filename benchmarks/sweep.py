@@ -38,7 +38,7 @@ def federation(config: Mapping[str, Any]) -> Row:
     `accuracy` is on the server's test set, null where it has no whole model to test.
     """
     with TemporaryDirectory() as folder:
-        result = simulate({**config, "output-dir": f"{folder}/run"}, 10, quiet=True)
+        result = simulate({**config, "output-dir": f"{folder}/run"}, 10, workers=1, quiet=True)
         summary, last = result.summary, result.history[-1]
     return {
         "accuracy": last["central"] and last["central"]["accuracy"],
