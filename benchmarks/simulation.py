@@ -3,10 +3,11 @@
 200 clients of 32 texts each, 20 of them in a round, one epoch in batches of 16 with AdamW, all
 parameters shared, no evaluation; two shapes of the built-in Transformer. Words are as frequent as
 in text (1 / rank), and the label is what most of them vote for. `local` and `flower` are our two
-engines; `stock` is an app as Flower's quickstart writes it, `pfl` pfl-research, `bare` a loop over
-two processes without any framework: see `rivals/`. Everybody starts from the same model and has
-the same examples. A round lasts from the end of the one before to its own, with all that happens
-in between; the first one is not counted. The contestants take turns, each in processes of its own.
+engines, `attention` is the first of them where attention and the head alone are trained; `stock` is
+an app as Flower's quickstart writes it, `pfl` pfl-research, `bare` a loop over two processes
+without any framework: see `rivals/`. Everybody starts from the same model and has the same
+examples. A round lasts from the end of the one before to its own, with all that happens in between;
+the first one is not counted. The contestants take turns, each in processes of its own.
 
 pfl-research is installed into the folder given first, unless it is there:
 
@@ -47,12 +48,18 @@ from sweep import about
 
 from fedattn_app.config import Config
 from fedattn_app.data import client_data
-from fedattn_app.simulation import ENGINES, simulate
+from fedattn_app.simulation import simulate
 
 HERE = Path(__file__).parent
 PFL = "0.6.0"
+# Our engine, and what it shares.
+OURS = {
+    "local": ("local", "all"),
+    "flower": ("flower", "all"),
+    "attention": ("local", "attention+head"),
+}
 RIVALS = {"stock": "stock_flower", "pfl": "pfl_research", "bare": "bare"}
-CONTESTANTS = (*ENGINES, *RIVALS)
+CONTESTANTS = (*OURS, *RIVALS)
 ROUNDS = {"small": 41, "large": 16}
 TURNS = 3
 Row = dict[str, Any]
@@ -66,7 +73,6 @@ def settings(task: Task) -> Row:
         "fraction-train": COHORT / CLIENTS,
         "fraction-evaluate": 0.0,
         "seed": SEED,
-        "shared": "all",
         "model": shape.model,
         "vocabulary": shape.vocabulary,
         "max-length": shape.max_length,
@@ -113,13 +119,14 @@ class Marks(logging.Handler):
             self.times.append(time.perf_counter())
 
 
-def race(engine: str, task: Task) -> str:
-    """Run one of our engines and return its report."""
+def race(contestant: str, task: Task) -> str:
+    """Run one of ours and return its report."""
+    engine, shared = OURS[contestant]
     marks = Marks()
     logging.getLogger("fedattn").addHandler(marks)
     with TemporaryDirectory() as folder:
-        output = {"output-dir": f"{folder}/run"}
-        result = simulate(settings(task) | output, CLIENTS, engine=engine)
+        ours = {"output-dir": f"{folder}/run", "shared": shared}
+        result = simulate(settings(task) | ours, CLIENTS, engine=engine)
         state = {name: torch.from_numpy(array) for name, array in result.arrays.items()}
     return task.report(marks.times, state)
 
@@ -137,7 +144,7 @@ def install_pfl(environment: Path) -> Path:
 def in_own_process(contestant: str, task: Task, pfl_python: Path) -> Row:
     """Run a contestant and return its report."""
     arguments = [task.shape, task.folder, str(task.rounds)]
-    if contestant in ENGINES:
+    if contestant in OURS:
         command = [sys.executable, __file__, contestant, *arguments]
     else:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -194,18 +201,18 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for shape in SHAPES:
         figures = {shape: [f"{speed:.1f}" for speed in medians(rows, shape).values()]}
-        for engine in ENGINES:
-            ratios = medians(rows, shape, engine).values()
-            figures[f"{shape}: {engine} is faster by"] = [f"{ratio:.2f}×" for ratio in ratios]
+        for ours in OURS:
+            ratios = medians(rows, shape, ours).values()
+            figures[f"{shape}: {ours} is faster by"] = [f"{ratio:.2f}×" for ratio in ratios]
         lines += [f"| {' | '.join((title, *cells))} |" for title, cells in figures.items()]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, write the JSON, and print the table and the medians."""
-    if sys.argv[1] in ENGINES:
-        engine, shape, folder, rounds = sys.argv[1:]
-        print(race(engine, Task(shape, folder, int(rounds))))
+    if sys.argv[1] in OURS:
+        contestant, shape, folder, rounds = sys.argv[1:]
+        print(race(contestant, Task(shape, folder, int(rounds))))
         return
     pfl_python = install_pfl(Path(sys.argv[1]).absolute())
     output = Path(sys.argv[2])
