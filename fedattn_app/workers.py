@@ -7,6 +7,7 @@ through shared memory. Which process answers a message has no part in the answer
 import ctypes
 import logging
 import math
+import os
 import signal
 import socket
 import time
@@ -81,15 +82,17 @@ class Workers:
 
         No two tasks may be of one node, whose state either would change.
         What took long the last time is begun first, so that the processes end together. A process
-        that dies is replaced.
+        that dies is replaced. Raises `RuntimeError` while another call is not at its end.
         """
+        if any(worker.tasks for worker in self._workers):
+            raise RuntimeError("the answers to other messages have not all been taken yet")
         contents = _Contents()
         waiting, answers, yielded = list(range(len(tasks))), dict[int, Answer](), 0
         try:
             while yielded < len(tasks):
                 self._hand_out(tasks, waiting, yielded + AHEAD * self.count, contents)
                 for worker in self._with_answers():
-                    number = worker.tasks.pop(0)
+                    number = worker.tasks[0]
                     answers[number] = self._receive(worker, tasks[number], waiting)
                 while yielded in answers:
                     yield answers.pop(yielded)
@@ -114,7 +117,7 @@ class Workers:
                 self._end(worker)
         for place in range(self.count):
             if waiting and place not in {worker.place for worker in self._workers}:
-                self._workers.append(self._start(place))
+                self._start(place)
         for depth in range(AT_ONCE):
             for worker in self._workers:
                 ready = [number for number in waiting if number < end]
@@ -134,16 +137,20 @@ class Workers:
         length = round(2 * math.log2(self._seconds.get(_kind(task), FOREVER)))
         return node % self.count != place, -length, number
 
-    def _start(self, place: int) -> "_Worker":
+    def _start(self, place: int) -> None:
         ours, theirs = socket.socketpair()
         process = get_context("fork").Process(
-            target=_work, args=(theirs, self.answering), daemon=True
+            target=_work, args=(theirs, self.answering, os.getpid()), daemon=True
         )
-        with warnings.catch_warnings():  # of threads, which the process does not use
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
-        theirs.close()
-        return _Worker(place, process, ours)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with warnings.catch_warnings():  # of threads, which the process does not use
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            self._workers.append(_Worker(place, process, ours))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
 
     def _end(self, worker: "_Worker") -> None:
         worker.process.kill()
@@ -160,8 +167,9 @@ class Workers:
             answer: Answer = shared_memory.receive(worker.connection)
         except (EOFError, ConnectionError):
             self._end(worker)
-            waiting.extend(worker.tasks)
+            waiting.extend(worker.tasks[1:])
             return Answer(None, task.context.state, died=f"exit code {worker.process.exitcode}")
+        worker.tasks.pop(0)  # not before, so that an interrupt up to here finds a busy worker
         self._seconds[_kind(task)] = answer.seconds
         return answer
 
@@ -216,14 +224,15 @@ def _kind(task: Task) -> tuple[int, str]:
     return metadata.dst_node_id, metadata.message_type
 
 
-def _work(connection: socket.socket, answering: Answering) -> None:
-    """Answer what comes until the parent goes; the parent alone hears an interrupt."""
+def _work(connection: socket.socket, answering: Answering, parent: int) -> None:
+    """Answer what comes until the `parent` goes. Interrupts are blocked: it alone hears them."""
     libc = ctypes.CDLL(None)
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it was asked for a signal
+        return
     # Memory that a step lets go of, the next one takes again: getting it anew takes longer.
     libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
     libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     handler = _Lines()
     log.handlers, log.propagate = [handler], False
