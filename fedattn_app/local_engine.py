@@ -105,6 +105,8 @@ class LocalGrid(Grid):
             self._workers.close()
 
     def _replies(self, messages: Sequence[Message]) -> Iterator[Message]:
+        if len({message.metadata.dst_node_id for message in messages}) < len(messages):
+            raise ValueError("a node can be sent one message at a time")
         contents = {id(message.content): message.content for message in messages}
         readable = {key: held(content) for key, content in contents.items()}
         for message in messages:
@@ -117,6 +119,7 @@ class LocalGrid(Grid):
                 log.handle(record)
             reply = answer.reply or _failed(task.message, f"its process died: {answer.died}")
             reply.metadata.__dict__["_message_id"] = str(uuid4())
+            self._states.pop(task.context.node_id, None)
             if answer.state:
                 self._states[task.context.node_id] = answer.state
             self.on_reply(reply)
