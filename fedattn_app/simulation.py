@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from multiprocessing import current_process
 from typing import Any
 
 from flwr.app import Context, Message, MessageType
@@ -41,10 +42,10 @@ def simulate(
 
     `config` is a `Config` or the run-config keys that differ from their defaults, or with
     ``resume-from`` from the settings of that run. The engine ``local`` trains in as many processes
-    as `workers` says, by default one for each core, with the same results for any number; 1, or
-    another system than Linux, is this process alone. ``flower`` is Flower's own engine, on Ray.
-    `quiet` prints warnings only. Raises `UserError` for a mistake in the arguments and
-    `RunFailedError` when every client of a round fails.
+    as `workers` says, by default one for each core, with the same results for any number. 1 is this
+    process alone, as is any number outside Linux and where a process may start no others. The
+    engine ``flower`` is Flower's own, on Ray. `quiet` prints warnings only. Raises `UserError` for
+    a mistake in the arguments and `RunFailedError` when every client of a round fails.
     """
     config = _settled(config)
     if num_supernodes is None:
@@ -112,7 +113,9 @@ def _run_local(config: Config, num_supernodes: int, workers: int, bar: "tqdm[Any
         if reply.metadata.message_type != MessageType.QUERY:
             bar.update()
 
-    workers = min(workers, num_supernodes) if shared_memory.AVAILABLE else 1
+    if not shared_memory.AVAILABLE or current_process().daemon:  # which may start no others
+        workers = 1
+    workers = min(workers, num_supernodes)
     grid = LocalGrid(client_app.app, num_supernodes, _run_config(config), advance, workers)
     with closing(grid):
         return server_app.run(PartitionGrid(grid), config)
