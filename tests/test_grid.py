@@ -62,6 +62,29 @@ def test_nodes_are_known_by_their_partition_and_reply_in_that_order():
     assert ask(grid, [2, 0, 1]) == [(0, 0), (1, 1), (2, 2)]
 
 
+def test_a_reply_is_there_before_the_next_node_has_begun():
+    begun = []
+    app = ClientApp()
+
+    @app.query()
+    def describe(message, context):
+        about = ConfigRecord(dict(context.node_config))
+        return Message(RecordDict({"node": about}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        begun.append(context.node_config["partition-id"])
+        return Message(RecordDict(), reply_to=message)
+
+    grid = PartitionGrid(LocalGrid(app, 3, {}))
+    replies = grid.send_and_receive(
+        [Message(RecordDict(), k, "train") for k in grid.get_node_ids()]
+    )
+    assert next(replies).metadata.src_node_id == 0
+    assert begun == [0]
+    assert [reply.metadata.src_node_id for reply in replies] == [1, 2]
+
+
 def test_pushed_messages_come_back_from_their_partition():
     grid = PartitionGrid(Nodes([1, 0]))
     grid.get_node_ids()

@@ -100,7 +100,17 @@ def test_a_mistake_shows_no_traceback_in_a_shell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--num-supernodes", "abc"), ("--engine", "spark"), ("stray",), ("--nothing",)]
+    "arguments",
+    [
+        ("--num-supernodes", "abc"),
+        ("--engine", "spark"),
+        ("--workers", "two"),
+        ("--workers", "0"),
+        ("--workers", "-1"),
+        ("--workers", "2", "--engine", "flower"),
+        ("stray",),
+        ("--nothing",),
+    ],
 )
 def test_wrong_arguments_are_one_line_too(script, arguments):
     status, out, err = script(*arguments)

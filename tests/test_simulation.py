@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
+from runs import same_arrays, settled
 
 from fedattn_app import client_app, server_app
 from fedattn_app.client import FrozenClient
@@ -25,17 +26,6 @@ from fedattn_app.storage import write_arrays
 from fedattn_app.triage import LABELS
 
 CLIENTS = 3
-
-
-def settled(result):
-    """Everything a run wrote but its clocks."""
-    keep = [{**row, "seconds": None} for row in (*result.history, *result.clients)]
-    return keep, {**result.summary, "seconds": None}
-
-
-def same_arrays(left, right):
-    assert left.arrays.keys() == right.arrays.keys()
-    return all(left.arrays[k].tobytes() == right.arrays[k].tobytes() for k in left.arrays)
 
 
 def run_with(app, config, num_supernodes=CLIENTS):
@@ -438,6 +428,11 @@ def test_quiet_prints_nothing(tiny, capsys):
         ({"num_supernodes": "3"}, {}, ["num-supernodes = '3'"]),
         ({"num_supernodes": True}, {}, ["num-supernodes = True"]),
         ({"engine": "spark"}, {}, ["engine = 'spark'", "local, flower"]),
+        ({"workers": 0}, {}, ["workers = 0: must be a whole number >= 1"]),
+        ({"workers": -1}, {}, ["workers = -1"]),
+        ({"workers": "two"}, {}, ["workers = 'two'"]),
+        ({"workers": True}, {}, ["workers = True"]),
+        ({"workers": 2, "engine": "flower"}, {}, ["workers = 2", 'needs engine = "local"']),
         ({}, {"min-clients": 4}, ["min-clients = 4", "only 3"]),
     ],
 )
