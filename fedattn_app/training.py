@@ -1,9 +1,12 @@
 """One client's local training, and evaluation anywhere."""
 
 import math
-from collections.abc import Collection, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,20 +89,46 @@ def by_length(index: Tensor, lengths: Tensor, size: int) -> Sequence[Tensor]:
     return torch.split(index[lengths[index].argsort(stable=True)], size)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Scores:
-    """Score `model` on `examples`, in batches of similar length."""
+    """Score `model` on `examples`, in batches of similar length.
+
+    As many batches pass at once as torch may use threads, each in one thread: the scores are the
+    same for any number, and no thread ever waits for another that a busy machine holds up.
+    """
     model.eval()
-    loss_sum = 0.0
-    answers = torch.empty_like(examples.labels)
-    for index in by_length(torch.arange(len(examples)), examples.lengths, EVALUATION_BATCH):
-        batch = examples[index]
-        logits = model(batch.ids, batch.lengths)
-        loss_sum += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-        answers[index] = logits.argmax(1)
-    right = examples.labels[answers == examples.labels]
+    batches = by_length(torch.arange(len(examples)), examples.lengths, EVALUATION_BATCH)
+    losses, found = [], torch.empty_like(examples.labels)
+    with _side_by_side() as mapped:
+        for index, (loss, answers) in zip(
+            batches, mapped(partial(_answer, model, examples), batches), strict=True
+        ):
+            losses.append(loss)
+            found[index] = answers
+    right = examples.labels[found == examples.labels]
     support, predicted, correct = (
         torch.bincount(labels, minlength=num_labels).numpy()
-        for labels in (examples.labels, answers, right)
+        for labels in (examples.labels, found, right)
     )
-    return Scores(loss_sum / max(len(examples), 1), support, predicted, correct)
+    return Scores(sum(losses) / max(len(examples), 1), support, predicted, correct)
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, examples: Examples, index: Tensor) -> tuple[float, Tensor]:
+    """Return the sum of the losses on the batch `index`, and the label found for each of it."""
+    batch = examples[index]
+    logits = model(batch.ids, batch.lengths)
+    return float(F.cross_entropy(logits, batch.labels, reduction="sum")), logits.argmax(1)
+
+
+@contextmanager
+def _side_by_side() -> Iterator[Callable[..., Iterator[Any]]]:
+    """Give a `map` that runs in as many threads as torch may use, each with one of torch's."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # the last call holds for all threads to come

@@ -253,3 +253,17 @@ def test_evaluation_has_no_dropout_and_leaves_no_gradients(examples):
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.is_grad_enabled()
     assert changed(before, get_arrays(model)) == set()
+
+
+def test_scores_are_the_same_in_any_number_of_threads(model):
+    many = make_examples(500)
+    alone = evaluate(model, many, LABELS)
+    torch.set_num_threads(3)
+    try:
+        together = evaluate(model, many, LABELS)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert together.loss == alone.loss
+    np.testing.assert_array_equal(together.predicted, alone.predicted)
+    np.testing.assert_array_equal(together.correct, alone.correct)
