@@ -136,19 +136,19 @@ class PartitionGrid(Grid):
         self._refused = {node: why for node, why in self._refused.items() if node in present}
         new = sorted(present - set(self._node_ids.values()) - set(self._refused))
         if new:
-            questions = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
+            nothing = RecordDict()
+            questions = [Message(nothing, node, MessageType.QUERY) for node in new]
             self._count_down(questions)
-            replies = list(self.inner.send_and_receive(questions, timeout=QUERY_TIMEOUT))
-            self._admit([reply for reply in replies if not reply.has_error()])
-            for reply in replies:
-                if reply.has_error():
-                    self._refused[reply.metadata.src_node_id] = error_line(reply)
-                    log.warning("a node cannot take part: %s", error_line(reply))
+            self._admit(self.inner.send_and_receive(questions, timeout=QUERY_TIMEOUT))
         return self._node_ids
 
-    def _admit(self, replies: list[Message]) -> None:
+    def _admit(self, replies: Iterable[Message]) -> None:
         answers = []
         for reply in replies:
+            if reply.has_error():
+                self._refused[reply.metadata.src_node_id] = error_line(reply)
+                log.warning("a node cannot take part: %s", error_line(reply))
+                continue
             self.traffic.up += payload_bytes(reply.content)
             answer = reply.content.config_records["node"]
             self.num_partitions = max(self.num_partitions, _int(answer["num-partitions"]))
