@@ -41,3 +41,20 @@ def _resident(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines)
     return int(status[key].split()[0]) * 1024 / 1e6
+
+
+def together(process: int) -> float:
+    """Return the megabytes of a process and all that it started, shared memory counted once.
+
+    What other processes use too, such as the code of a library, counts in part. Linux only.
+    """
+    try:
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        started = [
+            int(child) for task in tasks for child in (task / "children").read_text().split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0.0
+    own = sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return own * 1024 / 1e6 + sum(together(child) for child in started)
