@@ -37,8 +37,8 @@ AHEAD = 16
 PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 KEPT_BYTES = 1 << 30
-FOREVER = 1e9  # seconds, for what has not been timed yet
 LARGEST_KEPT = 1 << 25  # more glibc does not take
+FOREVER = 1e9  # seconds, for what has not been timed yet
 
 log = logging.getLogger("fedattn")
 
