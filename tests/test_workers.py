@@ -18,6 +18,7 @@ from runs import same_arrays, settled
 from fedattn_app import client_app, server_app, shared_memory
 from fedattn_app.config import Config
 from fedattn_app.grid import PartitionGrid
+from fedattn_app.held_array import record_of
 from fedattn_app.local_engine import FIRST_NODE_ID, LocalGrid, task_identity
 from fedattn_app.simulation import simulate
 from fedattn_app.workers import AHEAD, AT_ONCE, Task, Workers
@@ -215,8 +216,8 @@ def test_an_interrupt_while_an_answer_comes_mixes_nothing_up(workers_of, monkeyp
     def interrupted(sender):
         raise KeyboardInterrupt
 
-    workers = workers_of(pid)
-    answers = workers.run(tasks_for(range(20)))
+    workers = workers_of(pid, 1)
+    answers = workers.run(tasks_for([8, 9]))
     next(answers)
     with monkeypatch.context() as patch:
         patch.setattr(shared_memory, "receive", interrupted)
@@ -227,7 +228,7 @@ def test_an_interrupt_while_an_answer_comes_mixes_nothing_up(workers_of, monkeyp
 
 def test_many_runs_need_no_more_descriptors(workers_of, tmp_path):
     def with_arrays(message, context):
-        record = ArrayRecord({"w": Array(np.zeros(1000))})
+        record = record_of({"w": np.zeros(1000)})
         context.state["w"] = record
         return Message(RecordDict({"w": record}), reply_to=message)
 
