@@ -1,5 +1,7 @@
 """What the benchmarks of steps have in common: text-like tokens, and the memory of a process."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,23 +40,33 @@ def peak() -> float:
 
 
 def _resident(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    return int(status[key].split()[0]) * 1024 / 1e6
+    return _fields(Path("/proc/self/status"))[key] * 1024 / 1e6
 
 
 def together(process: int) -> float:
     """Return the megabytes of a process and all that it started, shared memory counted once.
 
-    What other processes use too, such as the code of a library, counts in part. Linux only.
+    Of the files that they map, such as libraries, it counts those of the process with the most.
+    Linux only.
     """
-    try:
-        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-        tasks = list(Path(f"/proc/{process}/task").iterdir())
-        started = [
-            int(child) for task in tasks for child in (task / "children").read_text().split()
-        ]
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
-        return 0.0
-    own = sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return own * 1024 / 1e6 + sum(together(child) for child in started)
+    shares, files = [0], [0]
+    for member in _family(process):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            rollup = _fields(Path(f"/proc/{member}/smaps_rollup"))
+            shares.append(rollup["Pss_Anon"] + rollup["Pss_Shmem"])
+            files.append(_fields(Path(f"/proc/{member}/status"))["RssFile"])
+    return (sum(shares) + max(files)) * 1024 / 1e6
+
+
+def _family(process: int) -> Iterator[int]:
+    yield process
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in list(Path(f"/proc/{process}/task").iterdir()):
+            for child in (thread / "children").read_text().split():
+                yield from _family(int(child))
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return what a file of /proc gives in kB."""
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return {line[0].rstrip(":"): int(line[1]) for line in lines if line[2:] == ["kB"]}

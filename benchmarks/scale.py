@@ -57,7 +57,6 @@ def settings(kind: str, clients: int, folder: str) -> Row:
     """Return the run-config of a run."""
     run: Row = {"fraction-evaluate": 0.0, "output-dir": f"{folder}/run"}
     if kind in WORDS:
-        write_texts(Path(folder, "train.csv"), clients, WORDS[kind])
         run |= {"dataset": "file", "data-path": folder, "partitioner": "iid"}
     if kind == "large":
         return run | LARGE | {"num-rounds": LARGE_ROUNDS}
@@ -74,21 +73,18 @@ def write_texts(path: Path, clients: int, words: int) -> None:
             rows.writerow((" ".join(f"w{word}" for word in ids), label))
 
 
-def federation(kind: str, clients: int) -> Row:
+def federation(kind: str, clients: int, folder: str) -> Row:
     """Run it in this process and return the seconds of its rounds, and the memory it took here."""
-    with TemporaryDirectory() as folder:
-        run = settings(kind, clients, folder)
-        start_peak()
-        began = time.perf_counter()
-        result = simulate(run, clients, quiet=True)
-        seconds = time.perf_counter() - began
-        rounds = [row["seconds"] for row in result.history[1:]]
-        return {
-            "parameters": result.summary["total_parameters"],
-            "seconds_per_round": median(rounds),
-            "seconds_besides": seconds - sum(rounds),
-            "parent_megabytes": peak(),
-        }
+    began = time.perf_counter()
+    result = simulate(settings(kind, clients, folder), clients, quiet=True)
+    seconds = time.perf_counter() - began
+    rounds = [row["seconds"] for row in result.history[1:]]
+    return {
+        "parameters": result.summary["total_parameters"],
+        "seconds_per_round": median(rounds),
+        "seconds_besides": seconds - sum(rounds),
+        "parent_megabytes": peak(),
+    }
 
 
 def idle(clients: int) -> Row:
@@ -113,14 +109,17 @@ def idle(clients: int) -> Row:
 
 def in_own_process(kind: str, clients: int) -> Row:
     """Run `kind` and return its report, with the most megabytes of all its processes together."""
-    command = [sys.executable, __file__, kind, str(clients)]
     most = 0.0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            most = max(most, together(process.pid))
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        assert process.stdout
-        printed = process.stdout.read()
+    with TemporaryDirectory() as folder:
+        if kind in WORDS:
+            write_texts(Path(folder, "train.csv"), clients, WORDS[kind])
+        command = [sys.executable, __file__, kind, str(clients), folder]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            while process.poll() is None:
+                most = max(most, together(process.pid))
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            assert process.stdout
+            printed = process.stdout.read()
     if process.returncode:
         sys.exit(f"{kind} of {clients} clients failed")
     row = {"kind": kind, "clients": clients, **json.loads(printed.splitlines()[-1])}
@@ -169,8 +168,9 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Measure, write the JSON, and print the table and the figures as JSON."""
     if sys.argv[1] in (*CLIENTS, "idle", "large"):  # the process that is measured
-        kind, clients = sys.argv[1], int(sys.argv[2])
-        print(json.dumps(idle(clients) if kind == "idle" else federation(kind, clients)))
+        kind, clients, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+        report = idle(clients) if kind == "idle" else federation(kind, clients, folder)
+        print(json.dumps(report))
         return
     runs = [(kind, clients) for kind in CLIENTS for clients in CLIENTS[kind]]
     runs += [("idle", clients) for clients in IDLE]
