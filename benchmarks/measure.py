@@ -51,7 +51,7 @@ def together(process: int) -> float:
     """
     shares, files = [0], [0]
     for member in _family(process):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        with suppress(FileNotFoundError, ProcessLookupError, KeyError):  # it has ended
             rollup = _fields(Path(f"/proc/{member}/smaps_rollup"))
             shares.append(rollup["Pss_Anon"] + rollup["Pss_Shmem"])
             files.append(_fields(Path(f"/proc/{member}/status"))["RssFile"])
