@@ -23,7 +23,7 @@ from sweep import about
 from fedattn_app.simulation import ENGINES
 
 HERE = Path(__file__).parent
-TURNS = 9
+TURNS = 7
 IMPORTS = "import torch, flwr, time; print(repr(time.time()))"
 
 
