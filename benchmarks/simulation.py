@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -159,9 +160,8 @@ def in_own_process(contestant: str, task: Task, pfl_python: Path) -> Row:
     return report
 
 
-def speeds(shape: str, pfl_python: Path) -> list[Row]:
-    """Return what each contestant reports in each turn, with its clients per second."""
-    rows = []
+def speeds(shape: str, pfl_python: Path) -> Iterator[Row]:
+    """Yield what each contestant reports in each turn, with its clients per second."""
     with TemporaryDirectory() as folder:
         task = Task(shape, folder, ROUNDS[shape])
         prepare(task)
@@ -171,25 +171,27 @@ def speeds(shape: str, pfl_python: Path) -> list[Row]:
                 report = in_own_process(contestant, task, pfl_python)
                 speed = COHORT * len(report["seconds"]) / sum(report["seconds"])
                 row = {"shape": shape, "turn": turn, "contestant": contestant, "speed": speed}
-                rows.append(row | report)
                 print(f"{shape} {turn} {contestant}: {speed:.1f}", file=sys.stderr)
-    return rows
+                yield row | report
 
 
 def medians(rows: Sequence[Row], shape: str, ours: str = "") -> dict[str, float]:
     """Return the median over turns of each contestant's speed, or of how much faster `ours` is.
 
-    A ratio is taken within a turn, so that what else the machine does falls on both.
+    A ratio is taken within a turn, so that what else the machine does falls on both; turns that one
+    of the two has not run are left out.
     """
-    speed = {
-        (row["contestant"], row["turn"]): row["speed"] for row in rows if row["shape"] == shape
-    }
+    speed: dict[str, dict[int, float]] = {name: {} for name in CONTESTANTS}
+    for row in rows:
+        if row["shape"] == shape:
+            speed[row["contestant"]][row["turn"]] = row["speed"]
+    base = speed[ours] if ours else dict.fromkeys(range(TURNS), 1.0)
     return {
         name: median(
-            speed[ours, turn] / speed[name, turn] if ours else speed[name, turn]
-            for turn in range(TURNS)
+            base[turn] / of_turn[turn] if ours else of_turn[turn]
+            for turn in base.keys() & of_turn.keys()
         )
-        for name in CONTESTANTS
+        for name, of_turn in speed.items()
     }
 
 
@@ -216,10 +218,12 @@ def main() -> None:
         return
     pfl_python = install_pfl(Path(sys.argv[1]).absolute())
     output = Path(sys.argv[2])
-    rows = [row for shape in SHAPES for row in speeds(shape, pfl_python)]
     header = about({"pfl": PFL, "rounds": ROUNDS, "turns": TURNS})
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"about": header, "runs": rows}, indent=1) + "\n")
+    rows: list[Row] = []
+    for row in chain.from_iterable(speeds(shape, pfl_python) for shape in SHAPES):
+        rows.append(row)
+        output.write_text(json.dumps({"about": header, "runs": rows}, indent=1) + "\n")
     print(table(rows))
     print(json.dumps({shape: medians(rows, shape) for shape in SHAPES}))
 
