@@ -53,7 +53,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # What is frozen needs no activations kept for its own gradient.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(_rows(x), weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
@@ -62,7 +63,7 @@ class _Linear(torch.autograd.Function):
         g = _rows(gradients[0])
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = product(g, weight.T).view_as(x)
+            of_x = product(g, weight.T).view(*gradients[0].shape[:-1], -1)
         if ctx.needs_input_grad[1]:
             turned = len(g) * weight.numel() >= LEAST_TURNED
             of_weight = product(g.T, _rows(x).T) if turned else g.T @ _rows(x)

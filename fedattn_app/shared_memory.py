@@ -3,7 +3,8 @@
 A parcel is an anonymous file in memory that holds a pickle (protocol 5) and, beside it, the data of
 the arrays in it. Only its descriptor passes through a socket, and what the receiver gets are
 read-only views. The file has no name, so that nothing is left behind however the processes end.
-Linux only.
+Unpickling is safe here, and here only: the other end of the socket, which has no name either, is
+this very program, forked. Linux only.
 """
 
 import ctypes
@@ -19,6 +20,8 @@ from typing import Any, Self
 # Asked directly: Python's own `memfd_create` is missing from the builds of conda and uv, and its
 # `mmap` keeps a descriptor open for each mapping, of which a process may have only 1,024.
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+if LIBC:
+    LIBC.mmap.restype = ctypes.c_void_p
 AVAILABLE = hasattr(LIBC, "memfd_create")
 CLOSE_ON_EXEC = 1  # of memfd_create(2)
 ALIGNMENT = 64
@@ -105,7 +108,6 @@ def _mapped(descriptor: int) -> memoryview:
     size = os.fstat(descriptor).st_size
     length, start = ctypes.c_size_t(size), ctypes.c_long(0)
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-    LIBC.mmap.restype = ctypes.c_void_p
     address = LIBC.mmap(None, length, mmap.PROT_READ, flags, descriptor, start)
     if address == ctypes.c_void_p(-1).value:
         raise _error()

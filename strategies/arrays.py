@@ -19,13 +19,19 @@ class RunningMean:
         self._term = np.empty(BLOCK)
 
     def add(self, weight: float, record: ArrayRecord) -> None:
-        """Add `record`, whose names and shapes must be those of the first."""
+        """Add `record`; raises `ValueError` unless names and shapes are those of the first."""
+        if self._sums and record.keys() != self._sums.keys():
+            raise ValueError("the records to average have different names")
         self._total += weight
         for name, array in record.items():
             values = array.numpy()
             if name not in self._sums:
                 self._sums[name] = np.zeros(values.shape)
                 self._dtypes[name] = array.dtype
+            if values.shape != self._sums[name].shape:
+                raise ValueError(
+                    f"{name} is {values.shape} and was {self._sums[name].shape} in the first record"
+                )
             sums, values = self._sums[name].reshape(-1), values.reshape(-1)
             for start in range(0, len(values), BLOCK):
                 part = slice(start, start + BLOCK)

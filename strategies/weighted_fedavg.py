@@ -16,6 +16,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
 from strategies.arrays import RunningMean
 from strategies.replies import in_order
@@ -31,7 +32,8 @@ class WeightedFedAvg(FedAvg):
 
     `weighting` is a key of `WEIGHTINGS`; the other keywords are those of Flower's `FedAvg`. A
     reply with no examples weighs nothing; when all weigh nothing, or none came, the global model
-    stays. It holds one reply at a time, and `train_metrics_aggr_fn` gets the metrics only.
+    stays. It holds one reply at a time beside the first, which all others must be like, or
+    `InconsistentMessageReplies` is raised. `train_metrics_aggr_fn` gets the metrics only.
     """
 
     def __init__(self, weighting: str = "examples", **fedavg: Any) -> None:
@@ -44,9 +46,12 @@ class WeightedFedAvg(FedAvg):
         """Average the replies' arrays and metrics, or return (None, None) without any weight."""
         mean = RunningMean()
         told = []
+        first: RecordDict | None = None
         for reply in in_order(replies):
             if reply.has_error():
                 continue
+            first = first or reply.content
+            validate_message_reply_consistency([first, reply.content], self.weighted_by_key, True)
             ((name, metrics),) = reply.content.metric_records.items()
             ((_, arrays),) = reply.content.array_records.items()
             weight = self.weigh(int(metrics[self.weighted_by_key]))  # type: ignore[arg-type]

@@ -135,3 +135,18 @@ def test_clipped_gradients_are_those_without_them(pretrained_folder, kind):
     expected = clipped(OneByOne, plain, batch, 0.1)
     for got, gradient in zip(clipped(BookKeeping, fast, batch, 0.1), expected, strict=True):
         torch.testing.assert_close(got, gradient, rtol=1e-4, atol=1e-7)
+
+
+@needs_them
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_activations_are_kept_only_for_weights_that_train(frozen):
+    kept = []
+    _, fast = pair()
+    fast.weight.requires_grad_(not frozen)
+    x = torch.ones(2, 3, 5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        y = fast(x)
+    assert (x.shape in kept) == (not frozen)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, fast.weight.detach().sum(0).expand(2, 3, 5))

@@ -50,3 +50,18 @@ def test_how_arrays_lie_in_memory_does_not_matter():
 def test_integers_are_rounded_to_the_nearest():
     assert as_dtype(np.array([1.6, -1.6]), "int64").numpy().tolist() == [2, -2]
     assert mean_of([{"n": np.array(3)}, {"n": np.array(4)}], [1, 3])["n"] == 4
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ({"a": np.ones(3, np.float32)}, "different names"),
+        ({"a": np.ones(3, np.float32), "c": np.ones(2, np.float32)}, "different names"),
+        ({"a": np.ones(1, np.float32), "b": np.ones(2, np.float32)}, r"a is \(1,\) and was \(3,\)"),
+        ({"a": np.ones((3, 1), np.float32), "b": np.ones(2, np.float32)}, "a is"),
+    ],
+)
+def test_records_that_do_not_fit_the_first_are_refused(second, reason):
+    first = {"a": np.ones(3, np.float32), "b": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match=reason):
+        mean_of([first, second], [1, 1])

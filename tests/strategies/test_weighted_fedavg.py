@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.exception import InconsistentMessageReplies
 
 from fedattn_app.local_engine import task_identity
 from strategies import WeightedFedAvg
@@ -63,3 +64,35 @@ def test_many_small_terms_are_not_lost_beside_a_large_one():
     replies += [reply(k, np.float32(1.0), 1) for k in range(1, 1001)]
     arrays, _ = WeightedFedAvg().aggregate_train(1, replies)
     assert arrays["w"].numpy() == np.float32((1e8 + 1000) / 1001)
+
+
+def altered(node, change):
+    odd = reply(node, np.float32(1.0), 2)
+    change(odd.content)
+    return odd
+
+
+def more_arrays(content):
+    content["arrays"]["v"] = Array(np.float32([1.0]))
+
+
+def another_record(content):
+    content["more"] = ArrayRecord({"w": Array(np.float32([1.0]))})
+
+
+def another_metric(content):
+    content["metrics"]["odd"] = 1
+
+
+def no_weight(content):
+    del content["metrics"]["num-examples"]
+
+
+@pytest.mark.parametrize("come", [list, iter], ids=["at once", "one by one"])
+@pytest.mark.parametrize("odd_first", [False, True])
+@pytest.mark.parametrize("change", [more_arrays, another_record, another_metric, no_weight])
+def test_replies_that_differ_are_not_averaged(change, odd_first, come):
+    usual, odd = reply(1, np.float32(1.0), 2), altered(0 if odd_first else 2, change)
+    replies = [odd, usual] if odd_first else [usual, odd]
+    with pytest.raises(InconsistentMessageReplies):
+        WeightedFedAvg().aggregate_train(1, come(replies))
