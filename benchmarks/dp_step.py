@@ -30,6 +30,7 @@ from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.privacy.training import Noise, Sampling, train_privately
 from fedattn_app.scopes import scope_of
 from fedattn_app.training import train
+from fedattn_app.workers import keep_memory
 
 # How gradients are clipped; without any, a step has no privacy.
 ENGINES: dict[str, type[Engine] | None] = {
@@ -79,6 +80,7 @@ class Trainee:
 def times(shared: str, threads: int) -> dict[str, Any]:
     """Return the seconds of a plain step, and what the others take of it, by turns."""
     torch.set_num_threads(threads)
+    keep_memory()
     trainees = {engine: Trainee(shared, engine, BATCH) for engine in ENGINES}
     for trainee in trainees.values():
         trainee.step_seconds()

@@ -63,6 +63,7 @@ RIVALS = {"stock": "stock_flower", "pfl": "pfl_research", "bare": "bare"}
 CONTESTANTS = (*OURS, *RIVALS)
 ROUNDS = {"small": 41, "large": 16}
 TURNS = 3
+TRIES = 3
 Row = dict[str, Any]
 
 
@@ -153,8 +154,11 @@ def in_own_process(contestant: str, task: Task, pfl_python: Path) -> Row:
         command = [*python, "-m", "rivals", RIVALS[contestant], *arguments]
     paths = os.pathsep.join(str(path) for path in (HERE, HERE.parent))
     environment = os.environ | {"PYTHONPATH": paths, "FLWR_TELEMETRY_ENABLED": "0"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if ran.returncode:
+    for _ in range(TRIES):  # pfl-research's processes sometimes abort as they part
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if not ran.returncode:
+            break
+    else:
         sys.exit(f"{contestant} failed:\n{ran.stderr}")
     report: Row = json.loads(ran.stdout.splitlines()[-1])
     return report

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fedattn_app.results import RunResult
 from fedattn_app.simulation import simulate
 
 SEEDS = (1, 2, 3)
@@ -33,13 +34,18 @@ COST: Mapping[str, Column] = {
 
 
 def federation(config: Mapping[str, Any]) -> Row:
-    """Run ten clients and return the figures of one row.
+    """Run ten clients and return the figures of one row."""
+    with TemporaryDirectory() as folder:
+        ours = {**config, "output-dir": f"{folder}/run"}
+        return figures(simulate(ours, 10, workers=1, quiet=True))
+
+
+def figures(result: RunResult) -> Row:
+    """Return what a run came to.
 
     `accuracy` is on the server's test set, null where it has no whole model to test.
     """
-    with TemporaryDirectory() as folder:
-        result = simulate({**config, "output-dir": f"{folder}/run"}, 10, workers=1, quiet=True)
-        summary, last = result.summary, result.history[-1]
+    summary, last = result.summary, result.history[-1]
     return {
         "accuracy": last["central"] and last["central"]["accuracy"],
         "held_out_accuracy": last["evaluate"] and last["evaluate"]["accuracy"],

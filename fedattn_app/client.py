@@ -14,10 +14,11 @@ from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
 from fedattn_app.build import build_classifier, files_of
-from fedattn_app.config import Config
+from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data import ClientData
 from fedattn_app.errors import UserError
 from fedattn_app.model import Classifier
+from fedattn_app.optimizer import Proximal
 from fedattn_app.parameters import (
     NDArray,
     fingerprint,
@@ -27,16 +28,20 @@ from fedattn_app.parameters import (
     without,
 )
 from fedattn_app.scopes import Scope, scope_of
+from fedattn_app.scores import Counts
 from fedattn_app.state import NodeState
-from fedattn_app.training import evaluate, train
+from fedattn_app.training import TrainingResult, evaluate, gradient, train
+
+EFFECTIVE_BETA = 0.999
 
 
 class FrozenClient(NumPyClient):
     """Trains and returns the shared parameters; all others stay as they were at the start.
 
     `fit` and `evaluate` read from their config ``server-round`` (int, from 1) and
-    ``frozen-fingerprint`` (SHA-256 of the server's frozen parameters; absent: not compared). A
-    client without examples answers with what it was sent and ``num_examples`` 0.
+    ``frozen-fingerprint`` (SHA-256 of the server's frozen parameters; absent: not compared). The
+    frozen parameters may be given too, in the order of `frozen` after the shared ones. A client
+    without examples answers with what it was sent and ``num_examples`` 0.
     """
 
     def __init__(
@@ -50,6 +55,11 @@ class FrozenClient(NumPyClient):
         self.model = self._start.model
         self.shared = [name for name in self._start.arrays if name in self._start.scope.shared]
         self._present = [self._start.arrays[name] for name in self.shared]
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the parameters that stay as they were."""
+        return list(without(view_arrays(self.model), self.trainable))
 
     @property
     def trainable(self) -> frozenset[str]:
@@ -66,21 +76,35 @@ class FrozenClient(NumPyClient):
         """Train from the global `parameters`.
 
         Returns the new arrays, the number of examples trained on, and ``loss``, ``accuracy``
-        (over the last epoch) and ``seconds``. Raises `FrozenMismatchError` and
-        `TrainingDivergedError`.
+        (over the last epoch) and ``seconds``, with `weighting` = "effective" ``effective-number``
+        too. With ``proximal-mu`` in `config` the loss has that proximal term; with ``local-task`` =
+        "gradient" the arrays are the gradient over ``gradient-batch`` examples, 0 for all, and the
+        number is theirs. Raises `FrozenMismatchError` and `TrainingDivergedError`.
         """
         start = time.perf_counter()
         self._load(parameters, config)
         if not len(self.data.train):
-            return parameters, 0, {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}
-        seed = self.seed(int(config.get("server-round", 0)))
-        result = train(self.model, self.trainable, self.data.train, self.config.training, seed)
+            nothing: dict[str, Scalar] = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}
+            return self._sent(parameters), 0, {**nothing, **self._effective_number()}
+        server_round = int(config.get("server-round", 0))
+        if config.get("local-task") == "gradient":
+            arrays, num_examples, result = self._gradient(config, server_round)
+        else:
+            result = train(
+                self.model,
+                self.trainable,
+                self.data.train,
+                self._training(server_round),
+                self.seed(server_round),
+                self._proximal(config),
+            )
+            arrays, num_examples = self._trained(), len(self.data.train)
         metrics: dict[str, Scalar] = {
             "loss": result.loss,
             "accuracy": result.accuracy,
             "seconds": time.perf_counter() - start,
         }
-        return self._trained(), len(self.data.train), metrics
+        return arrays, num_examples, {**metrics, **self._effective_number()}
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -105,8 +129,41 @@ class FrozenClient(NumPyClient):
         expected = config.get("frozen-fingerprint")
         if expected is not None and expected != self._start.frozen_fingerprint:
             raise FrozenMismatchError()
-        shared = dict(zip(self.shared, parameters, strict=True))
-        set_arrays(self.model, {**self._start.arrays, **self._local_arrays(), **shared})
+        names = self.shared if len(parameters) == len(self.shared) else self.shared + self.frozen
+        given = dict(zip(names, parameters, strict=True))
+        set_arrays(self.model, {**self._start.arrays, **self._local_arrays(), **given})
+
+    def _sent(self, parameters: NDArrays) -> NDArrays:
+        """Return the shared ones of the `parameters` that came."""
+        return parameters[: len(self.shared)]
+
+    def _training(self, server_round: int) -> TrainingConfig:
+        return self.config.training.in_round(server_round, self.config.federation.num_rounds)
+
+    def _proximal(self, config: Mapping[str, Scalar]) -> Proximal | None:
+        mu = float(config.get("proximal-mu", 0.0))
+        return Proximal(mu, frozenset(self.shared)) if mu else None
+
+    def _gradient(
+        self, config: Mapping[str, Scalar], server_round: int
+    ) -> tuple[NDArrays, int, TrainingResult]:
+        batch = min(int(config.get("gradient-batch", 0)), len(self.data.train))
+        arrays, result = gradient(
+            self.model,
+            self.trainable,
+            self.data.train,
+            self.config.training,
+            self.seed(server_round),
+            batch,
+        )
+        return [arrays[name] for name in self.shared], batch or len(self.data.train), result
+
+    def _effective_number(self) -> dict[str, Scalar]:
+        """Return the effective number of examples, where replies are weighed by it."""
+        if self.config.rule.weighting != "effective":
+            return {}
+        counts = np.bincount(self.data.train.labels.numpy(), minlength=len(self.labels))
+        return {"effective-number": effective_number(counts)}
 
     def _trained(self) -> NDArrays:
         """Take the shared arrays from the trained model, and keep the others."""
@@ -155,6 +212,15 @@ class PersonalClient(FrozenClient):
     def _keep(self, arrays: Mapping[str, NDArray]) -> None:
         if self._start.scope.personal:
             self.state.save(self.state_name, without(arrays, self.shared))
+
+
+def effective_number(counts: Counts) -> float:
+    """Return Σ_c (1 - β^{n_c}) / (1 - β) of the examples of each class, with β = 0.999.
+
+    A class counts for less with each further example. Cui et al., "Class-balanced loss based on
+    effective number of samples", 2019, arXiv 1901.05555, section 3.
+    """
+    return float(np.sum((1 - EFFECTIVE_BETA ** counts.astype(np.float64)) / (1 - EFFECTIVE_BETA)))
 
 
 class FrozenMismatchError(UserError):

@@ -6,11 +6,13 @@ cannot see, such as a protection that another setting undoes, `Config` refuses.
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from fedattn_app.errors import UserError
+from fedattn_app.rule_config import RULES, RuleConfig, owners_of
 from fedattn_app.settings import ConfigValue, Section, key_of, names_in, setting
 
 
@@ -32,13 +34,26 @@ MODEL_SIZES: Mapping[str, ModelSize] = {
 
 ATTENTION_ROLES = ("query", "key", "value", "output")
 LORA_SCOPES = ("lora", "lora-a", "lora-b")
+WARM_ALREADY = ("all", *LORA_SCOPES)  # nothing is left to warm up, or no one could train it
 
 
 @dataclass(frozen=True)
 class FederationConfig(Section):
-    """Rounds, sampling, and the choices of scope and rule."""
+    """Rounds, sampling, and the choice of scope."""
 
-    num_rounds: int = setting(15, "rounds of training", minimum=1)
+    num_rounds: int = setting(15, "rounds of training, at most", minimum=1)
+    warmup_rounds: int = setting(
+        0, "rounds that share and train all parameters, before those that share less", minimum=0
+    )
+    patience: int = setting(
+        0, "rounds without a better score after which a run ends; 0: it does not", minimum=0
+    )
+    min_delta: float = setting(0.0, "how much better a better score must be", minimum=0)
+    score: str = setting(
+        "accuracy",
+        "which score `patience` and the best model go by",
+        choices=("accuracy", "loss", "macro-f1"),
+    )
     fraction_train: float = setting(
         1.0, "share of the clients that train in a round", above=0, maximum=1
     )
@@ -46,22 +61,19 @@ class FederationConfig(Section):
         1.0, "share of the clients that evaluate after a round; 0 for none", minimum=0, maximum=1
     )
     min_clients: int = setting(
-        0, "clients to wait for at the start; 0: as many as the nodes' `num-partitions`", minimum=0
+        0,
+        "clients to wait for before a round; 0: before the first, as many as the nodes' "
+        "`num-partitions`, then one",
+        minimum=0,
     )
     round_timeout: float = setting(
         3600.0, "seconds to wait for the replies of one round", above=0, maximum=43200
     )
     seed: int = setting(1, "start of every random choice of a run", minimum=0, maximum=2**32 - 1)
-    strategy: str = setting("fedavg", "rule that combines the replies", choices=("fedavg",))
-    weighting: str = setting(
-        "auto",
-        "weight of a reply in the average; `auto`: `examples`, or with privacy `uniform`",
-        choices=("auto", "examples", "uniform"),
-    )
     shared: str = setting(
         "attention+head",
-        "what travels: `all`, `attention`, `attention+head`, `head`, the adapters `lora`, "
-        "`lora-a` or `lora-b`, or a regex over parameter names",
+        "what travels: `all`, `attention`, `attention+head`, `head`, `all-but-attention`, the "
+        "adapters `lora`, `lora-a` or `lora-b`, or a regex over parameter names",
     )
     local: str = setting(
         "frozen",
@@ -79,6 +91,13 @@ class FederationConfig(Section):
                 f'local = "personal": shared = "{self.shared}" leaves nothing personal; '
                 'share less, for example shared = "attention"'
             )
+        if self.warmup_rounds and (self.local == "personal" or self.shared in WARM_ALREADY):
+            raise UserError(
+                f"warmup-rounds = {self.warmup_rounds}: is for parameters that are frozen later, "
+                f'not with shared = "{self.shared}" and local = "{self.local}"'
+            )
+        if self.min_delta and not self.patience:
+            raise UserError(f"min-delta = {self.min_delta:g}: does nothing with patience = 0")
 
     @property
     def uses_lora(self) -> bool:
@@ -251,17 +270,35 @@ class DataConfig(Section):
     partitioner: str = setting(
         "auto",
         "how a simulation splits the data; `auto`: `natural` for triage, else `iid`",
-        choices=("auto", "iid", "dirichlet", "pathological", "natural", "linear", "square"),
+        choices=(
+            "auto",
+            "iid",
+            "dirichlet",
+            "pathological",
+            "natural",
+            "linear",
+            "square",
+            "label-shares",
+        ),
     )
     partition_by: str = setting("", "column of the `natural` partitioner")
     alpha: float = setting(0.5, "concentration of the `dirichlet` partitioner", above=0)
     classes_per_client: int = setting(2, "labels of a `pathological` client", minimum=1)
+    label_shares: str = setting(
+        "50/50, 30/70, 20/80",
+        "for each `label-shares` client the shares of the labels in per cent, comma-separated",
+    )
+    examples_per_client: int = setting(
+        100, "examples of a `label-shares` client, held out ones included", minimum=1
+    )
     validation_fraction: float = setting(
         0.1, "share of its examples that a client holds out", minimum=0, maximum=0.9
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.partitioner == "label-shares":
+            self._check_shares()
         if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":
             raise UserError(
                 'partition-by = "": partitioner = "natural" needs the name of a column here'
@@ -276,6 +313,22 @@ class DataConfig(Section):
                 f'data-path = {self.data_path!r}: is read with dataset = "file" only, '
                 f"not with dataset = {self.dataset!r}"
             )
+
+    def _check_shares(self) -> None:
+        for shares in self.shares_per_client or [()]:
+            if not shares or abs(sum(shares) - 100) > 1e-6 or min(shares) < 0:
+                raise UserError(
+                    f"label-shares = {self.label_shares!r}: must give each client shares of the "
+                    "labels that sum to 100, such as 50/50, 20/80"
+                )
+
+    @property
+    def shares_per_client(self) -> list[tuple[float, ...]]:
+        """For each `label-shares` client the shares in per cent; none where they are no numbers."""
+        try:
+            return [tuple(map(float, of.split("/"))) for of in names_in(self.label_shares)]
+        except ValueError:
+            return []
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -293,8 +346,24 @@ class TrainingConfig(Section):
         16, "examples per pass through the model, of similar length; bounds the memory", minimum=1
     )
     learning_rate: float = setting(3e-3, "step size of the local optimizer", above=0)
+    learning_rate_schedule: str = setting(
+        "constant",
+        "`learning-rate` over the rounds: the same, or falling to 0 along half a cosine",
+        choices=("constant", "cosine"),
+    )
     optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "adam", "sgd"))
     weight_decay: float = setting(0.01, "weight decay of the local optimizer", minimum=0)
+
+    def in_round(self, server_round: int, num_rounds: int) -> Self:
+        """Return the settings for one round, counted from 1, with its learning rate.
+
+        The cosine takes η·(1 + cos(π·(t − 1) / T)) / 2 in round t of T.
+        """
+        if self.learning_rate_schedule == "constant":
+            return self
+        done = min(max(server_round - 1, 0), num_rounds - 1) / num_rounds
+        factor = (1 + math.cos(math.pi * done)) / 2
+        return replace(self, learning_rate=self.learning_rate * factor)
 
 
 @dataclass(frozen=True)
@@ -305,11 +374,23 @@ class OutputConfig(Section):
     resume_from: str = setting("", "folder of a run to carry on from its checkpoint")
 
 
+# Rules that need what a kind of privacy does not let out, or that its accounting does not cover.
+_UNIFORM_ONLY = "whose accounting knows the plain average only"
+NOT_WITH_PRIVACY: Mapping[str, Mapping[str, str]] = {
+    "dp-sgd": {
+        "fedsgd": "which protects updates and not gradients",
+        "qfedavg": "which tells no training loss",
+    },
+    "client-dp": {name: _UNIFORM_ONLY for name in RULES if name != "fedavg"},
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Every setting of one run."""
 
     federation: FederationConfig = FederationConfig()
+    rule: RuleConfig = field(default_factory=RuleConfig)
     privacy: PrivacyConfig = PrivacyConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
@@ -319,11 +400,25 @@ class Config:
 
     def __post_init__(self) -> None:
         equal = self.privacy.privacy != "none" and not self.privacy.num_examples_public
-        if self.federation.weighting == "examples" and equal:
-            hint = ", or num-examples-public = true" * (self.privacy.privacy == "dp-sgd")
+        if self.rule.weighting not in ("auto", "uniform") and (
+            equal or (self.rule.weighting != "examples" and self.privacy.privacy != "none")
+        ):
+            hint = ", or num-examples-public = true" * (
+                self.privacy.privacy == "dp-sgd" and self.rule.weighting == "examples"
+            )
             raise UserError(
-                f'weighting = "examples": with privacy = "{self.privacy.privacy}" every reply '
-                f'must weigh the same; give weighting = "uniform"{hint}'
+                f'weighting = "{self.rule.weighting}": with privacy = "{self.privacy.privacy}" '
+                f'every reply must weigh the same; give weighting = "uniform"{hint}'
+            )
+        refused = NOT_WITH_PRIVACY.get(self.privacy.privacy, {}).get(self.rule.strategy)
+        if refused:
+            raise UserError(
+                f'strategy = "{self.rule.strategy}": not with privacy = "{self.privacy.privacy}", '
+                f"{refused}"
+            )
+        if self.rule.strategy == "fedsgd" and self.federation.local == "personal":
+            raise UserError(
+                'local = "personal": with strategy = "fedsgd" no client trains anything of its own'
             )
         if self.privacy.privacy == "dp-sgd" and self.model.dropout:
             raise UserError(
@@ -338,10 +433,20 @@ class Config:
 
     @property
     def weighting(self) -> str:
-        """The weighting in effect, `examples` or `uniform`."""
-        if self.federation.weighting != "auto":
-            return self.federation.weighting
+        """The weighting in effect."""
+        if self.rule.weighting != "auto":
+            return self.rule.weighting
         return "examples" if self.privacy.privacy == "none" else "uniform"
+
+    @property
+    def rule_settings(self) -> Mapping[str, Any]:
+        """The keywords of the rule's class; those that the class decides are left out."""
+        values = {**asdict(self.training), **asdict(self.rule), "weighting": self.weighting}
+        chosen = self.rule.rule
+        given = {keyword: values[name] for name, keyword in chosen.keywords.items()}
+        if not self.rule.server_learning_rate and "server_learning_rate" in chosen.keywords:
+            del given[chosen.keywords["server_learning_rate"]]
+        return {**chosen.constants, **given}
 
     @property
     def fraction_evaluate(self) -> float:
@@ -383,6 +488,7 @@ class Config:
 
 SECTIONS: Mapping[str, type[Section]] = {
     "federation": FederationConfig,
+    "rule": RuleConfig,
     "privacy": PrivacyConfig,
     "model": ModelConfig,
     "lora": LoraConfig,
@@ -422,7 +528,9 @@ def settings_table() -> str:
     """Return the Markdown table of all run-config keys that the README shows."""
     rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for key, its in SETTINGS.items():
-        rows.append(f"| `{key}` | `{json.dumps(its.default)}` | {its.allowed} | {its.help} |")
+        owners = owners_of(key.replace("-", "_")) if key != "learning-rate" else []
+        meaning = f"{', '.join(owners)}: {its.help}" if owners else its.help
+        rows.append(f"| `{key}` | `{json.dumps(its.default)}` | {its.allowed} | {meaning} |")
     return "\n".join(rows)
 
 

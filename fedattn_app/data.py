@@ -97,7 +97,10 @@ def check_split(config: DataConfig, seed: int, num_partitions: int) -> None:
     if not _written_per_client(config):
         table = _training_table(config, seed, num_partitions)
         _check_labels(table, label_names(config))
-        _partitioner(config, seed, num_partitions, table)
+        if config.partitioner == "label-shares":
+            _by_shares(config, seed, num_partitions, table)
+        else:
+            _partitioner(config, seed, num_partitions, table)
 
 
 def client_data(
@@ -147,6 +150,8 @@ def _client_data(
 ) -> ClientData:
     if table is None:
         share = _notes_table(triage.site_notes(seed, partition))
+    elif config.partitioner == "label-shares":
+        share = table.take(_by_shares(config, seed, num_partitions, table)[partition])
     else:
         rows = _partitioner(config, seed, num_partitions, table).load_partition(partition)
         share = Table(rows["text"][:], rows["label"][:], table.source)
@@ -245,6 +250,49 @@ def _partitioner(config: DataConfig, seed: int, num_partitions: int, table: Tabl
     with redirect_stderr(StringIO()):  # one of them draws a progress bar at its first use
         made.load_partition(0)
     return made
+
+
+def _check_shares(config: DataConfig, num_partitions: int) -> None:
+    clients, labels = len(config.shares_per_client), len(label_names(config))
+    if clients != num_partitions:
+        raise UserError(
+            f"label-shares = {config.label_shares!r}: is for {clients} clients, not "
+            f"{num_partitions}"
+        )
+    if odd := next((s for s in config.shares_per_client if len(s) != labels), None):
+        raise UserError(
+            f"label-shares = {config.label_shares!r}: names {len(odd)} shares for a client, and "
+            f"the data has {labels} labels"
+        )
+
+
+@lru_cache(maxsize=2)
+def _by_shares(
+    config: DataConfig, seed: int, num_partitions: int, table: Table
+) -> Sequence[Sequence[int]]:
+    """Return the rows of each client: so many of each label as its share says, none of them twice.
+
+    Raises `UserError` for shares that are not for so many clients and labels, and where the data
+    has too few examples of a label.
+    """
+    _check_shares(config, num_partitions)
+    order = np.random.default_rng(seed).permutation(len(table))
+    waiting: dict[str, list[int]] = {name: [] for name in label_names(config)}
+    for row in order:
+        waiting[table.labels[row]].append(int(row))
+    clients = []
+    for shares in config.shares_per_client:
+        rows: list[int] = []
+        ends = np.rint(np.cumsum((0, *shares)) / 100 * config.examples_per_client).astype(int)
+        for (name, left), wanted in zip(waiting.items(), np.diff(ends), strict=True):
+            if len(left) < wanted:
+                raise UserError(
+                    f"label-shares = {config.label_shares!r}: the data has too few examples of "
+                    f"{name!r} for examples-per-client = {config.examples_per_client}"
+                )
+            rows += [left.pop() for _ in range(wanted)]
+        clients.append(rows)
+    return clients
 
 
 def _check_partitioning(config: DataConfig, clients: int, table: Table) -> None:

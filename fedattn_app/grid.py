@@ -42,7 +42,7 @@ class PartitionGrid(Grid):
 
     A node is asked once for its ``partition-id``; one that has none, or another's, gets the next
     free number. `traffic` grows with every message that passes; `retired` partitions are asked no
-    more.
+    more, and `busy` ones not now.
     """
 
     def __init__(self, inner: Grid) -> None:
@@ -50,6 +50,7 @@ class PartitionGrid(Grid):
         self.traffic = Traffic()
         self.num_partitions = 0
         self.retired: set[int] = set()
+        self.busy: set[int] = set()
         self._node_ids: dict[int, int] = {}  # partition -> node id
         self._refused: dict[int, str] = {}  # node id -> why it cannot take part
 
@@ -78,8 +79,12 @@ class PartitionGrid(Grid):
             time.sleep(POLL_SECONDS)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the partition numbers of the connected nodes that are not retired, ascending."""
-        return sorted(self._refresh().keys() - self.retired)
+        """Return the partition numbers of the connected nodes that can be asked, ascending."""
+        return sorted(self._refresh().keys() - self.retired - self.busy)
+
+    def count_left(self) -> int:
+        """Return how many connected nodes are not retired, busy or not."""
+        return len(self._refresh().keys() - self.retired)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -36,6 +36,10 @@ class LocalGrid(Grid):
     `on_reply` is called after each reply, for a progress bar. A node's state lives as long as the
     grid, exceptions or not, as on a real SuperNode. With `workers` above 1 so many processes share
     the messages that carry arrays; `close` ends them.
+
+    `seconds` says how long a node, by its partition, takes to answer, on a clock of the grid's own:
+    a reply to a pushed message can be pulled when no other comes before it, and `clock` is the time
+    when the last one came. Nobody waits for it to pass.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class LocalGrid(Grid):
         run_config: UserConfig,
         on_reply: Callable[[Message], None] = lambda reply: None,
         workers: int = 1,
+        seconds: Callable[[int], float] = lambda partition: 1.0,
     ) -> None:
         self.client_app = client_app
         self.num_supernodes = num_supernodes
@@ -53,7 +58,9 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._workers = Workers(self._answer, workers) if workers > 1 else None
         self._states: dict[int, RecordDict] = {}  # of the nodes that keep anything
-        self._waiting: dict[str, Message] = {}
+        self.seconds = seconds
+        self.clock = 0.0
+        self._waiting: dict[str, tuple[float, Message]] = {}  # when the reply comes
 
     def set_run(self, run: Run) -> None:
         """Use `run` as this grid's run."""
@@ -84,20 +91,33 @@ class LocalGrid(Grid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())  # Flower offers no setter
-            self._waiting[message.metadata.message_id] = message
+            self._waiting[message.metadata.message_id] = self._comes(message), message
             ids.append(message.metadata.message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the queued messages of `message_ids` and return their replies."""
-        asked = [self._waiting.pop(key) for key in message_ids if key in self._waiting]
-        return self._replies(asked)
+        """Run those of the queued messages that are answered next, and return their replies."""
+        asked = {key: self._waiting[key] for key in message_ids if key in self._waiting}
+        if not asked:
+            return []
+        self.clock = min(comes for comes, _ in asked.values())
+        ready = [key for key, (comes, _) in asked.items() if comes == self.clock]
+        return self._replies([self._waiting.pop(key)[1] for key in ready])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Yield the replies in the order of the messages; `timeout` has no meaning here."""
-        return self.pull_messages(self.push_messages(messages))
+        asked = list(messages)
+        self.clock = max(map(self._comes, asked), default=self.clock)
+        for message in asked:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+        return self._replies(asked)
+
+    def _comes(self, message: Message) -> float:
+        """Return when the reply to a message that is sent now comes."""
+        partition = message.metadata.dst_node_id - FIRST_NODE_ID
+        return self.clock + self.seconds(partition) * (message.metadata.message_type == "train")
 
     def close(self) -> None:
         """End the processes of this grid."""

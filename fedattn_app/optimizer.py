@@ -4,7 +4,8 @@ The arithmetic is torch's own. Its classes would go through the parameters one b
 and import its compiler when the first of them is made, which takes as long as importing torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,49 @@ from fedattn_app.config import TrainingConfig
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
+@dataclass(frozen=True)
+class Proximal:
+    """The term (μ/2)·‖w − w_start‖² of a client's loss, over the parameters `names`.
+
+    Li et al., "Federated optimization in heterogeneous networks", 2020, arXiv 1812.06127,
+    equation 2. With DP-SGD it costs nothing: its gradient tells nothing of the examples.
+    """
+
+    mu: float
+    names: Collection[str]
+
+    def pull_on(self, model: nn.Module) -> list[float]:
+        """Return μ, or 0, for each parameter of `model` that is trained."""
+        return [
+            self.mu * (name in self.names)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+
+
 class FlatOptimizer:
     """Makes `parameters`, all float32, views of one vector, and their gradients of another.
 
     `gradient` is that vector, zero at first; backward passes add to it. `step` is one of SGD, Adam
-    or AdamW, as `config` says, with torch's usual constants.
+    or AdamW, as `config` says, with torch's usual constants. `pull` has for each of the parameters
+    the strength of a proximal term towards where it starts; empty: there is none.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        config: TrainingConfig,
+        pull: Sequence[float] = (),
+    ) -> None:
         self.parameters = parameters
         self.config = config
         self.values = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient = torch.zeros_like(self.values)
+        if pull:
+            self._start = self.values.clone()
+            sizes = torch.tensor([parameter.numel() for parameter in parameters])
+            self._pull = torch.tensor(pull).repeat_interleave(sizes)
+        self._pulled = bool(pull)
         if config.optimizer != "sgd":
             self._moments = torch.zeros_like(self.values), torch.zeros_like(self.values)
             self._steps = torch.zeros(())
@@ -43,7 +75,9 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the parameters by the gradient."""
+        """Move the parameters by the gradient, and by that of the proximal term."""
+        if self._pulled:
+            self.gradient.addcmul_(self._pull, self.values - self._start)
         rate, decay = self.config.learning_rate, self.config.weight_decay
         if self.config.optimizer == "sgd":
             if decay:

@@ -21,7 +21,7 @@ from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.privacy.training import Noise, Sampling, train_privately
 from fedattn_app.state import NodeState
-from fedattn_app.training import evaluate
+from fedattn_app.training import choose, evaluate
 
 # One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
@@ -86,7 +86,7 @@ class PrivateClient(PersonalClient):
         examples = self.data.train
         server_round = int(config.get("server-round", 1))
         if not len(examples):
-            return parameters, 0, self._metrics()
+            return self._sent(parameters), 0, self._metrics()
         public = self.privacy.num_examples_public
         sampling = Sampling.of(len(examples), self.config.training, public)
         noise = self._spend(
@@ -96,16 +96,17 @@ class PrivateClient(PersonalClient):
             server_round,
         )
         if noise is None:
-            return parameters, 0, self._metrics(budget_spent=True)
+            return self._sent(parameters), 0, self._metrics(budget_spent=True)
         train_privately(
             self.model,
             self.trainable,
             examples,
-            self.config.training,
+            self._training(server_round),
             sampling,
             Noise(noise, self.privacy.max_grad_norm),
             _engine(self.model, self.trainable, self.config.model.max_length),
             self._random(server_round, "train"),
+            self._proximal(config),
         )
         return self._trained(), len(examples) if public else 1, self._metrics()
 
@@ -238,6 +239,5 @@ class PrivateClient(PersonalClient):
 
 @lru_cache(maxsize=1)
 def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[Engine]:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+    choose(model, trainable)
     return engine_for(model, max_length)

@@ -3,28 +3,23 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, Error, Message, MetricRecord
-from flwr.common.constant import ErrorCode
+from flwr.app import Message, MetricRecord
+
+from strategies.replies import failed_reply
 
 COUNTS = ("support", "predicted", "correct")
 
 
-def sound(message: Message, reply: Message, keys: set[str], spent: float) -> Message:
-    """Return a `reply` to `message` if it is sound, and else a failed one in its place.
+def sound(reply: Message, keys: set[str], spent: float) -> Message:
+    """Return a `reply` whose metrics are sound, and a failed one in the place of any other.
 
-    A sound reply has the metrics `keys` and no others, all finite, and, where it has arrays, those
-    of the message: the same names, dtypes and shapes, all finite. Its ``epsilon``, if it has one,
-    is no less than what the client has `spent`.
+    They are sound where they are the `keys` and no others, all finite, and ``epsilon``, if it is
+    one of them, is no less than what the client has `spent`. Arrays are left to the strategy.
     """
     if reply.has_error():
         return reply
-    fault = _metrics_fault(reply, keys, spent) or _arrays_fault(message, reply)
-    if fault is None:
-        return reply
-    failed = Message(Error(ErrorCode.UNKNOWN, f"unsound reply: {fault}"), reply_to=message)
-    # The grid names nodes by partition, which the message no longer does once it is sent.
-    failed.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id
-    return failed
+    fault = _metrics_fault(reply, keys, spent)
+    return failed_reply(reply, f"unsound reply: {fault}") if fault else reply
 
 
 def metrics_of(reply: Message) -> MetricRecord:
@@ -61,10 +56,11 @@ def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
     }
 
 
-def train_keys(private: bool) -> set[str]:
+def train_keys(private: bool, weighting: str = "") -> set[str]:
     """Return the metrics of a reply to a training message; `private`: under ``dp-sgd``."""
     exact, noisy = {"loss", "accuracy", "seconds"}, {"epsilon", "budget-spent"}
-    return {"num-examples", *(noisy if private else exact)}
+    more = {"effective-number"} if weighting == "effective" else set()
+    return {"num-examples", *(noisy if private else exact), *more}
 
 
 def evaluate_keys(private: bool, num_labels: int) -> set[str]:
@@ -86,23 +82,4 @@ def _metrics_fault(reply: Message, keys: set[str], spent: float) -> str | None:
             f"epsilon is {number(record, 'epsilon'):.4g} and was {spent:.4g} before: its privacy "
             "ledger is lost"
         )
-    return None
-
-
-def _arrays_fault(message: Message, reply: Message) -> str | None:
-    if not reply.content.array_records:
-        return None
-    sent: ArrayRecord = message.content.array_records["arrays"]
-    got = reply.content.array_records.get("arrays", ArrayRecord())
-    if set(got) != set(sent):
-        return f"its arrays differ in {', '.join(sorted(set(got) ^ set(sent)))}"
-    for name, array in got.items():
-        values = array.numpy()
-        if values.dtype != sent[name].dtype or values.shape != tuple(sent[name].shape):
-            return (
-                f"{name} is {values.dtype} {values.shape}, "
-                f"not {sent[name].dtype} {tuple(sent[name].shape)}"
-            )
-        if not np.isfinite(values).all():
-            return f"{name} holds NaN or infinity"
     return None

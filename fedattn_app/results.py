@@ -24,12 +24,14 @@ from fedattn_app.settings import ConfigValue
 from fedattn_app.storage import read_arrays, user_path, write_arrays, write_atomically
 
 CHECKPOINT = Path("checkpoint", "model.safetensors")
+BEST = Path("checkpoint", "best.safetensors")
+MEMORY = "rule/"  # before the names of what the rule keeps, in a checkpoint
 ACCOUNTANT = Path("checkpoint", "accountant.json")
 
 Row = dict[str, Any]
 
 # A run carried on may change these; any other change would make it another run.
-CHANGEABLE = {"num-rounds", "fraction-evaluate", "min-clients", "round-timeout"}
+CHANGEABLE = {"num-rounds", "fraction-evaluate", "min-clients", "round-timeout", "patience"}
 CHANGEABLE |= {"output-dir", "resume-from", "target-epsilon"}
 
 
@@ -37,17 +39,20 @@ class RunFolder:
     """Writes one run's folder.
 
     `path` is absolute. In a run that carries another on, `arrays` are the shared parameters after
-    round `start_round`, `earlier` that run's rows, one per round from 0, `num_partitions` over
-    how many clients its data were split, `spent` the ε of each partition, and `accountant` the
-    state of the server's accountant. `frozen` is the fingerprint of the frozen parameters.
-    Raises `UserError` for a folder that cannot be written, that already holds another run, or that
-    cannot be carried on with this configuration or these frozen parameters.
+    round `start_round`, `memory` what the rule kept, `best` the shared parameters after the round
+    with the best score and that round, `earlier` that run's rows, one per round from 0,
+    `num_partitions` over how many clients its data were split, `spent` the ε of each partition, and
+    `accountant` the state of the server's accountant. `frozen` is the fingerprint of the frozen
+    parameters. Raises `UserError` for a folder that cannot be written, that already holds another
+    run, or that cannot be carried on with this configuration or these frozen parameters.
     """
 
     def __init__(self, config: Config, frozen: str = "") -> None:
         self.path = _choose_path(config)
         self.frozen = frozen
         self.arrays: dict[str, NDArray] = {}
+        self.memory: dict[str, NDArray] = {}
+        self.best: tuple[int, dict[str, NDArray]] = -1, {}
         self.start_round = 0
         self.num_partitions = 0
         self.earlier: list[Row] = []
@@ -56,7 +61,11 @@ class RunFolder:
         clients: list[Row] = []
         if config.output.resume_from:
             before = _resumable(config)
-            self.arrays, about = read_checkpoint(before.path)
+            arrays, about = read_checkpoint(before.path)
+            self.arrays = {k: v for k, v in arrays.items() if not k.startswith(MEMORY)}
+            self.memory = {
+                k.removeprefix(MEMORY): v for k, v in arrays.items() if k.startswith(MEMORY)
+            }
             if about.get("frozen-fingerprint", "") != frozen:
                 raise UserError(
                     f"resume-from = {before.path}: its frozen parameters are not those of the "
@@ -70,6 +79,7 @@ class RunFolder:
                     f"{last} rounds already"
                 )
             self.earlier = [row for row in before.history if row["round"] <= last]
+            self.best = _read_best(before.path, last, self.arrays)
             clients = [row for row in before.clients if row["round"] <= last]
             if config.privacy.privacy == "client-dp":
                 self.accountant = _read_accountant(before.path, last)
@@ -78,6 +88,8 @@ class RunFolder:
                     self.spent[row["partition"]] = row["epsilon"]
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            if self.best[1]:
+                self.keep_best(*self.best)
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
             for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
                 self._write_text(name, "".join(map(_to_line, rows)))
@@ -88,7 +100,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Remove the final files of the run that is carried on, once nothing can refuse it."""
-        for name in ("summary.json", "model.safetensors"):
+        for name in ("summary.json", "model.safetensors", "best.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
     def add_round(self, row: Row, clients: Iterable[Row]) -> None:
@@ -104,22 +116,40 @@ class RunFolder:
         self._write_text(str(ACCOUNTANT), json.dumps(accountant))
 
     def checkpoint(
-        self, server_round: int, arrays: Mapping[str, NDArray], num_partitions: int = 0
+        self,
+        server_round: int,
+        arrays: Mapping[str, NDArray],
+        num_partitions: int = 0,
+        memory: Mapping[str, NDArray] | None = None,
     ) -> None:
         """Replace the checkpoint by the shared parameters after `server_round`.
 
-        `num_partitions` says over how many clients the data are split; 0: they are not.
+        `num_partitions` says over how many clients the data are split; 0: they are not. `memory`
+        is what the rule keeps.
         """
         about = {
             "round": str(server_round),
             "num-partitions": str(num_partitions),
             "frozen-fingerprint": self.frozen,
         }
-        write_arrays(self.path / CHECKPOINT, arrays, about)
+        kept = {f"{MEMORY}{name}": array for name, array in (memory or {}).items()}
+        write_arrays(self.path / CHECKPOINT, {**arrays, **kept}, about)
+
+    def keep_best(self, server_round: int, arrays: Mapping[str, NDArray]) -> None:
+        """Keep the shared parameters after `server_round`, the one with the best score so far."""
+        self.best = server_round, dict(arrays)
+        write_arrays(self.path / BEST, arrays, {"round": str(server_round)})
 
     def finish(self, summary: Row, arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> None:
-        """Write ``model.safetensors`` with the metadata `about`, then ``summary.json``."""
+        """Write ``model.safetensors`` with the metadata `about`, then ``summary.json``.
+
+        Where some round had the best score, its model is in ``best.safetensors``.
+        """
         write_arrays(self.path / "model.safetensors", arrays, about)
+        server_round, best = self.best
+        if best:
+            its = {**about, "round": str(server_round)}
+            write_arrays(self.path / "best.safetensors", {**arrays, **best}, its)
         self._write_text("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
@@ -173,7 +203,7 @@ class RunResult:
 
 def _choose_path(config: Config) -> Path:
     output = config.output
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.federation.strategy}"
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.rule.strategy}"
     default = output.resume_from or f"runs/{name}-{os.getpid()}"
     path = user_path("output-dir", output.output_dir or default)
     resumed = output.resume_from and path == user_path("resume-from", output.resume_from)
@@ -211,6 +241,18 @@ def read_checkpoint(run: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
     if not about.get("round", "").isdecimal():
         raise UserError(f"{run / CHECKPOINT}: is not the checkpoint of a run (it names no round)")
     return arrays, about
+
+
+def _read_best(run: Path, last: int, newest: dict[str, NDArray]) -> tuple[int, dict[str, NDArray]]:
+    """Read the arrays of the round with the best score, and which it was, up to round `last`.
+
+    A run that was stopped between two files may have no arrays of a later best than it kept.
+    """
+    if not (run / BEST).exists():
+        return -1, {}
+    arrays, about = read_arrays(run / BEST)
+    server_round = int(about.get("round", "-1"))
+    return (last, newest) if server_round > last else (server_round, arrays)
 
 
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)

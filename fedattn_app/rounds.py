@@ -1,8 +1,8 @@
 """The loop over rounds: train, combine, evaluate, record.
 
 It drives the hooks of any Flower `Strategy`, as `Strategy.start` does, and adds what that lacks:
-repeatable sampling, a row per round and per client written at once, a checkpoint, and an end with
-one clear line when a round brings nothing.
+repeatable sampling, a row per round and per client written at once, a checkpoint, the best model
+beside the last, and an end with one clear line when a round brings nothing.
 """
 
 import logging
@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.exception import PrivacyBudgetExhausted
-from flwr.serverapp.strategy import Strategy
 from flwr.supercore.privacy_accounting import PrivacyAccountant
 
 from fedattn_app.config import Config
@@ -35,8 +35,10 @@ from fedattn_app.replies import (
     train_keys,
 )
 from fedattn_app.results import Row, RunFolder
+from fedattn_app.rules import Phase
 from fedattn_app.scores import Scores
 from fedattn_app.spending import BudgetSpentError, Spending
+from fedattn_app.stream import Stream
 
 # Of why the clients of a round failed, this many different reasons are told.
 MOST_REASONS = 3
@@ -51,7 +53,7 @@ class Outcome:
     arrays: ArrayRecord
     central: Scores | None = None
     federated: Scores | None = None
-    worst_client: float | None = None
+    client_accuracies: Sequence[float] = ()
     history: list[Row] = field(default_factory=list)
     spending: Spending = field(default_factory=Spending)
 
@@ -64,39 +66,43 @@ class Outcome:
 class Rounds:
     """Runs the rounds of one federation.
 
-    Of the global model only the parameters `shared` ever change. `evaluate` scores them on the
-    server's own examples, or is None where it has none; `message_config` goes with every message.
-    `accountant` adds up what the server's own noise spends, where it adds any.
+    Each round is of the last of the `phases` that has begun. Of the global model only the
+    parameters `kept` ever change. `evaluate` scores them on the server's own examples, or is None
+    where it has none. `accountant` adds up what the server's own noise spends, where it adds any.
     """
 
     def __init__(
         self,
-        strategy: Strategy,
+        phases: Sequence[Phase],
         grid: PartitionGrid,
         folder: RunFolder,
         config: Config,
-        shared: Collection[str],
+        kept: Collection[str],
         num_labels: int,
         evaluate: Callable[[Mapping[str, NDArray]], Scores] | None,
-        message_config: Mapping[str, str],
         accountant: PrivacyAccountant | None = None,
     ) -> None:
-        self.strategy = strategy
+        self.phases = phases
         self.grid = grid
         self.folder = folder
         self.config = config.federation
         self.privacy = config.privacy
         self.private = config.privacy.privacy == "dp-sgd"
-        self.shared = shared
+        self.weighting = config.weighting
+        self.kept = kept
         self.num_labels = num_labels
         self.evaluate = evaluate
-        self.message_config = message_config
         self.accountant = accountant
+        self.stream: Stream | None = None
+        if config.rule.strategy == "fedbuff":
+            self.buffer_size = config.rule.buffer_size
+            self.stream = Stream(grid, config.rule.concurrency, self.config.round_timeout)
 
     def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
         """Run from the folder's start round to the last one, from the global `arrays`.
 
-        It ends early where too few clients have privacy budget left for another round. Raises
+        It ends early where too few clients have privacy budget left for another round, and where
+        the score has not become better for long enough. Raises
         `RunFailedError` where they have none for the first, and when every client of a round fails;
         what went before is in the folder.
         """
@@ -112,6 +118,9 @@ class Rounds:
         first = self.folder.start_round + 1
         if first == 1:
             self._start(outcome)
+        elif self._phase(first) is self._phase(first - 1):
+            self._phase(first).remember(self.folder.memory)
+        self._keep_best(outcome)  # of a run that is carried on, where it was stopped before it did
         began = time.perf_counter()
         for server_round in range(first, self.config.num_rounds + 1):
             try:
@@ -126,25 +135,33 @@ class Rounds:
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
+            waited = server_round - best_round(outcome.history, self._score, self.config.min_delta)
+            if 0 < self.config.patience <= waited:
+                log.info("the run ends: no better %s for %d rounds", self.config.score, waited)
+                break
         return outcome
+
+    def _phase(self, server_round: int) -> Phase:
+        return next(p for p in reversed(self.phases) if p.first <= max(server_round, 1))
 
     def _start(self, outcome: Outcome) -> None:
         began = time.perf_counter()
         if self.evaluate:
-            outcome.central = self.evaluate(self._shared(outcome))
+            outcome.central = self.evaluate(self._kept(outcome))
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
-        row = _row(0, seconds, 0, 0, traffic, None, outcome)
+        row = _row(0, seconds, 0, 0, 0, traffic, None, outcome)
         self._record(row, [], outcome)
         log.info(round_line(row, self.config.num_rounds, None))
 
     def _round(self, server_round: int, outcome: Outcome) -> Row:
         began = time.perf_counter()
-        self.grid.wait_for_clients(1, timeout=self.config.round_timeout)
+        wanted = max(1, self.config.min_clients)
+        self.grid.wait_for_clients(wanted, timeout=self.config.round_timeout)
         trained, failed_training = self._train(server_round, outcome)
         evaluated, failed_evaluation = self._evaluate(server_round, outcome)
         if self.evaluate:
-            outcome.central = self.evaluate(self._shared(outcome))
+            outcome.central = self.evaluate(self._kept(outcome))
             if not np.isfinite(outcome.central.loss):
                 raise RunFailedError(
                     f"round {server_round}: the global model's test loss is not finite; lower "
@@ -157,11 +174,14 @@ class Rounds:
             seconds,
             len(trained),
             failed_training + failed_evaluation,
+            len(self._phase(server_round).checks.dropped),
             traffic,
             mean_scores(list(trained.values())),
             outcome,
         )
-        clients = _client_rows(server_round, trained, evaluated, outcome.spending.epsilon)
+        clients = _client_rows(
+            server_round, trained, evaluated, outcome.spending.epsilon, self.num_labels
+        )
         if not self._num_examples_told:
             clients = [{**client, "num_examples": None} for client in clients]
         self._record(row, clients, outcome)
@@ -173,26 +193,24 @@ class Rounds:
 
     def _train(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
         self._check_budgets(outcome)
+        phase = self._phase(server_round)
         try:
-            with _sampling(self.config.seed, server_round, "train"):
-                messages = list(
-                    self.strategy.configure_train(
-                        server_round, outcome.arrays, self._message_config(), self.grid
-                    )
-                )
+            replies, asked = self._asked_to_train(server_round, phase, outcome)
         except PrivacyBudgetExhausted as error:
             raise BudgetSpentError(str(error).rstrip(".")) from None
-        cohort = _Cohort(self._exchange(messages, train_keys(self.private), outcome))
-        arrays, _ = self.strategy.aggregate_train(server_round, cohort)
+        keys = train_keys(self.private, self.weighting)
+        cohort = _Cohort(self._sound(replies, keys, outcome))
+        arrays, _ = phase.strategy.aggregate_train(server_round, cohort)
         cohort.finish()
+        cohort.drop(phase.checks.dropped)
         outcome.spending.retire(cohort.spent)
         if cohort.spent and not cohort.good:
             self._check_budgets(outcome)
-        elif messages and not cohort.good:
+        elif asked and not cohort.good:
             silent = f"no reply within {self.config.round_timeout:g} s"
             reason = "; ".join(sorted(cohort.reasons)[:MOST_REASONS]) or silent
             raise RunFailedError(
-                f"round {server_round}: all {len(messages)} clients failed: {reason}; "
+                f"round {server_round}: all {asked} clients failed: {reason}; "
                 f"the rounds before are in {self.folder.path}"
             )
         if arrays is None:
@@ -200,7 +218,24 @@ class Rounds:
         else:
             outcome.arrays = arrays
         self._account(cohort.good, outcome)
-        return cohort.good, len(messages) - len(cohort.good) - len(cohort.spent)
+        return cohort.good, asked - len(cohort.good) - len(cohort.spent)
+
+    def _asked_to_train(
+        self, server_round: int, phase: Phase, outcome: Outcome
+    ) -> tuple[Iterator[Message], int]:
+        """Return the replies that this round combines, as they come, and how many there may be."""
+        stages = (f"train {number}" if number else "train" for number in count())
+
+        def messages() -> Iterator[Message]:
+            with _sampling(self.config.seed, server_round, next(stages)):
+                yield from phase.strategy.configure_train(
+                    server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
+                )
+
+        if self.stream is None:
+            asked = list(messages())
+            return self._exchange(asked, outcome), len(asked)
+        return self.stream.take(self.buffer_size, messages), self.buffer_size
 
     def _account(self, clients: Collection[int], outcome: Outcome) -> None:
         """Take down what the server's own noise has spent, before anyone sees what it is on."""
@@ -209,20 +244,20 @@ class Rounds:
             outcome.spending.spend_alike(clients, self.accountant.get_privacy_spent().epsilon)
 
     def _check_budgets(self, outcome: Outcome) -> None:
-        left, needed = len(list(self.grid.get_node_ids())), max(1, self.config.min_clients)
-        outcome.spending.check(left, needed)
+        outcome.spending.check(self.grid.count_left(), max(1, self.config.min_clients))
 
     def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
-        outcome.federated = outcome.worst_client = None
+        outcome.federated, outcome.client_accuracies = None, ()
+        phase = self._phase(server_round)
         with _sampling(self.config.seed, server_round, "evaluate"):
             messages = list(
-                self.strategy.configure_evaluate(
-                    server_round, outcome.arrays, self._message_config(), self.grid
+                phase.strategy.configure_evaluate(
+                    server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
             )
         keys = evaluate_keys(self.private, self.num_labels)
-        replies = list(self._exchange(messages, keys, outcome))
-        self.strategy.aggregate_evaluate(server_round, replies)
+        replies = list(self._sound(self._exchange(messages, outcome), keys, outcome))
+        phase.strategy.aggregate_evaluate(server_round, replies)
         good = {
             reply.metadata.src_node_id: metrics_of(reply)
             for reply in replies
@@ -230,54 +265,36 @@ class Rounds:
         }
         counted = [record for record in good.values() if number(record, "num-examples")]
         if counted:
-            outcome.federated = self._pool(counted)
+            outcome.federated = pooled(counted, self.num_labels)
             if not self.private:  # the least of noisy numbers tells of the noise
-                outcome.worst_client = min(number(record, "accuracy") for record in counted)
+                outcome.client_accuracies = [number(record, "accuracy") for record in counted]
         return good, len(messages) - len(good)
 
-    def _pool(self, records: Sequence[MetricRecord]) -> Scores:
-        """Add the clients' counts up, as if their held-out examples lay in one place."""
-        support, predicted, correct = (
-            np.array(
-                [
-                    sum(int(number(record, f"{kind}-{k}")) for record in records)
-                    for k in range(self.num_labels)
-                ],
-                dtype=np.int64,
-            ).clip(min=0)  # noisy counts may fall below
-            for kind in COUNTS
-        )
-        means = mean_scores(records)
-        right = np.minimum(correct, np.minimum(support, predicted))
-        loss = means["loss"] if means else math.nan
-        return Scores(loss, support, predicted, right)
-
-    def _exchange(
-        self, messages: Sequence[Message], keys: set[str], outcome: Outcome
-    ) -> Iterator[Message]:
-        """Send `messages` and yield the replies, those that are not sound as failed ones."""
+    def _exchange(self, messages: Sequence[Message], outcome: Outcome) -> Iterator[Message]:
+        """Send `messages` and yield the replies."""
         if not messages:
             return
-        asked = {message.metadata.dst_node_id: message for message in messages}
+        silent = {message.metadata.dst_node_id for message in messages}
         if self.private:
-            outcome.spending.ask(asked)
-        silent = set(asked)
-        for answer in self.grid.send_and_receive(messages, timeout=self.config.round_timeout):
+            outcome.spending.ask(silent)
+        for reply in self.grid.send_and_receive(messages, timeout=self.config.round_timeout):
+            silent.discard(reply.metadata.src_node_id)
+            yield reply
+        for partition in sorted(silent):
+            log.warning("client %d did not reply in time", partition)
+
+    def _sound(
+        self, replies: Iterator[Message], keys: set[str], outcome: Outcome
+    ) -> Iterator[Message]:
+        """Yield the `replies`, those that are not sound as failed ones."""
+        for answer in replies:
             partition = answer.metadata.src_node_id
-            silent.discard(partition)
-            reply = sound(
-                asked[partition], answer, keys, outcome.spending.epsilon.get(partition, 0.0)
-            )
+            reply = sound(answer, keys, outcome.spending.epsilon.get(partition, 0.0))
             if reply.has_error():
                 log.warning("client %d failed: %s", partition, error_line(reply))
             if self.private:
                 outcome.spending.take(answer)
             yield reply
-        for partition in sorted(silent):
-            log.warning("client %d did not reply in time", partition)
-
-    def _message_config(self) -> ConfigRecord:
-        return ConfigRecord(dict(self.message_config))
 
     def _take_traffic(self) -> Traffic:
         taken, self.grid.traffic = self.grid.traffic, Traffic()
@@ -286,12 +303,31 @@ class Rounds:
     def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
         outcome.history.append(row)
         self.folder.add_round(row, clients)
-        self.folder.checkpoint(row["round"], self._shared(outcome), self.grid.num_partitions)
+        memory = self._phase(row["round"]).memory
+        self.folder.checkpoint(row["round"], self._kept(outcome), self.grid.num_partitions, memory)
+        self._keep_best(outcome)
 
-    def _shared(self, outcome: Outcome) -> dict[str, NDArray]:
-        return {
-            name: array.numpy() for name, array in outcome.arrays.items() if name in self.shared
-        }
+    def _keep_best(self, outcome: Outcome) -> None:
+        """Keep the newest model if it is the one with the best score."""
+        newest = outcome.history[-1]["round"]
+        if best_round(outcome.history, self._score) == newest != self.folder.best[0]:
+            self.folder.keep_best(newest, self._kept(outcome))
+
+    def _score(self, row: Row) -> float | None:
+        """Return the score that the best model has most of, or None where there is none.
+
+        Under ``client-dp`` what clients hold out has no part in it: the choice would tell of that.
+        """
+        scores = row["central"]
+        if not scores and self.privacy.privacy != "client-dp":
+            scores = row["evaluate"]
+        if not scores:
+            return None
+        value: float | None = scores[self.config.score.replace("-", "_")]
+        return -value if value is not None and self.config.score == "loss" else value
+
+    def _kept(self, outcome: Outcome) -> dict[str, NDArray]:
+        return {name: array.numpy() for name, array in outcome.arrays.items() if name in self.kept}
 
 
 class _Cohort:
@@ -312,6 +348,12 @@ class _Cohort:
     def finish(self) -> None:
         """Take the replies that the strategy left."""
         deque(self._replies, maxlen=0)
+
+    def drop(self, refused: Mapping[int, str]) -> None:
+        """Count those as failed whose updates were refused."""
+        for partition, reason in refused.items():
+            self.good.pop(partition, None)
+            self.reasons.add(reason)
 
     def _usable(self, replies: Iterator[Message]) -> Iterator[Message]:
         for reply in replies:
@@ -348,6 +390,18 @@ def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
     return "  ".join(parts)
 
 
+def best_round(
+    history: Sequence[Row], score: Callable[[Row], float | None], min_delta: float = 0.0
+) -> int:
+    """Return the last round whose score is more than `min_delta` above all before it; -1: none."""
+    best, at = -math.inf, -1
+    for row in history:
+        value = score(row)
+        if value is not None and value > best + (min_delta if at >= 0 else 0.0):
+            best, at = value, row["round"]
+    return at
+
+
 @contextmanager
 def _sampling(seed: int, server_round: int, stage: str) -> Iterator[None]:
     """Seed Python's global generator, from which Flower's strategies sample, and restore it."""
@@ -364,6 +418,7 @@ def _row(
     seconds: float,
     clients: int,
     failures: int,
+    dropped: int,
     traffic: Traffic,
     train: Mapping[str, Any] | None,
     outcome: Outcome,
@@ -373,6 +428,7 @@ def _row(
         "seconds": seconds,
         "clients": clients,
         "failures": failures,
+        "dropped": dropped,
         "bytes_up": traffic.up,
         "bytes_down": traffic.down,
         "train": train,
@@ -387,15 +443,18 @@ def _client_rows(
     trained: Mapping[int, MetricRecord],
     evaluated: Mapping[int, MetricRecord],
     epsilon: Mapping[int, float],
+    num_labels: int,
 ) -> list[Row]:
     """One row per client: its accuracy on held-out examples where it evaluated any.
 
-    What a reply does not tell is None.
+    What a reply does not tell is None, and so is what noisy counts would come to.
     """
     rows = []
     for partition in sorted({*trained, *evaluated}):
         train, held_out = trained.get(partition), evaluated.get(partition)
         scored = held_out if held_out and held_out["num-examples"] else train
+        told = held_out and held_out["num-examples"] and "accuracy" in held_out
+        of_labels = pooled([held_out], num_labels) if held_out and told else None
         timed = [record for record in (train, held_out) if record and "seconds" in record]
         rows.append(
             {
@@ -404,8 +463,28 @@ def _client_rows(
                 "num_examples": train["num-examples"] if train else None,
                 "accuracy": scored.get("accuracy") if scored else None,
                 "loss": scored.get("loss") if scored else None,
+                "recall_per_class": of_labels and of_labels.recall,
+                "f1_per_class": of_labels and of_labels.f1,
                 "epsilon": epsilon.get(partition),
                 "seconds": sum(number(record, "seconds") for record in timed) if timed else None,
             }
         )
     return rows
+
+
+def pooled(records: Sequence[MetricRecord], num_labels: int) -> Scores:
+    """Add the clients' counts up, as if their held-out examples lay in one place."""
+    support, predicted, correct = (
+        np.array(
+            [
+                sum(int(number(record, f"{kind}-{k}")) for record in records)
+                for k in range(num_labels)
+            ],
+            dtype=np.int64,
+        ).clip(min=0)  # noisy counts may fall below
+        for kind in COUNTS
+    )
+    means = mean_scores(records)
+    right = np.minimum(correct, np.minimum(support, predicted))
+    loss = means["loss"] if means else math.nan
+    return Scores(loss, support, predicted, right)

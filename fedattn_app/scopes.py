@@ -74,7 +74,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 _LORA = {"lora": "[AB]", "lora-a": "A", "lora-b": "B"}
-SCOPES = ("all", "attention", "attention+head", "head", *LORA_SCOPES)
+SCOPES = ("all", "attention", "attention+head", "head", "all-but-attention", *LORA_SCOPES)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,12 @@ def _pattern(shared: str, family: str, names: Iterable[str]) -> str:
     if shared in LORA_SCOPES:
         return rf".*\.lora_{_LORA[shared]}\..*|{its.head}"
     attention = rf"{its.projections()}\.(weight|bias)"
-    return {"attention": attention, "head": its.head}.get(shared, f"{attention}|{its.head}")
+    return {
+        "attention": attention,
+        "head": its.head,
+        "attention+head": f"{attention}|{its.head}",
+        "all-but-attention": rf"(?!(?:{attention})$).*",
+    }[shared]
 
 
 def _matching(shared: str, pattern: str, names: Iterable[str]) -> frozenset[str]:

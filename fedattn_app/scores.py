@@ -41,14 +41,21 @@ class Scores:
         ]
 
     @property
-    def macro_f1(self) -> float:
-        """Unweighted mean of F1, 2·correct / (support + predicted), over the labels that occur.
+    def f1(self) -> list[float | None]:
+        """F1, 2·correct / (support + predicted), of each label.
 
-        A label occurs that has examples or is predicted; 0 where none does.
+        None for one that does not occur: it has no examples and is not predicted.
         """
-        total = self.support + self.predicted
-        occurs = total > 0
-        return float(np.mean(2 * self.correct[occurs] / total[occurs])) if occurs.any() else 0.0
+        return [
+            float(2 * right / total) if total else None
+            for right, total in zip(self.correct, self.support + self.predicted, strict=True)
+        ]
+
+    @property
+    def macro_f1(self) -> float:
+        """Unweighted mean of F1 over the labels that occur; 0 where none does."""
+        known = [value for value in self.f1 if value is not None]
+        return float(np.mean(known)) if known else 0.0
 
     def row(self) -> dict[str, float | None]:
         """Return what ``history.jsonl`` keeps of it."""

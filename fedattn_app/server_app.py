@@ -4,13 +4,12 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
-from typing import Any
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 
 from fedattn_app.build import build_classifier, describe
 from fedattn_app.config import Config, TrainingConfig
@@ -29,11 +28,12 @@ from fedattn_app.parameters import (
 from fedattn_app.privacy.accounting import Steps, noise_for
 from fedattn_app.results import Row, RunFolder, RunResult
 from fedattn_app.rounds import Outcome, Rounds
+from fedattn_app.rules import Phase, check_cohort, make_rule, with_noise
 from fedattn_app.scopes import Scope, scope_of
 from fedattn_app.scores import Scores
 from fedattn_app.storage import folder_of
 from fedattn_app.training import evaluate
-from strategies import AttentionOnly, ClientLevelDP, WeightedFedAvg
+from strategies import ClientLevelDP
 
 log = logging.getLogger("fedattn")
 
@@ -81,22 +81,18 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     frozen = fingerprint(without(arrays, scope.trainable)) if scope.frozen else ""
     _check_attainable(config)
     folder = RunFolder(config, frozen)
-    strategy = make_strategy(config)
-    protected = _protected(strategy, config, folder)
+    protected = with_noise(config, folder) if config.privacy.privacy == "client-dp" else None
+    kept = frozenset(arrays) if federation.warmup_rounds else scope.shared
     if config.output.resume_from:
-        _carry_on(model, scope, folder.arrays, config.output.resume_from)
+        _carry_on(model, kept, folder.arrays, config.output.resume_from)
     rounds = Rounds(
-        # Noise goes out whoever answers: that nobody had anything to say is private too.
-        strategy=AttentionOnly(
-            protected or strategy, scope.shared.__contains__, needs_no_replies=protected is not None
-        ),
+        phases=_phases(config, scope, frozen, protected),
         grid=grid,
         folder=folder,
         config=config,
-        shared=scope.shared,
+        kept=kept,
         num_labels=len(labels),
         evaluate=None if test is None else partial(_score, model, test, len(labels)),
-        message_config={"frozen-fingerprint": frozen} if frozen else {},
         accountant=protected.accountant if protected else None,
     )
     log.info("%s", _plan(config, labels, scope, arrays))
@@ -114,6 +110,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
             f"{grid.num_partitions} clients: the run to carry on split its data over "
             f"{folder.num_partitions}; give --num-supernodes {folder.num_partitions}"
         )
+    check_cohort(config, clients)
     if protected and config.privacy.target_delta * clients >= 1:
         raise UserError(
             f"target-delta = {config.privacy.target_delta:g}: must be below 1 / number of "
@@ -126,7 +123,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         log.warning("interrupted; the rounds so far are in %s", folder.path)
         raise
     seconds = time.perf_counter() - began + sum(row["seconds"] for row in folder.earlier)
-    summary = _summary(config, labels, scope, clients, outcome, seconds)
+    summary = _summary(config, labels, scope, clients, outcome, folder.best[0], seconds)
     final = {name: array.numpy() for name, array in outcome.arrays.items()}
     folder.finish(summary, final, about)
     log.info("results in %s", folder.path)
@@ -141,27 +138,33 @@ def _build_classifier(config: Config, num_labels: int) -> Classifier:
         raise UserError(f"model = {config.model.model!r}: cannot be built ({reason})") from None
 
 
-def _carry_on(model: Classifier, scope: Scope, arrays: Mapping[str, NDArray], resumed: str) -> None:
+def _phases(
+    config: Config, scope: Scope, frozen: str, protected: ClientLevelDP | None
+) -> list[Phase]:
+    """Return the rounds that share all, if there are any, and those that share what they should."""
+    warmup = config.federation.warmup_rounds
+    if not warmup:
+        told = {"frozen-fingerprint": frozen} if frozen else {}
+        return [Phase.of(protected or make_rule(config), config, scope.shared, told)]
+    everything = scope.shared | scope.frozen
+    return [
+        Phase.of(protected or make_rule(config), config, everything, {"shared": "all"}),
+        # What was trained before cannot be known to who was not there: it goes along.
+        Phase.of(
+            protected or make_rule(config), config, scope.shared, {}, warmup + 1, with_rest=True
+        ),
+    ]
+
+
+def _carry_on(
+    model: Classifier, kept: Set[str], arrays: Mapping[str, NDArray], resumed: str
+) -> None:
     try:
-        if odd := sorted(scope.shared ^ arrays.keys()):
+        if odd := sorted(kept ^ arrays.keys()):
             raise ValueError(f"it differs in {', '.join(odd)}")
         set_arrays(model, arrays)
     except ValueError as error:
         raise UserError(f"resume-from = {resumed}: the checkpoint does not fit ({error})") from None
-
-
-def make_strategy(config: Config) -> FedAvg:
-    """Make the rule that combines the replies."""
-    settings: dict[str, Any] = {
-        "fraction_train": config.federation.fraction_train,
-        "fraction_evaluate": config.fraction_evaluate,
-        "min_train_nodes": 1,
-        "min_evaluate_nodes": 1,
-        "min_available_nodes": 1,
-    }
-    if config.privacy.privacy == "client-dp":
-        return FedAvg(**settings)  # Flower's accounting knows no other; it averages uniformly
-    return WeightedFedAvg(config.weighting, **settings)
 
 
 def _check_attainable(config: Config) -> None:
@@ -172,53 +175,6 @@ def _check_attainable(config: Config) -> None:
         raise UserError(
             f"target-epsilon = {target:g}: no noise is enough for it at target-delta = {delta:g}"
         )
-
-
-def _protected(strategy: FedAvg, config: Config, folder: RunFolder) -> ClientLevelDP | None:
-    """Wrap `strategy` in the server's noise, if that is asked for, as far as it has been spent."""
-    privacy = config.privacy
-    if privacy.privacy != "client-dp":
-        return None
-    try:
-        before = [
-            Steps(float(release["event"]["noise_multiplier"]), 1.0, release["count"])
-            for release in folder.accountant.get("compositions", [])
-        ]
-    except (ValueError, TypeError, LookupError) as error:
-        raise _unknown_spending(config, error) from None
-    planned = Steps(0.0, 1.0, config.federation.num_rounds - folder.start_round)
-    noise = privacy.noise_multiplier or noise_for(
-        privacy.target_epsilon, privacy.target_delta, planned, before
-    )
-    if noise is None:
-        raise UserError(
-            f"target-epsilon = {privacy.target_epsilon:g}: too little of it is left for num-rounds "
-            f"= {config.federation.num_rounds} at target-delta = {privacy.target_delta:g}; raise it"
-        )
-    wrapper = ClientLevelDP(
-        strategy,
-        noise,
-        privacy.max_update_norm,
-        privacy.target_delta,
-        privacy.target_epsilon or None,
-        config.federation.seed if privacy.reproducible_noise else None,
-    )
-    if folder.accountant:
-        assert wrapper.accountant
-        try:
-            limit = {"max_epsilon": privacy.target_epsilon or None}  # may have been raised
-            its_config = {**folder.accountant["config"], **limit}
-            wrapper.accountant.load_state_dict({**folder.accountant, "config": its_config})
-        except (ValueError, TypeError, LookupError) as error:
-            raise _unknown_spending(config, error) from None
-    return wrapper
-
-
-def _unknown_spending(config: Config, error: Exception) -> UserError:
-    return UserError(
-        f"resume-from = {config.output.resume_from}: its accountant does not say what was spent "
-        f"({error})"
-    )
 
 
 def _say_what_is_private(config: Config) -> None:
@@ -252,7 +208,7 @@ def _plan(
     total = sum(array.size for array in arrays.values())
     return (
         f"{config.data.dataset}: {len(labels)} labels; {config.model.model} model; "
-        f"{config.federation.strategy} shares {config.federation.shared}: "
+        f"{config.rule.strategy} shares {config.federation.shared}: "
         f"{travelling:,} of {total:,} parameters"
     )
 
@@ -263,15 +219,16 @@ def _summary(
     scope: Scope,
     clients: int,
     outcome: Outcome,
+    best_round: int,
     seconds: float,
 ) -> Row:
     scores = outcome.scores
     up = sum(row["bytes_up"] for row in outcome.history)
     client_rounds = sum(row["clients"] for row in outcome.history)
-    spent = outcome.spending.largest
+    spent, clients_did = outcome.spending.largest, outcome.client_accuracies
     sizes = {name: array.numpy().size for name, array in outcome.arrays.items()}
     return {
-        "strategy": config.federation.strategy,
+        "strategy": config.rule.strategy,
         "shared": config.federation.shared,
         "privacy": config.privacy.privacy,
         "model": config.model.model,
@@ -281,7 +238,11 @@ def _summary(
         "accuracy": scores and scores.accuracy,
         "macro_f1": scores and scores.macro_f1,
         "recall_per_class": scores and dict(zip(labels, scores.recall, strict=True)),
-        "worst_client_accuracy": outcome.worst_client,
+        "f1_per_class": scores and dict(zip(labels, scores.f1, strict=True)),
+        "worst_client_accuracy": min(clients_did, default=None),
+        "best_client_accuracy": max(clients_did, default=None),
+        "client_accuracy_deviation": float(np.std(clients_did)) if clients_did else None,
+        "best_round": None if best_round < 0 else best_round,
         "epsilon": spent if config.privacy.privacy == "none" else spent or 0.0,
         "delta": config.privacy.target_delta if config.privacy.privacy != "none" else None,
         "bytes_up_per_client_round": up / max(client_rounds, 1),

@@ -35,6 +35,7 @@ def simulate(
     engine: str = "local",
     workers: int | None = None,
     quiet: bool = False,
+    clients: ClientApp = client_app.app,
 ) -> RunResult:
     """Run one federation of virtual clients and return its results.
 
@@ -44,7 +45,8 @@ def simulate(
     ``resume-from`` from the settings of that run. The engine ``local`` trains in as many processes
     as `workers` says, by default one for each core, with the same results for any number. 1 is this
     process alone, as is any number outside Linux and where a process may start no others. The
-    engine ``flower`` is Flower's own, on Ray. `quiet` prints warnings only. Raises `UserError` for
+    engine ``flower`` is Flower's own, on Ray. `quiet` prints warnings only. `clients` is the app
+    that answers for all clients, ours or one that calls ours. Raises `UserError` for
     a mistake in the arguments and `RunFailedError` when every client of a round fails.
     """
     config = _settled(config)
@@ -67,13 +69,13 @@ def simulate(
     level = logging.WARNING if quiet else logging.INFO
     if engine == "flower":
         with printing(level=level):
-            return _run_flower(config, num_supernodes)
+            return _run_flower(config, num_supernodes, clients)
     with (
         _progress_bar(config, num_supernodes, quiet) as bar,
         printing(tqdm.write, level),
         task_identity(),
     ):
-        return _run_local(config, num_supernodes, workers or _cores(), bar)
+        return _run_local(config, num_supernodes, workers or _cores(), bar, clients)
 
 
 def _settled(config: Config | Mapping[str, Any]) -> Config:
@@ -108,7 +110,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def _run_local(config: Config, num_supernodes: int, workers: int, bar: "tqdm[Any]") -> RunResult:
+def _run_local(
+    config: Config, num_supernodes: int, workers: int, bar: "tqdm[Any]", clients: ClientApp
+) -> RunResult:
     def advance(reply: Message) -> None:
         if reply.metadata.message_type != MessageType.QUERY:
             bar.update()
@@ -116,12 +120,12 @@ def _run_local(config: Config, num_supernodes: int, workers: int, bar: "tqdm[Any
     if not shared_memory.AVAILABLE or current_process().daemon:  # which may start no others
         workers = 1
     workers = min(workers, num_supernodes)
-    grid = LocalGrid(client_app.app, num_supernodes, _run_config(config), advance, workers)
+    grid = LocalGrid(clients, num_supernodes, _run_config(config), advance, workers)
     with closing(grid):
         return server_app.run(PartitionGrid(grid), config)
 
 
-def _run_flower(config: Config, num_supernodes: int) -> RunResult:
+def _run_flower(config: Config, num_supernodes: int, clients: ClientApp) -> RunResult:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it
     from flwr.simulation import run_simulation
 
@@ -134,7 +138,7 @@ def _run_flower(config: Config, num_supernodes: int) -> RunResult:
 
     run_simulation(
         server_app=app,
-        client_app=ConfiguredClientApp(_run_config(config)),
+        client_app=ConfiguredClientApp(clients, _run_config(config)),
         num_supernodes=num_supernodes,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
@@ -145,15 +149,16 @@ def _run_flower(config: Config, num_supernodes: int) -> RunResult:
 
 
 class ConfiguredClientApp(ClientApp):
-    """Our ClientApp with a run-config of its own: Flower's `run_simulation` passes none on."""
+    """A ClientApp with a run-config of its own: Flower's `run_simulation` passes none on."""
 
-    def __init__(self, run_config: UserConfig) -> None:
+    def __init__(self, inner: ClientApp, run_config: UserConfig) -> None:
         super().__init__()
+        self.inner = inner
         self.run_config = run_config
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Run the message under the run-config given at construction."""
-        return client_app.app(message, replace(context, run_config=self.run_config))
+        return self.inner(message, replace(context, run_config=self.run_config))
 
 
 def _run_config(config: Config) -> UserConfig:

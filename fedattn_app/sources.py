@@ -12,10 +12,10 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fedattn_app.config import DataConfig
 from fedattn_app.errors import UserError
@@ -35,6 +35,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Return the texts and labels of these rows."""
+        texts, labels = ([column[row] for row in rows] for column in (self.texts, self.labels))
+        return replace(self, texts=texts, labels=labels, groups=None)
 
 
 @dataclass(frozen=True, eq=False)

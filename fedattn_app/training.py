@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,8 @@ from fedattn_app.compact import compact_embedding
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import Classifier
-from fedattn_app.optimizer import FlatOptimizer
+from fedattn_app.optimizer import FlatOptimizer, Proximal
+from fedattn_app.parameters import NDArray
 from fedattn_app.scores import Scores
 
 EVALUATION_BATCH = 64
@@ -40,35 +41,34 @@ def train(
     examples: Examples,
     config: TrainingConfig,
     seed: int,
+    proximal: Proximal | None = None,
 ) -> TrainingResult:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `seed` decides the order of the examples and the dropout. Each step takes the gradient of the
-    mean loss over its batch as a sum over parts of similar length: the same gradient with little
-    padding. Raises `TrainingDivergedError` when the loss is not finite. `examples` must not be
-    empty.
+    `seed` decides the order of the examples and the dropout; `proximal` adds to the loss. Each
+    step takes the gradient of the mean loss over its batch as a sum over parts of similar length:
+    the same gradient with little padding. Raises `TrainingDivergedError` when the loss is not
+    finite. `examples` must not be empty.
     """
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+    choose(model, trainable)
     model.train()
+    pull = proximal.pull_on(model) if proximal else []
     steps = config.local_epochs * math.ceil(len(examples) / config.batch_size)
     with (
-        compact_embedding(model, examples.ids, steps, config),
+        _embedding_rows(model, examples, steps, config, proximal),
         torch.random.fork_rng(devices=[]),
-        closing(FlatOptimizer([p for p in model.parameters() if p.requires_grad], config)) as flat,
+        closing(
+            FlatOptimizer([p for p in model.parameters() if p.requires_grad], config, pull)
+        ) as flat,
     ):
         torch.default_generator.manual_seed(seed)
         for _ in range(config.local_epochs):
             loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
             for index in torch.split(torch.randperm(len(examples)), config.batch_size):
                 flat.gradient.zero_()
-                for part in by_length(index, examples.lengths, config.physical_batch_size):
-                    batch = examples[part]
-                    logits = model(batch.ids, batch.lengths)
-                    loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-                    (loss / len(index)).backward()  # type: ignore[no-untyped-call]
-                    loss_sum += loss.detach()
-                    right += (logits.argmax(1) == batch.labels).sum()
+                loss, hits = _pass(model, examples, index, config.physical_batch_size)
+                loss_sum += loss
+                right += hits
                 flat.step()
             if not loss_sum.isfinite():
                 raise TrainingDivergedError("the training loss is not finite; lower learning-rate")
@@ -77,6 +77,72 @@ def train(
                 "the trained parameters are not finite; lower learning-rate"
             )
     return TrainingResult(float(loss_sum) / len(examples), int(right) / len(examples))
+
+
+def gradient(
+    model: Classifier,
+    trainable: Collection[str],
+    examples: Examples,
+    config: TrainingConfig,
+    seed: int,
+    batch: int = 0,
+) -> tuple[dict[str, NDArray], TrainingResult]:
+    """Return the gradient of the mean loss with respect to the `trainable` parameters, by name.
+
+    It is over all `examples`, which must not be empty, or over `batch` of them that `seed` chooses.
+    Raises `TrainingDivergedError` when the loss is not finite.
+    """
+    choose(model, trainable)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        index = torch.randperm(len(examples))[: batch or len(examples)]
+        for parameter in model.parameters():
+            parameter.grad = None
+        loss, right = _pass(model, examples, index, config.physical_batch_size)
+    if not loss.isfinite():
+        raise TrainingDivergedError("the training loss is not finite; lower server-learning-rate")
+    arrays: dict[str, NDArray] = {}
+    for name, parameter in model.named_parameters():
+        if name in trainable:
+            none = torch.zeros_like(parameter)
+            arrays[name] = (none if parameter.grad is None else parameter.grad).numpy()
+            parameter.grad = None
+    return arrays, TrainingResult(float(loss) / len(index), int(right) / len(index))
+
+
+def choose(model: nn.Module, trainable: Collection[str]) -> None:
+    """Let the `trainable` parameters have gradients, and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+def _pass(
+    model: Classifier, examples: Examples, index: Tensor, physical_batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Add the gradient of the mean loss over `index`; return the sum of losses, and the hits."""
+    loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    for part in by_length(index, examples.lengths, physical_batch_size):
+        batch = examples[part]
+        logits = model(batch.ids, batch.lengths)
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        (loss / len(index)).backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.detach()
+        right += (logits.argmax(1) == batch.labels).sum()
+    return loss_sum, right
+
+
+def _embedding_rows(
+    model: Classifier,
+    examples: Examples,
+    steps: int,
+    config: TrainingConfig,
+    proximal: Proximal | None,
+) -> AbstractContextManager[None]:
+    """Train the rows in use alone, unless a proximal term would hold the others against decay."""
+    if proximal and config.weight_decay:
+        return nullcontext()
+    return compact_embedding(model, examples.ids, steps, config)
 
 
 def by_length(index: Tensor, lengths: Tensor, size: int) -> Sequence[Tensor]:

@@ -224,15 +224,23 @@ def _kind(task: Task) -> tuple[int, str]:
     return metadata.dst_node_id, metadata.message_type
 
 
+def keep_memory() -> None:
+    """Keep memory that a step lets go of: the next one takes it again, and anew it takes longer.
+
+    Linux with glibc only.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+    libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+
+
 def _work(connection: socket.socket, answering: Answering, parent: int) -> None:
     """Answer what comes until the `parent` goes. Interrupts are blocked: it alone hears them."""
     libc = ctypes.CDLL(None)
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:  # it died before it was asked for a signal
         return
-    # Memory that a step lets go of, the next one takes again: getting it anew takes longer.
-    libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
-    libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+    keep_memory()
     torch.set_num_threads(1)
     handler = _Lines()
     log.handlers, log.propagate = [handler], False

@@ -25,15 +25,21 @@ class AttentionOnly(Strategy):
     `shared` maps a parameter's full dotted name to whether it travels. The inner strategy gets the
     replies in the order of node ids, failed ones too, but none that rests on no examples: where
     there is no other, the model stays, unless the inner strategy `needs_no_replies`. The aggregate
-    is merged back into the whole global model with each array's own dtype.
+    is merged back into the whole global model with each array's own dtype. `with_rest` sends the
+    other arrays along, in a record ``rest``, for nodes that cannot know them.
     """
 
     def __init__(
-        self, inner: Strategy, shared: Callable[[str], bool], needs_no_replies: bool = False
+        self,
+        inner: Strategy,
+        shared: Callable[[str], bool],
+        needs_no_replies: bool = False,
+        with_rest: bool = False,
     ) -> None:
         self.inner = inner
         self.shared = shared
         self.needs_no_replies = needs_no_replies
+        self.with_rest = with_rest
         self._global = ArrayRecord()
 
     def summary(self) -> None:
@@ -45,7 +51,8 @@ class AttentionOnly(Strategy):
     ) -> Iterable[Message]:
         """Let the inner strategy send the shared arrays."""
         self._global = arrays
-        return self.inner.configure_train(server_round, self._select(arrays), config, grid)
+        chosen = self._select(arrays)
+        return self._completed(self.inner.configure_train(server_round, chosen, config, grid))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -62,7 +69,9 @@ class AttentionOnly(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy send the shared arrays."""
-        return self.inner.configure_evaluate(server_round, self._select(arrays), config, grid)
+        self._global = arrays
+        chosen = self._select(arrays)
+        return self._completed(self.inner.configure_evaluate(server_round, chosen, config, grid))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -75,6 +84,18 @@ class AttentionOnly(Strategy):
 
     def _select(self, arrays: ArrayRecord) -> ArrayRecord:
         return ArrayRecord({name: array for name, array in arrays.items() if self.shared(name)})
+
+    def _completed(self, messages: Iterable[Message]) -> Iterable[Message]:
+        """Add the other arrays to `messages` where they are to go along."""
+        if not self.with_rest:
+            return messages
+        rest = ArrayRecord({k: array for k, array in self._global.items() if not self.shared(k)})
+        return self._with_rest(messages, rest)
+
+    def _with_rest(self, messages: Iterable[Message], rest: ArrayRecord) -> Iterator[Message]:
+        for message in messages:
+            message.content["rest"] = rest  # most messages of a round have the same content
+            yield message
 
     def _merge(self, aggregated: ArrayRecord) -> ArrayRecord:
         return ArrayRecord(

@@ -1,9 +1,9 @@
 """Weighted federated averaging.
 
-    w ← Σ_k n_k w_k / Σ_k n_k
+    w ← Σ_k c_k w_k / Σ_k c_k
 
-over the clients k that replied, with n_k the number of examples (``weighting="examples"``) or 1
-(``"uniform"``). McMahan, Moore, Ramage, Hampson and Agüera y Arcas, "Communication-efficient
+over the clients k that replied, with c_k what the `weighting` makes of the reply, by default its
+number of examples. McMahan, Moore, Ramage, Hampson and Agüera y Arcas, "Communication-efficient
 learning of deep networks from decentralized data", 2017, arXiv 1602.05629, algorithm 1.
 
 Use it by default; weigh uniformly where a client's size should not decide.
@@ -11,7 +11,7 @@ Unlike Flower's FedAvg it sums in float64 in the order of node ids, so that the 
 the same bits in whatever order they come, and returns arrays of the dtype it was given.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -20,11 +20,7 @@ from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consis
 
 from strategies.arrays import RunningMean
 from strategies.replies import in_order
-
-WEIGHTINGS: Mapping[str, Callable[[int], float]] = {
-    "examples": float,
-    "uniform": lambda num_examples: float(num_examples > 0),
-}
+from strategies.weighting import WEIGHTINGS
 
 
 class WeightedFedAvg(FedAvg):
@@ -54,7 +50,7 @@ class WeightedFedAvg(FedAvg):
             validate_message_reply_consistency([first, reply.content], self.weighted_by_key, True)
             ((name, metrics),) = reply.content.metric_records.items()
             ((_, arrays),) = reply.content.array_records.items()
-            weight = self.weigh(int(metrics[self.weighted_by_key]))  # type: ignore[arg-type]
+            weight = self.weigh(metrics)
             if weight > 0:
                 mean.add(weight, arrays)
                 told.append(RecordDict({name: metrics}))

@@ -17,6 +17,7 @@ from fedattn_app import local_engine
 from fedattn_app.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # last: one of its scripts has our package's name
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 

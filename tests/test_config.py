@@ -14,8 +14,10 @@ from fedattn_app.config import (
     ModelConfig,
     ModelSize,
 )
+from fedattn_app.rule_config import owners_of
 from fedattn_app.run_config import parse_run_config
 
+BELOW_ONE = ("<= 0.9", "<= 0.49", "<= 0.9999", "<= 0.99999")  # there 0 is the whole number
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 # Beyond each end of each range. The last column is what the message must say is allowed.
@@ -31,7 +33,30 @@ OUT_OF_RANGE = [
     ("round-timeout", math.inf, "<= 43200"),
     ("seed", -1, ">= 0"),
     ("seed", 2**32, "<="),
+    ("warmup-rounds", -1, ">= 0"),
+    ("patience", -1, ">= 0"),
+    ("min-delta", -0.01, ">= 0"),
+    ("score", "nonsense", "macro-f1"),
     ("strategy", "nonsense", "fedavg"),
+    ("server-learning-rate", -0.1, ">= 0"),
+    ("server-momentum", 1.0, "<= 0.9999"),
+    ("beta-1", 1.0, "<= 0.9999"),
+    ("beta-2", -0.1, ">= 0"),
+    ("tau", 0, "> 0"),
+    ("proximal-mu", -1, ">= 0"),
+    ("fairness", -1, ">= 0"),
+    ("attentive-step", 0, "> 0"),
+    ("gradient-batch", -1, ">= 0"),
+    ("concurrency", 0, ">= 1"),
+    ("buffer-size", 0, ">= 1"),
+    ("staleness-exponent", -0.1, ">= 0"),
+    ("trimmed", 0.5, "<= 0.49"),
+    ("malicious", -1, ">= 0"),
+    ("selected", 0, ">= 1"),
+    ("drop-norm", -1, ">= 0"),
+    ("clip-norm", math.nan, "a number"),
+    ("learning-rate-schedule", "nonsense", "cosine"),
+    ("examples-per-client", 0, ">= 1"),
     ("weighting", "nonsense", "uniform"),
     ("local", "nonsense", "personal"),
     ("privacy", "nonsense", "none"),
@@ -208,9 +233,11 @@ def test_text_is_nothing_else(refused, key, value):
 def test_a_whole_number_will_do_for_a_number(key):
     if key == "target-delta":
         pytest.skip("its range has no whole number")
-    number = 0 if key in ("dropout", "validation-fraction") else 1
+    number = 0 if SETTINGS[key].allowed.endswith(BELOW_ONE) else 1
     privacy = CENTRAL if key == "max-update-norm" else LOCAL if key in PRIVATE_KEYS else {}
-    value = Config.from_run_config({**privacy, key: number}).to_run_config()[key]
+    owner = {"strategy": (owners_of(key.replace("-", "_")) or ["fedavg"])[0]}
+    others = {**privacy, **owner, "patience": 1}
+    value = Config.from_run_config({**others, key: number}).to_run_config()[key]
     assert (value, type(value)) == (number, float)
 
 

@@ -138,6 +138,8 @@ def test_sampling_takes_the_asked_share_and_repeats_by_seed(tiny, tmp_path):
 def test_the_folder_holds_what_the_contract_says(tiny, ran):
     names = {path.relative_to(ran.path).as_posix() for path in ran.path.rglob("*")}
     assert names == {
+        "best.safetensors",
+        "checkpoint/best.safetensors",
         "config.toml",
         "history.jsonl",
         "clients.jsonl",
@@ -153,21 +155,23 @@ def test_the_folder_holds_what_the_contract_says(tiny, ran):
     for row in ran.history:
         assert set(row) == {
             *("round", "seconds", "clients", "failures", "bytes_up", "bytes_down"),
-            *("train", "evaluate", "central", "epsilon_max"),
+            *("train", "evaluate", "central", "epsilon_max", "dropped"),
         }
     assert [(row["round"], row["partition"]) for row in ran.clients] == [
         (r, p) for r in (1, 2) for p in range(CLIENTS)
     ]
     for row in ran.clients:
         assert set(row) == {
-            *("round", "partition", "num_examples", "accuracy", "loss", "epsilon", "seconds")
+            *("round", "partition", "num_examples", "accuracy", "loss", "epsilon", "seconds"),
+            *("recall_per_class", "f1_per_class"),
         }
     summary = ran.summary
     assert set(summary) == {
         *("strategy", "shared", "privacy", "model", "dataset", "num_clients", "rounds"),
         *("accuracy", "macro_f1", "recall_per_class", "worst_client_accuracy"),
         *("epsilon", "delta", "bytes_up_per_client_round", "bytes_total"),
-        *("shared_parameters", "total_parameters", "seconds"),
+        *("shared_parameters", "total_parameters", "seconds", "best_round", "f1_per_class"),
+        *("best_client_accuracy", "client_accuracy_deviation"),
     }
     last = ran.history[-1]
     assert summary["accuracy"] == last["central"]["accuracy"]
@@ -322,7 +326,9 @@ def test_an_unsound_reply_is_a_failed_one(tiny, caplog, name):
     change, reason = UNSOUND[name]
     result = run_with(altered(change), tiny)
     assert [row["failures"] for row in result.history] == [0, 1, 1]
-    assert "client 1 failed: unsound reply" in caplog.text
+    dropped = "client 1: its update is dropped" in caplog.text
+    assert dropped != ("client 1 failed: unsound reply" in caplog.text)
+    assert [row["dropped"] for row in result.history] == [0, int(dropped), int(dropped)]
     assert reason in caplog.text
     assert all(np.isfinite(array).all() for array in result.arrays.values())
 

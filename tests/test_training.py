@@ -9,12 +9,14 @@ from torch.nn import functional as F
 from fedattn_app.config import ModelConfig, TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import build_model
+from fedattn_app.optimizer import Proximal
 from fedattn_app.parameters import get_arrays
 from fedattn_app.scopes import BUILT_IN, scope_of
 from fedattn_app.training import (
     TrainingDivergedError,
     by_length,
     evaluate,
+    gradient,
     train,
 )
 
@@ -83,8 +85,8 @@ def test_a_batch_in_parts_of_similar_length_has_the_gradient_of_the_whole(model,
         optimizer="sgd", learning_rate=1.0, weight_decay=0.0, batch_size=len(examples)
     )
     result = train(model, names, examples, config, seed=1)
-    for name, start, gradient, now in zip(names, before, expected, model.parameters(), strict=True):
-        torch.testing.assert_close(start - now, gradient, rtol=1e-4, atol=1e-6, msg=name)
+    for name, start, step, now in zip(names, before, expected, model.parameters(), strict=True):
+        torch.testing.assert_close(start - now, step, rtol=1e-4, atol=1e-6, msg=name)
     assert result.loss == pytest.approx(loss.item())
 
 
@@ -267,3 +269,82 @@ def test_scores_are_the_same_in_any_number_of_threads(model):
     assert together.loss == alone.loss
     np.testing.assert_array_equal(together.predicted, alone.predicted)
     np.testing.assert_array_equal(together.correct, alone.correct)
+
+
+def by_hand(examples, mu, anchored, optimizer, rate, decay, epochs=2):
+    """Train with the proximal term in the loss, one example order, torch's own optimizer."""
+    model = build_model(CONFIG, LABELS, seed=1)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    kind = TORCH_OPTIMIZERS[optimizer](model.parameters(), lr=rate, weight_decay=decay)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for _ in range(epochs):
+            for index in torch.split(torch.randperm(len(examples)), 16):
+                kind.zero_grad()
+                batch = examples[index]
+                loss = F.cross_entropy(model(batch.ids, batch.lengths), batch.labels)
+                for name, parameter in model.named_parameters():
+                    if name in anchored:
+                        loss = loss + mu / 2 * (parameter - start[name]).square().sum()
+                loss.backward()
+                kind.step()
+    return get_arrays(model)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("part", ["all", "attention"])
+def test_the_proximal_term_is_that_of_the_loss(examples, model, optimizer, part, decay):
+    names = {name for name, _ in model.named_parameters()}
+    anchored = scope_of(part, "frozen", BUILT_IN, names).shared
+    config = TrainingConfig(
+        optimizer=optimizer, learning_rate=0.05, weight_decay=decay, local_epochs=2
+    )
+    train(model, names, examples, config, 1, Proximal(0.7, anchored))
+    expected = by_hand(examples, 0.7, anchored, optimizer, 0.05, decay)
+    for name, array in get_arrays(model).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_proximal_term_of_zero_changes_no_bit(examples, model):
+    names = {name for name, _ in model.named_parameters()}
+    config = TrainingConfig(local_epochs=2)
+    train(model, names, examples, config, 1, Proximal(0.0, names))
+    plain = trained(examples, local_epochs=2)
+    assert changed(get_arrays(model), plain) <= {"embedding.weight"}  # whose rows go another way
+    for name, array in get_arrays(model).items():
+        np.testing.assert_allclose(array, plain[name], atol=1e-7)
+
+
+def test_a_strong_proximal_term_keeps_the_model_where_it_was(examples, model):
+    names = {name for name, _ in model.named_parameters()}
+    before = get_arrays(model)
+    config = TrainingConfig(optimizer="sgd", learning_rate=0.01, local_epochs=5)
+    train(model, names, examples, config, 1, Proximal(90.0, names))
+    held = sum(np.square(array - before[k]).sum() for k, array in get_arrays(model).items())
+    free = trained(examples, optimizer="sgd", learning_rate=0.01, local_epochs=5)
+    moved = sum(np.square(array - before[k]).sum() for k, array in free.items())
+    assert held < 0.1 * moved
+
+
+@pytest.mark.parametrize("physical", [5, 48])
+def test_the_gradient_is_torchs_of_the_mean_loss(examples, model, physical):
+    names = {name for name, _ in model.named_parameters()}
+    config = TrainingConfig(physical_batch_size=physical)
+    arrays, result = gradient(model, names, examples, config, seed=1)
+    loss = F.cross_entropy(model(examples.ids, examples.lengths), examples.labels)
+    loss.backward()
+    assert arrays.keys() == names
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(arrays[name], parameter.grad, rtol=1e-4, atol=1e-7)
+    assert result.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_the_gradient_over_a_batch_is_over_so_many(examples, model):
+    names = {"head.weight", "head.bias"} & {name for name, _ in model.named_parameters()}
+    first, _ = gradient(model, names, examples, TrainingConfig(), seed=1, batch=7)
+    again, _ = gradient(model, names, examples, TrainingConfig(), seed=1, batch=7)
+    other, _ = gradient(model, names, examples, TrainingConfig(), seed=2, batch=7)
+    assert set(first) == names
+    assert all(first[k].tobytes() == again[k].tobytes() for k in names)
+    assert any(first[k].tobytes() != other[k].tobytes() for k in names)

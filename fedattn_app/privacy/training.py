@@ -15,10 +15,10 @@ from typing import Self
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import Classifier
-from fedattn_app.optimizer import FlatOptimizer
+from fedattn_app.optimizer import FlatOptimizer, Proximal
 from fedattn_app.privacy.gradients import Engine, trained
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training import TrainingDivergedError, by_length
+from fedattn_app.training import TrainingDivergedError, by_length, choose
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ def train_privately(
     noise: Noise,
     engine: type[Engine],
     random: SecretRandom,
+    proximal: Proximal | None = None,
 ) -> None:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `random` decides which examples a step sees, and the noise. There must be no dropout: what one
-    example adds would depend on which others were drawn. Raises `TrainingDivergedError` when the
-    parameters are not finite.
+    `random` decides which examples a step sees, and the noise; `proximal` adds to the loss. There
+    must be no dropout: what one example adds would depend on which others were drawn. Raises
+    `TrainingDivergedError` when the parameters are not finite.
     """
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+    choose(model, trainable)
     model.train()
-    flat = FlatOptimizer(trained(model), config)
+    flat = FlatOptimizer(trained(model), config, proximal.pull_on(model) if proximal else [])
     with closing(flat), closing(engine(model)) as gradients:
         for _ in range(sampling.steps):
             flat.gradient.zero_()

@@ -1,0 +1,361 @@
+"""What happens over the rounds: when a run ends, what is kept, who takes part."""
+
+import json
+
+import numpy as np
+import pytest
+from data_files import write
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from runs import same_arrays, settled
+
+from fedattn_app import client_app, server_app
+from fedattn_app.build import build_classifier
+from fedattn_app.config import Config, TrainingConfig
+from fedattn_app.data import client_data
+from fedattn_app.errors import RunFailedError
+from fedattn_app.grid import PartitionGrid
+from fedattn_app.local_engine import FIRST_NODE_ID, LocalGrid, task_identity
+from fedattn_app.parameters import get_arrays
+from fedattn_app.predictor import Predictor
+from fedattn_app.rounds import best_round
+from fedattn_app.scopes import scope_of
+from fedattn_app.simulation import simulate
+from fedattn_app.storage import read_arrays
+
+CLIENTS = 3
+TINY = {
+    "model": "tiny",
+    "vocabulary": 512,
+    "max-length": 16,
+    "num-rounds": 4,
+    "learning-rate": 0.01,
+    "fraction-evaluate": 0.0,
+}
+
+
+def run(folder, clients=CLIENTS, **more):
+    keys = {key.replace("_", "-"): value for key, value in more.items()}
+    config = {**TINY, **keys, "output-dir": str(folder)}
+    return simulate(config, clients, workers=1, quiet=True)
+
+
+def rows(*scores):
+    return [{"round": number, "value": score} for number, score in enumerate(scores)]
+
+
+def value(row):
+    return row["value"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "min_delta", "expected"),
+    [
+        ((0.1, 0.5, 0.4, 0.5), 0.0, 1),  # the first of equal ones
+        ((0.1, 0.5, 0.4, 0.51), 0.0, 3),
+        ((0.1, 0.5, 0.4, 0.51), 0.05, 1),
+        ((None, None, -3.0, None), 0.0, 2),
+        ((None, None), 0.0, -1),
+        ((-5.0,), 0.1, 0),
+    ],
+)
+def test_the_best_round(scores, min_delta, expected):
+    assert best_round(rows(*scores), value, min_delta) == expected
+
+
+def test_a_run_ends_when_it_gets_no_better(tmp_path):
+    whole = run(tmp_path / "whole", num_rounds=30, patience=2, min_delta=0.3)
+    accuracies = [row["central"]["accuracy"] for row in whole.history]
+    best, at = accuracies[0], 0
+    for number, accuracy in enumerate(accuracies):
+        if accuracy > best + 0.3:
+            best, at = accuracy, number
+    assert whole.summary["rounds"] == at + 2 < 30
+
+
+@pytest.mark.parametrize("score", ["accuracy", "loss", "macro-f1"])
+def test_the_best_model_is_kept_beside_the_last(tmp_path, score):
+    # A rate that falls to nothing would hide which round was best; this one swings.
+    result = run(tmp_path / "run", score=score, learning_rate=0.05, num_rounds=6)
+    values = [row["central"][score.replace("-", "_")] for row in result.history]
+    best = int(np.argmin(values) if score == "loss" else np.argmax(values))
+    assert result.summary["best_round"] == best
+    arrays, about = read_arrays(result.path / "best.safetensors")
+    assert about["round"] == str(best)
+    part = run(tmp_path / "part", score=score, learning_rate=0.05, num_rounds=max(best, 1))
+    if best:
+        assert all(arrays[name].tobytes() == part.arrays[name].tobytes() for name in arrays)
+    assert (
+        Predictor.load(result.path / "best.safetensors").labels
+        == Predictor.load(result.path / "model.safetensors").labels
+    )
+
+
+def test_the_best_of_all_outlives_a_stop(tmp_path):
+    settings = {"score": "loss", "learning_rate": 0.05}
+    whole = run(tmp_path / "whole", num_rounds=6, **settings)
+    run(tmp_path / "part", num_rounds=3, **settings)
+    carried = {"resume-from": str(tmp_path / "part"), "num-rounds": 6}
+    rest = simulate(carried, quiet=True)
+    assert rest.summary["best_round"] == whole.summary["best_round"]
+    left, right = (read_arrays(r.path / "best.safetensors")[0] for r in (rest, whole))
+    assert all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def changed_by(result, other):
+    return {k for k in result.arrays if result.arrays[k].tobytes() != other.arrays[k].tobytes()}
+
+
+def attention_and_head(result):
+    return scope_of("attention+head", "frozen", "fedattn", result.arrays).shared
+
+
+def test_warmup_rounds_train_all_and_the_others_what_is_shared(tmp_path):
+    everything = run(tmp_path / "all", shared="all", num_rounds=2)
+    warm = run(tmp_path / "warm", warmup_rounds=2, num_rounds=4)
+    first_two = run(tmp_path / "two", warmup_rounds=2, num_rounds=2)
+    assert same_arrays(first_two, everything)
+    assert changed_by(warm, everything) == attention_and_head(warm)
+    up = [row["bytes_up"] for row in warm.history]
+    down = [row["bytes_down"] for row in warm.history]
+    assert up[3] < up[1] / 2
+    assert down[3] > 0.9 * down[1]  # the rest goes along
+
+
+def test_a_warm_start_is_carried_on_to_the_bit(tmp_path):
+    whole = run(tmp_path / "whole", warmup_rounds=2)
+    for stop in (1, 2, 3):
+        run(tmp_path / f"{stop}", warmup_rounds=2, num_rounds=stop)
+        carried = {"resume-from": str(tmp_path / f"{stop}"), "num-rounds": TINY["num-rounds"]}
+        rest = simulate(carried, quiet=True)
+        assert same_arrays(rest, whole)
+
+
+def test_a_warm_start_evaluates_on_what_was_warmed(tmp_path):
+    warm = run(tmp_path / "warm", warmup_rounds=1, num_rounds=2, fraction_evaluate=1.0)
+    again = run(tmp_path / "again", warmup_rounds=1, num_rounds=2, fraction_evaluate=1.0)
+    assert settled(warm) == settled(again)
+    assert warm.history[2]["evaluate"]["loss"] < warm.history[0]["central"]["loss"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"shared": "all"},
+        {"shared": "lora", "model": "somewhere/else"},
+        {"local": "personal", "shared": "attention"},
+    ],
+)
+def test_warmup_is_refused_where_nothing_is_frozen(refused, more):
+    with refused("warmup-rounds = 1"):
+        Config.from_run_config({"warmup-rounds": 1, **more})
+
+
+def test_min_delta_needs_patience(refused):
+    with refused("min-delta = 0.1", "patience"):
+        Config.from_run_config({"min-delta": 0.1})
+
+
+def test_the_cosine_falls_to_zero():
+    config = TrainingConfig(learning_rate=0.2, learning_rate_schedule="cosine")
+    rates = [config.in_round(t, 4).learning_rate for t in (1, 2, 3, 4)]
+    expected = [0.1 * (1 + np.cos(np.pi * done / 4)) for done in range(4)]
+    np.testing.assert_allclose(rates, expected)
+    assert config.in_round(9, 4).learning_rate == rates[-1]
+    assert TrainingConfig(learning_rate=0.2).in_round(3, 4).learning_rate == 0.2
+
+
+def test_the_schedule_reaches_the_clients(tmp_path):
+    constant = run(tmp_path / "constant", num_rounds=1)
+    cosine = run(tmp_path / "cosine", num_rounds=1, learning_rate_schedule="cosine")
+    assert same_arrays(constant, cosine)  # the first round is at the whole rate
+    longer = [
+        run(tmp_path / f"longer-{schedule}", num_rounds=3, learning_rate_schedule=schedule)
+        for schedule in ("constant", "cosine")
+    ]
+    assert not same_arrays(*longer)
+
+
+class Coming(LocalGrid):
+    """A grid whose nodes come and go: so many are there, by how often that was asked."""
+
+    def __init__(self, counts, config):
+        super().__init__(client_app.app, max(counts), dict(config.to_run_config()))
+        self.counts = list(counts)
+        self.rounds = 0
+
+    def get_node_ids(self):
+        return list(super().get_node_ids())[: self.counts[min(self.rounds, len(self.counts) - 1)]]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        asked = list(messages)
+        self.rounds += any(message.metadata.message_type == "train" for message in asked)
+        return super().send_and_receive(asked, timeout=timeout)
+
+
+def run_on(counts, folder, **more):
+    keys = {key.replace("_", "-"): value for key, value in more.items()}
+    config = Config.from_run_config({**TINY, "min-clients": 2, **keys, "output-dir": str(folder)})
+    with task_identity():
+        return server_app.run(PartitionGrid(Coming(counts, config)), config)
+
+
+def test_clients_come_late_and_leave(tmp_path):
+    result = run_on([2, 4, 3, 3], tmp_path / "run")
+    assert [row["clients"] for row in result.history] == [0, 2, 4, 3, 3]
+    assert [row["failures"] for row in result.history] == [0] * 5
+
+
+def test_too_few_clients_are_waited_for_and_then_the_run_ends(tmp_path):
+    with pytest.raises(RunFailedError, match=r"1 of 2 clients connected in 0\.5 s"):
+        run_on([2, 1], tmp_path / "run", round_timeout=0.5)
+    history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").open()]
+    assert [row["round"] for row in history] == [0, 1]
+
+
+def run_timed(folder, seconds, clients=10, **more):
+    """Run on a clock, on which a partition takes `seconds(partition)` to train."""
+    keys = {key.replace("_", "-"): value for key, value in more.items()}
+    config = Config.from_run_config({**TINY, **keys, "output-dir": str(folder)})
+    with task_identity():
+        grid = LocalGrid(client_app.app, clients, dict(config.to_run_config()), seconds=seconds)
+        return server_app.run(PartitionGrid(grid), config), grid.clock
+
+
+def one_slow(partition):
+    return 10.0 if partition == 3 else 1.0
+
+
+def test_a_slow_client_holds_nobody_up(tmp_path):
+    """As many updates by buffers of five, one client ten times slower than the other nine."""
+    synchronous, waited = run_timed(tmp_path / "sync", one_slow, num_rounds=12)
+    buffered, took = run_timed(
+        tmp_path / "buffer", one_slow, num_rounds=24, strategy="fedbuff", buffer_size=5
+    )
+    updates = [sum(row["clients"] for row in r.history) for r in (synchronous, buffered)]
+    assert updates == [120, 120]
+    assert waited == 120.0
+    assert took <= waited / 2.5
+    accuracies = [r.summary["accuracy"] for r in (synchronous, buffered)]
+    assert accuracies[1] >= accuracies[0] - 0.02
+    assert {row["partition"] for row in buffered.clients} == set(range(10))
+
+
+def test_a_client_that_never_answers_is_given_up(tmp_path):
+    class Silent(LocalGrid):
+        def pull_messages(self, message_ids):
+            silent = FIRST_NODE_ID + 1
+            kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
+            return super().pull_messages(kept)
+
+    config = Config.from_run_config(
+        {
+            **TINY,
+            "strategy": "fedbuff",
+            "buffer-size": 2,
+            "concurrency": 3,
+            "round-timeout": 0.2,
+            "output-dir": str(tmp_path / "run"),
+        }
+    )
+    with task_identity():
+        grid = PartitionGrid(Silent(client_app.app, 3, dict(config.to_run_config())))
+        result = server_app.run(grid, config)
+    assert [row["clients"] for row in result.history] == [0, 2, 2, 2, 2]
+    assert {row["partition"] for row in result.clients} == {0, 2}
+
+
+def failing(message: Message, context):
+    if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+        raise RuntimeError("out of order")
+    return client_app.app(message, context)
+
+
+class Failing(ClientApp):
+    def __call__(self, message, context):
+        return failing(message, context)
+
+
+def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path):
+    settings = {**TINY, "strategy": "fedbuff", "concurrency": 3, "buffer-size": 3}
+    config = {**settings, "output-dir": str(tmp_path / "run")}
+    result = simulate(config, 3, workers=1, quiet=True, clients=Failing())
+    assert [row["clients"] for row in result.history[1:]] == [2] * 4
+    assert [row["failures"] for row in result.history[1:]] == [1] * 4
+
+
+SHARES = {"partitioner": "label-shares", "dataset": "file", "learning-rate": 0.01}
+
+
+@pytest.fixture
+def two_labels(tmp_path):
+    texts = [f"{'bad' if k % 2 else 'good'} word{k % 7} word{k % 11}" for k in range(500)]
+    labels = ["no" if k % 2 else "yes" for k in range(500)]
+    for name, part in (("train", slice(440)), ("test", slice(440, None))):
+        write(tmp_path / "data" / f"{name}.csv", texts[part], labels[part])
+    return {**SHARES, "data-path": str(tmp_path / "data")}
+
+
+def test_label_shares_are_what_they_say(two_labels):
+    config = Config.from_run_config({**two_labels, "validation-fraction": 0.0})
+    counts = [
+        np.bincount(client_data(config.data, config.model, 1, k, 3).train.labels, minlength=2)
+        for k in range(3)
+    ]
+    assert [count.tolist() for count in counts] == [[50, 50], [30, 70], [20, 80]]
+
+
+def test_an_imbalanced_run_tells_scores_by_label_and_client(two_labels, tmp_path):
+    config = {**two_labels, "fraction-evaluate": 1.0, "validation-fraction": 0.2}
+    result = run(tmp_path / "run", 3, **{k.replace("-", "_"): v for k, v in config.items()})
+    last = [row for row in result.clients if row["round"] == 4]
+    assert len(last) == 3
+    for row in last:
+        for key in ("recall_per_class", "f1_per_class"):
+            assert len(row[key]) == 2
+            assert all(score is None or 0 <= score <= 1 for score in row[key])
+    summary, accuracies = result.summary, [row["accuracy"] for row in last]
+    assert summary["worst_client_accuracy"] == min(accuracies)
+    assert summary["best_client_accuracy"] == max(accuracies)
+    assert summary["client_accuracy_deviation"] == pytest.approx(np.std(accuracies))
+    assert set(summary["f1_per_class"]) == {"no", "yes"}
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ({"label-shares": "50/50, 40/50"}, ["label-shares", "sum to 100"]),
+        ({"label-shares": "half/half"}, ["label-shares", "sum to 100"]),
+        ({"label-shares": ""}, ["label-shares"]),
+        ({"label-shares": "50/50, 50/50"}, ["is for 2 clients, not 3"]),
+        ({"label-shares": "50/30/20, 50/50, 50/50"}, ["names 3 shares", "2 labels"]),
+        ({"examples-per-client": 200}, ["too few examples of 'yes'", "examples-per-client = 200"]),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(two_labels, tmp_path, refused, more, parts):
+    with refused(*parts):
+        simulate({**TINY, **two_labels, **more, "output-dir": str(tmp_path / "run")}, 3, quiet=True)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam", "geometric-median", "fedbuff"])
+@pytest.mark.parametrize("shared", ["attention", "all-but-attention"])
+def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
+    own = {"buffer_size": 3, "concurrency": 3} if rule == "fedbuff" else {}
+    result = run(
+        tmp_path / "run",
+        strategy=rule,
+        shared=shared,
+        local="personal",
+        fraction_evaluate=1.0,
+        num_rounds=2,
+        **own,
+    )
+    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
+    assert len([row for row in result.clients if row["round"] == 2]) == CLIENTS
+    start = get_arrays(
+        build_classifier(Config.from_run_config(TINY), len(result.summary["recall_per_class"]))
+    )
+    moved = {name for name in start if start[name].tobytes() != result.arrays[name].tobytes()}
+    scope = scope_of(shared, "personal", "fedattn", start)
+    assert moved <= scope.shared  # the server never sees the rest
+    assert moved
