@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import paths  # noqa: F401
 import torch
 
 from fedattn_app.data import Examples

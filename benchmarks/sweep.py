@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import paths  # noqa: F401
 import torch
 
 from fedattn_app.results import RunResult
