@@ -1,7 +1,7 @@
 """Every rule, scope and attack side by side: the figures of README and compare_strategies.ipynb.
 
-Ten clients, the built-in model, one local epoch a round, few rounds and short texts so that it takes
-hours and not days, data from the folder given:
+Ten clients, the built-in model, one local epoch a round, few rounds and short texts so that it
+takes hours and not days, data from the folder given:
 
 - ``tune``: for each rule a step size, four candidates each, by the accuracy on what clients hold
   out, with a seed that nothing else uses;
