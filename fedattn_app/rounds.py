@@ -158,7 +158,8 @@ class Rounds:
         began = time.perf_counter()
         wanted = max(1, self.config.min_clients)
         self.grid.wait_for_clients(wanted, timeout=self.config.round_timeout)
-        trained, failed_training = self._train(server_round, outcome)
+        cohort, failed_training = self._train(server_round, outcome)
+        trained = cohort.good
         evaluated, failed_evaluation = self._evaluate(server_round, outcome)
         if self.evaluate:
             outcome.central = self.evaluate(self._kept(outcome))
@@ -172,7 +173,7 @@ class Rounds:
         row = _row(
             server_round,
             seconds,
-            len(trained),
+            cohort.updates,
             failed_training + failed_evaluation,
             len(self._phase(server_round).checks.dropped),
             traffic,
@@ -191,7 +192,8 @@ class Rounds:
     def _num_examples_told(self) -> bool:
         return not self.private or self.privacy.num_examples_public
 
-    def _train(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
+    def _train(self, server_round: int, outcome: Outcome) -> tuple["_Cohort", int]:
+        """Run one round of training; return who took part, and how many failed."""
         self._check_budgets(outcome)
         phase = self._phase(server_round)
         try:
@@ -218,7 +220,7 @@ class Rounds:
         else:
             outcome.arrays = arrays
         self._account(cohort.good, outcome)
-        return cohort.good, asked - len(cohort.good) - len(cohort.spent)
+        return cohort, asked - cohort.updates - len(cohort.spent)
 
     def _asked_to_train(
         self, server_round: int, phase: Phase, outcome: Outcome
@@ -228,13 +230,16 @@ class Rounds:
 
         def messages() -> Iterator[Message]:
             with _sampling(self.config.seed, server_round, next(stages)):
-                yield from phase.strategy.configure_train(
+                for message in phase.strategy.configure_train(
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
-                )
+                ):
+                    if self.private:
+                        outcome.spending.ask([message.metadata.dst_node_id])
+                    yield message
 
         if self.stream is None:
             asked = list(messages())
-            return self._exchange(asked, outcome), len(asked)
+            return self._exchange(asked), len(asked)
         return self.stream.take(self.buffer_size, messages), self.buffer_size
 
     def _account(self, clients: Collection[int], outcome: Outcome) -> None:
@@ -255,8 +260,10 @@ class Rounds:
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
             )
+        if self.private:
+            outcome.spending.ask(message.metadata.dst_node_id for message in messages)
         keys = evaluate_keys(self.private, self.num_labels)
-        replies = list(self._sound(self._exchange(messages, outcome), keys, outcome))
+        replies = list(self._sound(self._exchange(messages), keys, outcome))
         phase.strategy.aggregate_evaluate(server_round, replies)
         good = {
             reply.metadata.src_node_id: metrics_of(reply)
@@ -270,13 +277,11 @@ class Rounds:
                 outcome.client_accuracies = [number(record, "accuracy") for record in counted]
         return good, len(messages) - len(good)
 
-    def _exchange(self, messages: Sequence[Message], outcome: Outcome) -> Iterator[Message]:
+    def _exchange(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Send `messages` and yield the replies."""
         if not messages:
             return
         silent = {message.metadata.dst_node_id for message in messages}
-        if self.private:
-            outcome.spending.ask(silent)
         for reply in self.grid.send_and_receive(messages, timeout=self.config.round_timeout):
             silent.discard(reply.metadata.src_node_id)
             yield reply
@@ -338,6 +343,7 @@ class _Cohort:
 
     def __init__(self, replies: Iterator[Message]) -> None:
         self.good: dict[int, MetricRecord] = {}
+        self.updates = 0  # more than clients, where one was asked again before the others answered
         self.spent: set[int] = set()
         self.reasons: set[str] = set()
         self._replies = self._usable(replies)
@@ -352,7 +358,7 @@ class _Cohort:
     def drop(self, refused: Mapping[int, str]) -> None:
         """Count those as failed whose updates were refused."""
         for partition, reason in refused.items():
-            self.good.pop(partition, None)
+            self.updates -= self.good.pop(partition, None) is not None
             self.reasons.add(reason)
 
     def _usable(self, replies: Iterator[Message]) -> Iterator[Message]:
@@ -365,6 +371,7 @@ class _Cohort:
                 continue
             else:
                 self.good[partition] = metrics_of(reply)
+                self.updates += 1
             yield reply
 
 

@@ -265,6 +265,20 @@ def test_a_client_that_never_answers_is_given_up(tmp_path):
     assert {row["partition"] for row in result.clients} == {0, 2}
 
 
+def test_a_fast_client_counts_as_often_as_it_answers(tmp_path):
+    result, _ = run_timed(
+        tmp_path / "run",
+        lambda partition: 0.1 if partition == 0 else 1.0,
+        clients=3,
+        strategy="fedbuff",
+        buffer_size=5,
+        concurrency=5,
+        num_rounds=2,
+    )
+    assert [row["clients"] for row in result.history] == [0, 5, 5]
+    assert [row["failures"] for row in result.history] == [0, 0, 0]
+
+
 def failing(message: Message, context):
     if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
         raise RuntimeError("out of order")
