@@ -10,57 +10,37 @@ Use it where clients differ and the ones that learned most should lead; it weigh
 part of the model travels, and one that sends nonsense counts most of all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import ArrayRecord
 
 from strategies.arrays import as_dtype
-from strategies.replies import arrays_of, contents_of
+from strategies.whole_round import WholeRound
 
 Floats = npt.NDArray[np.float64]
 
 
-class FedAtt(FedAvg):
-    """Steps by `step` (ε > 0) towards the clients; the other keywords are those of `FedAvg`.
-
-    It holds the replies of a round at once.
-    """
+class FedAtt(WholeRound):
+    """Steps by `step` (ε > 0) towards the clients; the other keywords are those of `FedAvg`."""
 
     def __init__(self, step: float = 1.0, **fedavg: Any) -> None:
         super().__init__(**fedavg)
         self.step = step
-        self._global = ArrayRecord()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Keep what the clients start from."""
-        self._global = arrays
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Move each array towards the clients', or return (None, None) where none came."""
-        contents = contents_of(replies, self.weighted_by_key)
-        if not contents:
-            return None, None
-        records = [arrays_of(content) for content in contents]
-        moved = ArrayRecord(
+    def combine(self, start: ArrayRecord, clients: Sequence[ArrayRecord]) -> ArrayRecord:
+        """Move each array towards the clients'."""
+        return ArrayRecord(
             {
                 name: as_dtype(
-                    attend(array.numpy(), [record[name].numpy() for record in records], self.step),
+                    attend(array.numpy(), [client[name].numpy() for client in clients], self.step),
                     array.dtype,
                 )
-                for name, array in self._global.items()
+                for name, array in start.items()
             }
         )
-        return moved, self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
 
 def attend(server: npt.NDArray[Any], clients: Sequence[npt.NDArray[Any]], step: float) -> Floats:

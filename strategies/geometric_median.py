@@ -10,46 +10,29 @@ Use it where fewer than half of the clients may send anything whatever; it needs
 many. Clients that are right but far from the others count less too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import ArrayRecord
 
 from strategies.arrays import RunningMean
 from strategies.gram import Floats, distances_from, gram
-from strategies.replies import arrays_of, contents_of
+from strategies.whole_round import WholeRound
 
 SMOOTHING = 1e-6  # ν, as in the paper
 MOST_STEPS = 1000
 TOLERANCE = 1e-9  # of the weights, which sum to 1
 
 
-class GeometricMedian(FedAvg):
-    """Takes Flower's `FedAvg` keywords. It holds the replies of a round at once."""
+class GeometricMedian(WholeRound):
+    """Takes Flower's `FedAvg` keywords."""
 
-    _global = ArrayRecord()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Keep what the clients start from."""
-        self._global = arrays
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the median of the replies, or (None, None) where none came."""
-        contents = contents_of(replies, self.weighted_by_key)
-        if not contents:
-            return None, None
-        records = [arrays_of(content) for content in contents]
+    def combine(self, start: ArrayRecord, clients: Sequence[ArrayRecord]) -> ArrayRecord:
+        """Return the point that is nearest to all clients."""
         median = RunningMean()
-        for weight, record in zip(weiszfeld(gram(self._global, records)), records, strict=True):
-            median.add(float(weight), record)
-        return median.arrays(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        for weight, client in zip(weiszfeld(gram(start, clients)), clients, strict=True):
+            median.add(float(weight), client)
+        return median.arrays()
 
 
 def weiszfeld(products: Floats) -> Floats:

@@ -10,3 +10,14 @@ def settled(result):
 def same_arrays(left, right):
     assert left.arrays.keys() == right.arrays.keys()
     return all(left.arrays[k].tobytes() == right.arrays[k].tobytes() for k in left.arrays)
+
+
+# A run that takes a second: the smallest model, four rounds, no evaluation by clients.
+QUICK = {
+    "model": "tiny",
+    "vocabulary": 512,
+    "max-length": 16,
+    "num-rounds": 4,
+    "learning-rate": 0.01,
+    "fraction-evaluate": 0.0,
+}

@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 from attacks import LIES, Attacked
 from flwr.app import Message
+from runs import QUICK
 
 from fedattn_app import client_app
 from fedattn_app.simulation import simulate
 
 CLIENTS = 5
-TINY = {
-    "model": "tiny",
-    "vocabulary": 512,
-    "max-length": 16,
-    "num-rounds": 1,
-    "learning-rate": 0.01,
-    "fraction-evaluate": 0.0,
-}
 
 
 class Listening(Attacked):
@@ -40,7 +33,12 @@ class Listening(Attacked):
 
 def listen(tmp_path, attack, fraction=0.4, **more):
     app = Listening(attack, fraction)
-    config = {**TINY, **more, "output-dir": str(tmp_path / f"{attack}-{fraction}")}
+    config = {
+        **QUICK,
+        "num-rounds": 1,
+        **more,
+        "output-dir": str(tmp_path / f"{attack}-{fraction}"),
+    }
     result = simulate(config, CLIENTS, workers=1, quiet=True, clients=app)
     return app, result
 
@@ -112,7 +110,7 @@ def test_false_labels_stay_with_the_liars(tmp_path):
     listen(tmp_path, "label-flip")
     clean, _ = listen(tmp_path, "label-flip", 0.0)
     direct = simulate(
-        {**TINY, "output-dir": str(tmp_path / "direct")},
+        {**QUICK, "num-rounds": 1, "output-dir": str(tmp_path / "direct")},
         CLIENTS,
         workers=1,
         quiet=True,

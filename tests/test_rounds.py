@@ -7,7 +7,7 @@ import pytest
 from data_files import write
 from flwr.app import Message
 from flwr.clientapp import ClientApp
-from runs import same_arrays, settled
+from runs import QUICK, same_arrays, settled
 
 from fedattn_app import client_app, server_app
 from fedattn_app.build import build_classifier
@@ -24,19 +24,11 @@ from fedattn_app.simulation import simulate
 from fedattn_app.storage import read_arrays
 
 CLIENTS = 3
-TINY = {
-    "model": "tiny",
-    "vocabulary": 512,
-    "max-length": 16,
-    "num-rounds": 4,
-    "learning-rate": 0.01,
-    "fraction-evaluate": 0.0,
-}
 
 
 def run(folder, clients=CLIENTS, **more):
     keys = {key.replace("_", "-"): value for key, value in more.items()}
-    config = {**TINY, **keys, "output-dir": str(folder)}
+    config = {**QUICK, **keys, "output-dir": str(folder)}
     return simulate(config, clients, workers=1, quiet=True)
 
 
@@ -126,7 +118,7 @@ def test_a_warm_start_is_carried_on_to_the_bit(tmp_path):
     whole = run(tmp_path / "whole", warmup_rounds=2)
     for stop in (1, 2, 3):
         run(tmp_path / f"{stop}", warmup_rounds=2, num_rounds=stop)
-        carried = {"resume-from": str(tmp_path / f"{stop}"), "num-rounds": TINY["num-rounds"]}
+        carried = {"resume-from": str(tmp_path / f"{stop}"), "num-rounds": QUICK["num-rounds"]}
         rest = simulate(carried, quiet=True)
         assert same_arrays(rest, whole)
 
@@ -195,7 +187,7 @@ class Coming(LocalGrid):
 
 def run_on(counts, folder, **more):
     keys = {key.replace("_", "-"): value for key, value in more.items()}
-    config = Config.from_run_config({**TINY, "min-clients": 2, **keys, "output-dir": str(folder)})
+    config = Config.from_run_config({**QUICK, "min-clients": 2, **keys, "output-dir": str(folder)})
     with task_identity():
         return server_app.run(PartitionGrid(Coming(counts, config)), config)
 
@@ -216,7 +208,7 @@ def test_too_few_clients_are_waited_for_and_then_the_run_ends(tmp_path):
 def run_timed(folder, seconds, clients=10, **more):
     """Run on a clock, on which a partition takes `seconds(partition)` to train."""
     keys = {key.replace("_", "-"): value for key, value in more.items()}
-    config = Config.from_run_config({**TINY, **keys, "output-dir": str(folder)})
+    config = Config.from_run_config({**QUICK, **keys, "output-dir": str(folder)})
     with task_identity():
         grid = LocalGrid(client_app.app, clients, dict(config.to_run_config()), seconds=seconds)
         return server_app.run(PartitionGrid(grid), config), grid.clock
@@ -250,7 +242,7 @@ def test_a_client_that_never_answers_is_given_up(tmp_path):
 
     config = Config.from_run_config(
         {
-            **TINY,
+            **QUICK,
             "strategy": "fedbuff",
             "buffer-size": 2,
             "concurrency": 3,
@@ -291,7 +283,7 @@ class Failing(ClientApp):
 
 
 def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path):
-    settings = {**TINY, "strategy": "fedbuff", "concurrency": 3, "buffer-size": 3}
+    settings = {**QUICK, "strategy": "fedbuff", "concurrency": 3, "buffer-size": 3}
     config = {**settings, "output-dir": str(tmp_path / "run")}
     result = simulate(config, 3, workers=1, quiet=True, clients=Failing())
     assert [row["clients"] for row in result.history[1:]] == [2] * 4
@@ -348,7 +340,9 @@ def test_an_imbalanced_run_tells_scores_by_label_and_client(two_labels, tmp_path
 )
 def test_shares_that_cannot_be_are_refused(two_labels, tmp_path, refused, more, parts):
     with refused(*parts):
-        simulate({**TINY, **two_labels, **more, "output-dir": str(tmp_path / "run")}, 3, quiet=True)
+        simulate(
+            {**QUICK, **two_labels, **more, "output-dir": str(tmp_path / "run")}, 3, quiet=True
+        )
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam", "geometric-median", "fedbuff"])
@@ -367,7 +361,7 @@ def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
     assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
     assert len([row for row in result.clients if row["round"] == 2]) == CLIENTS
     start = get_arrays(
-        build_classifier(Config.from_run_config(TINY), len(result.summary["recall_per_class"]))
+        build_classifier(Config.from_run_config(QUICK), len(result.summary["recall_per_class"]))
     )
     moved = {name for name in start if start[name].tobytes() != result.arrays[name].tobytes()}
     scope = scope_of(shared, "personal", "fedattn", start)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from runs import same_arrays, settled
+from runs import QUICK, same_arrays, settled
 
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
@@ -11,14 +11,6 @@ from fedattn_app.rules import make_rule
 from fedattn_app.settings import key_of
 from fedattn_app.simulation import simulate
 
-TINY = {
-    "model": "tiny",
-    "vocabulary": 512,
-    "max-length": 16,
-    "num-rounds": 4,
-    "learning-rate": 0.01,
-    "fraction-evaluate": 0.0,
-}
 CLIENTS = 4
 OWN = {
     "fedbuff": {"concurrency": 3, "buffer-size": 2},
@@ -31,7 +23,7 @@ NOT_RESUMED_TO_THE_BIT = {"fedbuff"}
 
 
 def run(folder, rule, **more):
-    settings = {**TINY, "strategy": rule, **OWN.get(rule, {}), **more}
+    settings = {**QUICK, "strategy": rule, **OWN.get(rule, {}), **more}
     return simulate({**settings, "output-dir": str(folder)}, CLIENTS, workers=1, quiet=True)
 
 
@@ -45,7 +37,7 @@ def told(result):
 def test_a_run_is_repeated_to_the_bit_and_carried_on_to_the_bit(tmp_path, rule):
     whole = run(tmp_path / "whole", rule)
     assert whole.summary["strategy"] == rule
-    assert whole.summary["rounds"] == TINY["num-rounds"]
+    assert whole.summary["rounds"] == QUICK["num-rounds"]
     assert whole.history[-1]["central"]["loss"] != whole.history[0]["central"]["loss"]
     again = run(tmp_path / "again", rule)
     assert settled(again) == settled(whole)
@@ -53,7 +45,7 @@ def test_a_run_is_repeated_to_the_bit_and_carried_on_to_the_bit(tmp_path, rule):
     if rule in NOT_RESUMED_TO_THE_BIT:
         return
     run(tmp_path / "part", rule, **{"num-rounds": 2})
-    carried = {"resume-from": str(tmp_path / "part"), "num-rounds": TINY["num-rounds"]}
+    carried = {"resume-from": str(tmp_path / "part"), "num-rounds": QUICK["num-rounds"]}
     rest = simulate(carried, quiet=True)
     assert same_arrays(rest, whole)
     assert told(rest) == told(whole)
@@ -62,7 +54,7 @@ def test_a_run_is_repeated_to_the_bit_and_carried_on_to_the_bit(tmp_path, rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_any_number_of_processes_gives_the_same_bits(tmp_path, rule):
     one = run(tmp_path / "one", rule, **{"num-rounds": 2})
-    settings = {**TINY, "strategy": rule, **OWN.get(rule, {}), "num-rounds": 2}
+    settings = {**QUICK, "strategy": rule, **OWN.get(rule, {}), "num-rounds": 2}
     two = simulate(
         {**settings, "output-dir": str(tmp_path / "two")}, CLIENTS, workers=2, quiet=True
     )
@@ -169,7 +161,10 @@ def test_reductions_to_federated_averaging_are_exact(tmp_path, rule):
 def test_one_client_is_local_training_whatever_the_average(tmp_path):
     alone = [
         simulate(
-            {**TINY, "strategy": rule, "output-dir": str(tmp_path / rule)}, 1, workers=1, quiet=True
+            {**QUICK, "strategy": rule, "output-dir": str(tmp_path / rule)},
+            1,
+            workers=1,
+            quiet=True,
         )
         for rule in ("fedavg", "fedmedian", "geometric-median", "fedatt")
     ]

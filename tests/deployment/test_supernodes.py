@@ -258,6 +258,16 @@ def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment)
         assert sum(a == b for a, b in zip(predicted, labels, strict=True)) > 0.9 * len(texts)
 
 
+@pytest.mark.slow
+def test_two_sites_feed_a_buffer(deployment):
+    start_two_sites(deployment, state_dir=deployment.folder / "state")
+    buffered = 'strategy="fedbuff" concurrency=2 buffer-size=1'
+    result = run_on_sites(deployment, f'model="tiny" vocabulary=512 {buffered}')
+    assert [(row["clients"], row["failures"]) for row in result.history] == [(0, 0), (1, 0), (1, 0)]
+    assert result.summary["strategy"] == "fedbuff"
+    assert {row["partition"] for row in result.clients} <= {0, 1}
+
+
 PRIVATE = 'vocabulary=512 privacy="dp-sgd" noise-multiplier=1.0'
 
 
