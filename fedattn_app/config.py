@@ -441,12 +441,12 @@ class Config:
     @property
     def rule_settings(self) -> Mapping[str, Any]:
         """The keywords of the rule's class; those that the class decides are left out."""
-        values = {**asdict(self.training), **asdict(self.rule), "weighting": self.weighting}
+        values = {**asdict(self.rule), "weighting": self.weighting}
         chosen = self.rule.rule
         given = {keyword: values[name] for name, keyword in chosen.keywords.items()}
         if not self.rule.server_learning_rate and "server_learning_rate" in chosen.keywords:
             del given[chosen.keywords["server_learning_rate"]]
-        return {**chosen.constants, **given}
+        return given
 
     @property
     def fraction_evaluate(self) -> float:
@@ -528,7 +528,7 @@ def settings_table() -> str:
     """Return the Markdown table of all run-config keys that the README shows."""
     rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for key, its in SETTINGS.items():
-        owners = owners_of(key.replace("-", "_")) if key != "learning-rate" else []
+        owners = owners_of(key.replace("-", "_"))
         meaning = f"{', '.join(owners)}: {its.help}" if owners else its.help
         rows.append(f"| `{key}` | `{json.dumps(its.default)}` | {its.allowed} | {meaning} |")
     return "\n".join(rows)

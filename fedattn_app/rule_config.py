@@ -15,13 +15,11 @@ from fedattn_app.settings import Section, key_of, setting
 class Rule:
     """A class of `strategies`, and which settings give which of its keywords.
 
-    `constants` are keywords that no setting gives. With f malicious ones it needs replies from
-    `least(f)` clients.
+    With f malicious ones it needs replies from `least(f)` clients.
     """
 
     name: str
     keywords: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, str] = field(default_factory=dict)
     least: Callable[[int], int] = lambda malicious: 1
 
 
@@ -41,11 +39,7 @@ RULES: Mapping[str, Rule] = {
     "fedyogi": Rule("FedYogi", _MOMENTS),
     "fedsgd": Rule("FedSGD", _MEAN | _STEP | {"gradient_batch": "gradient_batch"}),
     "fedatt": Rule("FedAtt", {"attentive_step": "step"}),
-    "qfedavg": Rule(
-        "QFedAvg",
-        {"fairness": "q", "learning_rate": "client_learning_rate"},
-        {"train_loss_key": "loss"},
-    ),
+    "qfedavg": Rule("QFedAvg", {"fairness": "q", "server_learning_rate": "client_learning_rate"}),
     "fedbuff": Rule("FedBuff", _MEAN | _BUFFER | {"server_learning_rate": "server_learning_rate"}),
     "fedmedian": Rule("FedMedian"),
     "fedtrimmedavg": Rule("FedTrimmedAvg", {"trimmed": "beta"}),
@@ -73,7 +67,10 @@ class RuleConfig(Section):
         choices=("auto", "examples", "uniform", "loss", "effective"),
     )
     server_learning_rate: float = setting(
-        0.0, "step size of the server; 0: as the rule has it", minimum=0
+        0.0,
+        "step size of the server, 1 / L of qfedavg; 0: as the rule has it (1; 0.1 for fedsgd and "
+        "the adaptive ones)",
+        minimum=0,
     )
     server_momentum: float = setting(
         0.0, "momentum of the server's steps", minimum=0, maximum=0.9999

@@ -2,15 +2,16 @@
 
     w ← w − Σ_k F_k^q L (w − w_k) / Σ_k h_k,    h_k = q F_k^(q−1) ‖L (w − w_k)‖² + L F_k^q
 
-with F_k the training loss that client k tells and L = 1 / its learning rate. Li, Sanjabi, Beirami
+with F_k the training loss that client k tells. Li, Sanjabi, Beirami
 and Smith, "Fair resource allocation in federated learning", 2020, arXiv 1905.10497, algorithm 2.
 
-Use it where the worst client matters more than the mean; with q = 0 it averages uniformly. L is
-meant for plain gradient steps: with local Adam the steps of the server are shorter than they could
-be.
+Use it where the worst client matters more than the mean; with q = 0 it averages uniformly. The paper
+takes L = 1 / the learning rate of clients that step by plain gradients. Where they step by Adam that
+says nothing of how long their updates are, and would all but stop the server: here L is 1.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -20,7 +21,13 @@ from strategies.replies import in_order
 
 
 class QFedAvg(flower.QFedAvg):
-    """Flower's class computes in the replies' own arrays, so that it is given copies."""
+    """Takes `client_learning_rate` (1 / L) and `q`.
+
+    Flower's class computes in the replies' own arrays, so that it is given copies.
+    """
+
+    def __init__(self, client_learning_rate: float = 1.0, q: float = 0.1, **fedavg: Any) -> None:
+        super().__init__(client_learning_rate, q, "loss", **fedavg)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -74,7 +74,7 @@ def test_a_rules_settings_reach_it():
     assert (rule.eta, rule.beta_1, rule.beta_2, rule.tau) == (0.02, 0.5, 0.99, 0.1)
     rule = make_rule(Config.from_run_config({"strategy": "fedtrimmedavg", "trimmed": 0.4}))
     assert rule.beta == 0.4
-    rule = make_rule(Config.from_run_config({"strategy": "qfedavg", "learning-rate": 0.02}))
+    rule = make_rule(Config.from_run_config({"strategy": "qfedavg", "server-learning-rate": 0.02}))
     assert (rule.client_learning_rate, rule.train_loss_key) == (0.02, "loss")
 
 
