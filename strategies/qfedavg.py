@@ -5,9 +5,10 @@
 with F_k the training loss that client k tells. Li, Sanjabi, Beirami
 and Smith, "Fair resource allocation in federated learning", 2020, arXiv 1905.10497, algorithm 2.
 
-Use it where the worst client matters more than the mean; with q = 0 it averages uniformly. The paper
-takes L = 1 / the learning rate of clients that step by plain gradients. Where they step by Adam that
-says nothing of how long their updates are, and would all but stop the server: here L is 1.
+Use it where the worst client matters more than the mean; with q = 0 it averages uniformly. The
+paper takes L = 1 / the learning rate of clients that step by plain gradients. Where they step by
+Adam that says nothing of how long their updates are, and would all but stop the server: here L is
+1.
 """
 
 from collections.abc import Iterable
