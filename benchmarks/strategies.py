@@ -30,6 +30,7 @@ from sweep import SEEDS, Row, about, figures, table
 from fedattn_app import client_app
 from fedattn_app.rule_config import RULES
 from fedattn_app.simulation import simulate
+from fedattn_app.storage import write_atomically
 
 CLIENTS = 10
 ROUNDS = {"trec": 5, "ag_news": 2}
@@ -54,7 +55,7 @@ ALWAYS: Mapping[str, Row] = {
 }
 TUNED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "fedprox": ("proximal-mu", (0.0001, 0.001, 0.01, 0.1)),
-    "fedavgm": ("server-learning-rate", (0.1, 0.2, 0.5, 1.0)),
+    "fedavgm": ("server-learning-rate", (0.3, 0.6, 1.0, 1.5)),
     "fedadagrad": ("server-learning-rate", (0.01, 0.03, 0.1, 0.3)),
     "fedadam": ("server-learning-rate", (0.01, 0.03, 0.1, 0.3)),
     "fedyogi": ("server-learning-rate", (0.01, 0.03, 0.1, 0.3)),
@@ -114,6 +115,7 @@ def settings(job: Row, chosen: Mapping[str, Row], data: Path) -> Row:
     """Return the run-config of a job."""
     dataset = job.get("dataset", "trec")
     rule = job.get("strategy", "fedavg")
+    rate = {} if rule == "fedsgd" else {"learning-rate": LOCAL_RATE}
     return {
         "dataset": "file",
         "data-path": str(data / dataset),
@@ -121,7 +123,7 @@ def settings(job: Row, chosen: Mapping[str, Row], data: Path) -> Row:
         "num-rounds": ROUNDS[dataset] * (2 if rule == "fedbuff" else 1),  # a buffer is half of all
         "seed": job["seed"],
         "strategy": rule,
-        "learning-rate": LOCAL_RATE,
+        **rate,
         **PARTITIONS[job.get("partition", "dirichlet-0.5" if job["part"] == "tune" else "iid")],
         **SCOPES[job.get("scope", job.get("shared", "attention+head"))],
         **ALWAYS.get(rule, {}),
@@ -165,7 +167,7 @@ def carry_out(wanted: list[Row], chosen: Mapping[str, Row], data: Path, output: 
         for number, future in enumerate(as_completed(running), start=1):
             job = running[future]
             row = json.dumps(future.result(), indent=1, allow_nan=False)
-            (output / file_of(job)).write_text(row + "\n")
+            write_atomically(output / file_of(job), f"{row}\n".encode())
             print(f"{number}/{len(left)} {file_of(job)}", file=sys.stderr, flush=True)
     return [json.loads((output / file_of(job)).read_text()) for job in wanted]
 

@@ -90,7 +90,7 @@ def _answer(
 ) -> Message:
     """Make the client and let it do its `task` with the arrays of `message`."""
     with _logging(context):
-        client = client_fn(context, message.content.config_records["config"].get("shared"))
+        client = client_fn(context, _round(message))
         given = _arrays(message, client)
         try:
             return task(client, given)
@@ -103,19 +103,15 @@ def _logging(context: Context) -> AbstractContextManager[None]:
     return printing() if _is_real(context.node_config) else nullcontext()
 
 
-def client_fn(context: Context, shared: object = None) -> "FrozenClient":
-    """Make this node's client from its run-config and node-config.
-
-    `shared` is what the server shares in this round, where that is not what the run-config says.
-    """
+def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
+    """Make this node's client from its run-config and node-config, for a round if it says which."""
     from fedattn_app.build import build_tokenizer
     from fedattn_app.client import FrozenClient, PersonalClient
     from fedattn_app.data import client_data, label_names, private_data
 
     config = _settings(tuple((k, type(v), v) for k, v in context.run_config.items()))
-    if shared is not None:
-        federation = replace(config.federation, shared=str(shared), warmup_rounds=0)
-        config = replace(config, federation=federation)
+    if 0 < server_round <= config.federation.warmup_rounds:
+        config = replace(config, federation=config.federation.while_warming_up)
     node = context.node_config
     _check_owner_agrees(config, node)
     seed = config.federation.seed
@@ -257,8 +253,14 @@ def _arrays(message: Message, client: "FrozenClient") -> "NDArrays":
             f"the two only, such as {odd[0]}"
         )
     given = [record[name].numpy() for name in client.shared]
-    rest = message.content.array_records.get("rest")
+    warmed = client.config.federation.warmup_rounds
+    rest = message.content.array_records.get("rest") if warmed else None
     return given + ([rest[name].numpy() for name in client.frozen] if rest else [])
+
+
+def _round(message: Message) -> int:
+    value = message.content.config_records["config"].get("server-round", 0)
+    return value if isinstance(value, int) else 0
 
 
 def _config(message: Message) -> "dict[str, Scalar]":

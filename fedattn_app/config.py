@@ -100,6 +100,11 @@ class FederationConfig(Section):
             raise UserError(f"min-delta = {self.min_delta:g}: does nothing with patience = 0")
 
     @property
+    def while_warming_up(self) -> Self:
+        """The settings of the rounds that share everything."""
+        return replace(self, shared="all", warmup_rounds=0)
+
+    @property
     def uses_lora(self) -> bool:
         """Whether adapters are trained in place of the projections that they adapt."""
         return self.shared in LORA_SCOPES
@@ -383,6 +388,14 @@ NOT_WITH_PRIVACY: Mapping[str, Mapping[str, str]] = {
     },
     "client-dp": {name: _UNIFORM_ONLY for name in RULES if name != "fedavg"},
 }
+# Settings of all rules but these.
+UNUSED: Mapping[str, tuple[str, ...]] = {
+    "fedbuff": ("fraction_train",),
+    "fedsgd": (
+        *("local_epochs", "batch_size", "learning_rate", "learning_rate_schedule"),
+        *("optimizer", "weight_decay"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -416,6 +429,12 @@ class Config:
                 f'strategy = "{self.rule.strategy}": not with privacy = "{self.privacy.privacy}", '
                 f"{refused}"
             )
+        self._refuse_what_does_nothing()
+        if self.rule.strategy == "fedbuff" and self.federation.warmup_rounds:
+            raise UserError(
+                f"warmup-rounds = {self.federation.warmup_rounds}: not with strategy = "
+                '"fedbuff", whose clients may still be at work on all when less is shared'
+            )
         if self.rule.strategy == "fedsgd" and self.federation.local == "personal":
             raise UserError(
                 'local = "personal": with strategy = "fedsgd" no client trains anything of its own'
@@ -437,6 +456,16 @@ class Config:
         if self.rule.weighting != "auto":
             return self.rule.weighting
         return "examples" if self.privacy.privacy == "none" else "uniform"
+
+    def _refuse_what_does_nothing(self) -> None:
+        for section in (self.federation, self.training):
+            for entry in fields(section):
+                value = getattr(section, entry.name)
+                if value != entry.default and entry.name in UNUSED.get(self.rule.strategy, ()):
+                    raise UserError(
+                        f"{key_of(entry)} = {value}: does nothing with strategy = "
+                        f'"{self.rule.strategy}"'
+                    )
 
     @property
     def rule_settings(self) -> Mapping[str, Any]:

@@ -219,8 +219,11 @@ def _choose_path(config: Config) -> Path:
 def _resumable(config: Config) -> RunResult:
     path = user_path("resume-from", config.output.resume_from)
     before = Config.from_run_config(settings_of(path)).to_run_config()
+    changeable = set(CHANGEABLE)
+    if config.training.learning_rate_schedule != "constant":
+        changeable.discard("num-rounds")  # on which the rate of every round depends
     for key, value in config.to_run_config().items():
-        if key not in CHANGEABLE and before[key] != value:
+        if key not in changeable and before[key] != value:
             raise UserError(
                 f"{key} = {value!r}: the run in {path} has {before[key]!r}; "
                 "a run carries on with the settings it began with"

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -135,8 +135,9 @@ class Rounds:
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
-            waited = server_round - best_round(outcome.history, self._score, self.config.min_delta)
-            if 0 < self.config.patience <= waited:
+            best = best_round(outcome.history, self._score, self.config.min_delta)
+            waited = server_round - best
+            if best >= 0 and 0 < self.config.patience <= waited:
                 log.info("the run ends: no better %s for %d rounds", self.config.score, waited)
                 break
         return outcome
@@ -196,6 +197,7 @@ class Rounds:
         """Run one round of training; return who took part, and how many failed."""
         self._check_budgets(outcome)
         phase = self._phase(server_round)
+        phase.checks.dropped.clear()
         try:
             replies, asked = self._asked_to_train(server_round, phase, outcome)
         except PrivacyBudgetExhausted as error:
@@ -208,11 +210,11 @@ class Rounds:
         outcome.spending.retire(cohort.spent)
         if cohort.spent and not cohort.good:
             self._check_budgets(outcome)
-        elif asked and not cohort.good:
+        elif (asked or cohort.failed or self.stream) and not cohort.good:
             silent = f"no reply within {self.config.round_timeout:g} s"
             reason = "; ".join(sorted(cohort.reasons)[:MOST_REASONS]) or silent
             raise RunFailedError(
-                f"round {server_round}: all {asked} clients failed: {reason}; "
+                f"round {server_round}: all {asked or cohort.failed} clients failed: {reason}; "
                 f"the rounds before are in {self.folder.path}"
             )
         if arrays is None:
@@ -220,7 +222,7 @@ class Rounds:
         else:
             outcome.arrays = arrays
         self._account(cohort.good, outcome)
-        return cohort, asked - cohort.updates - len(cohort.spent)
+        return cohort, max(asked - cohort.updates - len(cohort.spent), cohort.failed)
 
     def _asked_to_train(
         self, server_round: int, phase: Phase, outcome: Outcome
@@ -228,19 +230,20 @@ class Rounds:
         """Return the replies that this round combines, as they come, and how many there may be."""
         stages = (f"train {number}" if number else "train" for number in count())
 
-        def messages() -> Iterator[Message]:
+        def messages(limit: int | None = None) -> list[Message]:
             with _sampling(self.config.seed, server_round, next(stages)):
-                for message in phase.strategy.configure_train(
+                made = phase.strategy.configure_train(
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
-                ):
-                    if self.private:
-                        outcome.spending.ask([message.metadata.dst_node_id])
-                    yield message
+                )
+                asked = list(islice(made, limit))
+            if self.private:
+                outcome.spending.ask(message.metadata.dst_node_id for message in asked)
+            return asked
 
         if self.stream is None:
-            asked = list(messages())
+            asked = messages()
             return self._exchange(asked), len(asked)
-        return self.stream.take(self.buffer_size, messages), self.buffer_size
+        return self.stream.take(self.buffer_size, messages, is_update), 0
 
     def _account(self, clients: Collection[int], outcome: Outcome) -> None:
         """Take down what the server's own noise has spent, before anyone sees what it is on."""
@@ -253,6 +256,10 @@ class Rounds:
 
     def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
         outcome.federated, outcome.client_accuracies = None, ()
+        if self.stream:  # nobody waits for anybody, but at the end
+            if server_round < self.config.num_rounds:
+                return {}, 0
+            self.stream.close()
         phase = self._phase(server_round)
         with _sampling(self.config.seed, server_round, "evaluate"):
             messages = list(
@@ -343,7 +350,8 @@ class _Cohort:
 
     def __init__(self, replies: Iterator[Message]) -> None:
         self.good: dict[int, MetricRecord] = {}
-        self.updates = 0  # more than clients, where one was asked again before the others answered
+        self.updates = 0
+        self.failed = 0
         self.spent: set[int] = set()
         self.reasons: set[str] = set()
         self._replies = self._usable(replies)
@@ -359,6 +367,7 @@ class _Cohort:
         """Count those as failed whose updates were refused."""
         for partition, reason in refused.items():
             self.updates -= self.good.pop(partition, None) is not None
+            self.failed += 1
             self.reasons.add(reason)
 
     def _usable(self, replies: Iterator[Message]) -> Iterator[Message]:
@@ -366,6 +375,7 @@ class _Cohort:
             partition = reply.metadata.src_node_id
             if reply.has_error():
                 self.reasons.add(error_line(reply))
+                self.failed += 1
             elif metrics_of(reply).get("budget-spent"):
                 self.spent.add(partition)
                 continue
@@ -395,6 +405,14 @@ def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
         minutes, seconds = divmod(round(seconds_left), 60)
         parts += [f"{minutes}:{seconds:02d} left"]
     return "  ".join(parts)
+
+
+def is_update(reply: Message) -> bool:
+    """Whether a reply to a training message brings something to combine."""
+    if reply.has_error():
+        return False
+    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    return bool(metrics.get("num-examples", 0)) and not metrics.get("budget-spent")
 
 
 def best_round(

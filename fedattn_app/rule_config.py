@@ -4,6 +4,7 @@ A rule is a class of `strategies` and one line of `RULES`. It is known by name o
 read this too, who need no strategy.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
@@ -15,12 +16,12 @@ from fedattn_app.settings import Section, key_of, setting
 class Rule:
     """A class of `strategies`, and which settings give which of its keywords.
 
-    With f malicious ones it needs replies from `least(f)` clients.
+    A round needs as many clients as `least` says, from the settings.
     """
 
     name: str
     keywords: Mapping[str, str] = field(default_factory=dict)
-    least: Callable[[int], int] = lambda malicious: 1
+    least: Callable[["RuleConfig"], int] = lambda config: 1
 
 
 _STEP = {"server_learning_rate": "server_learning_rate", "server_momentum": "server_momentum"}
@@ -42,15 +43,20 @@ RULES: Mapping[str, Rule] = {
     "qfedavg": Rule("QFedAvg", {"fairness": "q", "server_learning_rate": "client_learning_rate"}),
     "fedbuff": Rule("FedBuff", _MEAN | _BUFFER | {"server_learning_rate": "server_learning_rate"}),
     "fedmedian": Rule("FedMedian"),
-    "fedtrimmedavg": Rule("FedTrimmedAvg", {"trimmed": "beta"}),
+    "fedtrimmedavg": Rule(
+        "FedTrimmedAvg",
+        {"trimmed": "beta"},
+        # With fewer, none is trimmed.
+        least=lambda config: math.ceil(1 / config.trimmed) if config.trimmed else 1,
+    ),
     "geometric-median": Rule("GeometricMedian"),
-    "krum": Rule("Krum", _KRUM, least=lambda malicious: 2 * malicious + 3),
+    "krum": Rule("Krum", _KRUM, least=lambda config: 2 * config.malicious + 3),
     "multikrum": Rule(
         "MultiKrum",
         _KRUM | {"selected": "num_nodes_to_select"},
-        least=lambda malicious: 2 * malicious + 3,
+        least=lambda config: config.malicious + max(config.malicious + 3, config.selected + 2),
     ),
-    "bulyan": Rule("Bulyan", _KRUM, least=lambda malicious: 4 * malicious + 3),
+    "bulyan": Rule("Bulyan", _KRUM, least=lambda config: 4 * config.malicious + 3),
 }
 
 

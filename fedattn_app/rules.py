@@ -78,11 +78,13 @@ def make_rule(config: Config) -> FedAvg:
 def check_cohort(config: Config, clients: int) -> None:
     """Raise `UserError` where a round has too few of the `clients` for the rule."""
     cohort = max(1, int(clients * config.federation.fraction_train))
-    needed = config.rule.rule.least(config.rule.malicious)
+    needed = config.rule.rule.least(config.rule)
     if cohort < needed:
+        own = ("malicious", "selected", "trimmed")
+        given = [f"{k} = {getattr(config.rule, k)}" for k in own if k in config.rule.rule.keywords]
         raise UserError(
             f'strategy = "{config.rule.strategy}": needs {needed} clients in a round with '
-            f"malicious = {config.rule.malicious}, there are {cohort}"
+            f"{' and '.join(given)}, there are {cohort}"
         )
 
 

@@ -74,6 +74,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     if federation.local == "personal" and test is not None:
         log.info("personal parameters: the clients evaluate, the server has no whole model to test")
         test = None
+    _check_patience(config, test is not None)
     model = _build_classifier(config, len(labels))
     arrays = view_arrays(model)
     scope = scope_of(federation.shared, federation.local, model.family, arrays)
@@ -148,7 +149,7 @@ def _phases(
         return [Phase.of(protected or make_rule(config), config, scope.shared, told)]
     everything = scope.shared | scope.frozen
     return [
-        Phase.of(protected or make_rule(config), config, everything, {"shared": "all"}),
+        Phase.of(protected or make_rule(config), config, everything, {}),
         # What was trained before cannot be known to who was not there: it goes along.
         Phase.of(
             protected or make_rule(config), config, scope.shared, {}, warmup + 1, with_rest=True
@@ -165,6 +166,18 @@ def _carry_on(
         set_arrays(model, arrays)
     except ValueError as error:
         raise UserError(f"resume-from = {resumed}: the checkpoint does not fit ({error})") from None
+
+
+def _check_patience(config: Config, tested: bool) -> None:
+    """Raise `UserError` where `patience` has no score to go by."""
+    privacy, federation = config.privacy.privacy, config.federation
+    told = config.fraction_evaluate and privacy != "client-dp" and config.rule.strategy != "fedbuff"
+    noisy = privacy == "dp-sgd" and federation.score == "loss"
+    if federation.patience and not tested and (noisy or not told):
+        raise UserError(
+            f"patience = {federation.patience}: nothing tells the {federation.score} after each "
+            "round: the server has no test set, and the clients do not tell"
+        )
 
 
 def _check_attainable(config: Config) -> None:

@@ -1,20 +1,21 @@
 """Messages that outlive the round they were sent in: the traffic of an asynchronous federation."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 from flwr.app import Message
 
 from fedattn_app.grid import PartitionGrid
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
 
 
 class Stream:
     """Keeps up to `concurrency` partitions of `grid` at work, each on one message.
 
-    One that has not answered within `timeout` seconds is given up, and may be asked again.
+    A partition is asked once at most between two steps of the server: the second time it would
+    train the same model on the same examples. One that has not answered within `timeout` seconds is
+    given up, and may be asked again.
     """
 
     def __init__(self, grid: PartitionGrid, concurrency: int, timeout: float) -> None:
@@ -22,34 +23,50 @@ class Stream:
         self.concurrency = concurrency
         self.timeout = timeout
         self._out: dict[str, tuple[int, float]] = {}  # message id -> partition, when it was sent
-        self._early: list[Message] = []  # came with the last ones that were taken
+        self._early: list[Message] = []  # came with others and are still to be taken
+        self._done: set[int] = set()  # what came from them belongs to this step
 
-    def take(self, count: int, messages: Callable[[], Iterable[Message]]) -> Iterator[Message]:
-        """Yield `count` replies as they come; fewer where nobody is at work any more.
+    def take(
+        self,
+        count: int,
+        messages: Callable[[int], Sequence[Message]],
+        counts: Callable[[Message], bool],
+    ) -> Iterator[Message]:
+        """Yield replies as they come, until `count` of them are such as `counts` says.
 
-        Whenever all that came have been taken, `messages` is asked for some to free partitions, and
-        so many of them are sent as are needed.
+        It ends before where nobody is at work any more. `messages(limit)` is asked for `limit`
+        messages at most to free partitions when it begins, and again whenever some have answered.
         """
-        taken = 0
+        self._done = set()
+        taken, begun = 0, False
         while taken < count:
-            if not self._early:
+            if not (begun and self._early):
                 self._send(messages)
-                if not self._out:
-                    return
+                begun = True
+            if not self._early and not self._out:
+                break
+            if not self._early:
                 self._pull()
             if self._early:
-                taken += 1
-                yield self._early.pop(0)
-                self._tell()  # only now may who made it be asked again
+                reply = self._early.pop(0)
+                self._done.add(reply.metadata.src_node_id)
+                taken += counts(reply)
+                yield reply
+        self._done = set()
+        self._tell()
 
-    def _send(self, messages: Callable[[], Iterable[Message]]) -> None:
-        missing = self.concurrency - len(self._out)
-        if missing <= 0:
-            return
-        asked = list(islice(messages(), missing))
+    def close(self) -> None:
+        """Forget who is at work."""
+        self._out, self._early, self._done = {}, [], set()
+        self._tell()
+
+    def _send(self, messages: Callable[[int], Sequence[Message]]) -> None:
+        self._tell()
+        asked = messages(max(0, self.concurrency - len(self._out)))
         partitions = [message.metadata.dst_node_id for message in asked]
-        for key, partition in zip(self.grid.push_messages(asked), partitions, strict=True):
-            self._out[key] = partition, time.monotonic()
+        for key, partition in zip(self.grid.push_messages(asked), partitions, strict=False):
+            if key:  # else Flower could not send it
+                self._out[key] = partition, time.monotonic()
         self._tell()
 
     def _pull(self) -> None:
@@ -67,5 +84,7 @@ class Stream:
             time.sleep(POLL_SECONDS)
 
     def _tell(self) -> None:
+        """Tell the grid whom not to ask."""
         waiting = {reply.metadata.src_node_id for reply in self._early}
-        self.grid.busy = {partition for partition, _ in self._out.values()} | waiting
+        at_work = {partition for partition, _ in self._out.values()}
+        self.grid.busy = at_work | waiting | self._done

@@ -7,13 +7,13 @@ Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek and Huba, "Federated learning wit
 asynchronous aggregation", 2022, arXiv 2106.06639, algorithm 1; the paper weighs clients alike
 (`weighting` uniform) and takes a = 1/2.
 
-Up to M clients train at any time, each is sent the newest model as soon as it is free, and the
-server steps whenever K updates have come: nobody waits for the slowest. Use it where clients differ
-much in speed. Where all are sent and all answer the same model, it is weighted federated averaging.
+Up to M clients train at any time, and the server steps whenever K updates have come: nobody waits
+for the slowest. Use it where clients differ much in speed. Where all are sent and all answer the
+same model, it is weighted federated averaging.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,9 @@ class FedBuff(FedAvg):
     """Steps after `buffer_size` (K) replies, with `concurrency` (M) clients at work.
 
     `staleness_exponent` is a, `server_learning_rate` η. A round is one step of the server. Who
-    drives it calls `configure_train` whenever clients are free, with a grid that names no others,
-    sends the first so many of the messages that at most `concurrency` are out, and hands
-    `aggregate_train` the replies of one buffer.
+    drives it calls `configure_train` when a round begins and whenever clients are free, with a grid
+    that names no others, takes and sends the first so many of the messages that at most
+    `concurrency` are out, and hands `aggregate_train` the replies of one buffer.
     """
 
     def __init__(
@@ -61,8 +61,14 @@ class FedBuff(FedAvg):
         config["server-round"] = server_round
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         free = list(grid.get_node_ids())
-        for node in random.sample(free, min(self.concurrency, len(free))):
-            self._sent[node] = (server_round, arrays)
+        chosen = random.sample(free, min(self.concurrency, len(free)))
+        return self._messages(chosen, content, (server_round, arrays))
+
+    def _messages(
+        self, nodes: Iterable[int], content: RecordDict, sent: tuple[int, ArrayRecord]
+    ) -> Iterator[Message]:
+        for node in nodes:
+            self._sent[node] = sent
             yield Message(content, node, MessageType.TRAIN)
 
     def aggregate_train(
@@ -72,14 +78,16 @@ class FedBuff(FedAvg):
         mean = RunningMean()
         told = []
         for reply in in_order(replies):
+            newest = server_round, self._global
+            sent, start = self._sent.pop(reply.metadata.src_node_id, newest)
             if reply.has_error():
                 continue
-            newest = server_round, self._global
-            sent, start = self._sent.get(reply.metadata.src_node_id, newest)
             metrics = metrics_of(reply.content)
             if (weight := self.weigh(metrics)) > 0:
                 scale = self.server_learning_rate * self.staleness_weight(server_round - sent)
-                mean.add(weight, self._moved(start, arrays_of(reply.content), scale))
+                update_is_all = sent == server_round and scale == 1.0
+                end = arrays_of(reply.content)
+                mean.add(weight, end if update_is_all else self._moved(start, end, scale))
                 told.append(RecordDict({"metrics": metrics}))
         if not told:
             return None, None
@@ -91,8 +99,6 @@ class FedBuff(FedAvg):
 
     def _moved(self, start: ArrayRecord, end: ArrayRecord, scale: float) -> ArrayRecord:
         """Return the global model moved by `scale` times what led from `start` to `end`."""
-        if start is self._global and scale == 1.0:
-            return end
         moved = {}
         for name, array in self._global.items():
             update = end[name].numpy().astype(np.float64) - start[name].numpy()

@@ -45,7 +45,11 @@ class UpdateChecks(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Remember what each node is sent."""
-        for message in self.inner.configure_train(server_round, arrays, config, grid):
+        messages = self.inner.configure_train(server_round, arrays, config, grid)
+        return self._noted(messages, arrays)
+
+    def _noted(self, messages: Iterable[Message], arrays: ArrayRecord) -> Iterator[Message]:
+        for message in messages:
             self._sent[message.metadata.dst_node_id] = arrays
             yield message
 
@@ -71,7 +75,7 @@ class UpdateChecks(Strategy):
     def _checked(self, replies: Iterable[Message]) -> Iterator[Message]:
         for reply in in_order(replies):
             node = reply.metadata.src_node_id
-            sent = self._sent.get(node)
+            sent = self._sent.pop(node, None)
             if reply.has_error() or sent is None:
                 yield reply
                 continue

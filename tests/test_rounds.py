@@ -257,18 +257,84 @@ def test_a_client_that_never_answers_is_given_up(tmp_path):
     assert {row["partition"] for row in result.clients} == {0, 2}
 
 
-def test_a_fast_client_counts_as_often_as_it_answers(tmp_path):
+def test_a_fast_client_is_asked_once_between_two_steps(tmp_path):
     result, _ = run_timed(
         tmp_path / "run",
         lambda partition: 0.1 if partition == 0 else 1.0,
-        clients=3,
+        clients=4,
+        strategy="fedbuff",
+        buffer_size=2,
+        concurrency=4,
+        num_rounds=6,
+    )
+    assert [row["clients"] for row in result.history] == [0, *[2] * 6]
+    asked = [(row["round"], row["partition"]) for row in result.clients]
+    assert len(asked) == len(set(asked)) == 12
+    assert sum(partition == 0 for _, partition in asked) >= 3
+
+
+def test_clients_of_an_asynchronous_run_evaluate_at_its_end(tmp_path):
+    result, _ = run_timed(
+        tmp_path / "run",
+        one_slow,
         strategy="fedbuff",
         buffer_size=5,
-        concurrency=5,
-        num_rounds=2,
+        num_rounds=3,
+        fraction_evaluate=1.0,
     )
-    assert [row["clients"] for row in result.history] == [0, 5, 5]
-    assert [row["failures"] for row in result.history] == [0, 0, 0]
+    assert [row["evaluate"] is not None for row in result.history] == [False, False, False, True]
+    scored = [row for row in result.clients if row["round"] == 3 and row["recall_per_class"]]
+    assert len(scored) == 10  # the slow one too
+
+
+def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
+    class Quick(LocalGrid):
+        def _comes(self, message):
+            quick = message.metadata.dst_node_id == FIRST_NODE_ID + 1
+            return super()._comes(message) - (0.99 if quick else 0.0)
+
+    settings = {**QUICK, "strategy": "fedbuff", "concurrency": 4, "buffer-size": 3}
+    config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})
+    with task_identity():
+        grid = PartitionGrid(Quick(Failing(), 4, dict(config.to_run_config())))
+        result = server_app.run(grid, config)
+    assert [row["clients"] for row in result.history[1:]] == [3] * 4
+    assert [row["failures"] for row in result.history[1:]] == [1] * 4
+
+
+def test_patience_needs_a_score(tmp_path, refused, two_labels):
+    (tmp_path / "data" / "test.csv").unlink()
+    settings = {key.replace("-", "_"): value for key, value in two_labels.items()}
+    with refused("patience = 2", "no test set"):
+        run(tmp_path / "run", patience=2, **settings)
+    result = run(tmp_path / "told", patience=2, **{**settings, "fraction_evaluate": 1.0})
+    assert result.summary["best_round"] is not None
+
+
+def test_under_a_schedule_the_number_of_rounds_stays(tmp_path, refused):
+    run(tmp_path / "run", num_rounds=2, learning_rate_schedule="cosine")
+    with refused("num-rounds = 3", "has 2"):
+        simulate({"resume-from": str(tmp_path / "run"), "num-rounds": 3}, quiet=True)
+
+
+def test_no_message_makes_a_node_share_more_than_its_run_says(tmp_path):
+    """A server that asks for all parameters outside the warm-up gets a failure."""
+    asked = []
+
+    class Curious(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            asked.extend(messages)
+            for message in asked:
+                if message.metadata.message_type == "train":
+                    message.content["config"]["shared"] = "all"
+            return super().send_and_receive(messages, timeout=timeout)
+
+    config = Config.from_run_config({**QUICK, "output-dir": str(tmp_path / "run")})
+    with task_identity():
+        grid = PartitionGrid(Curious(client_app.app, CLIENTS, dict(config.to_run_config())))
+        result = server_app.run(grid, config)
+    plain = run(tmp_path / "plain")
+    assert same_arrays(result, plain)
 
 
 def failing(message: Message, context):

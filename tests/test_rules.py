@@ -15,6 +15,7 @@ CLIENTS = 4
 OWN = {
     "fedbuff": {"concurrency": 3, "buffer-size": 2},
     "multikrum": {"selected": 2},
+    "fedtrimmedavg": {"trimmed": 0.25},
     "fedavgm": {"server-momentum": 0.5, "server-learning-rate": 0.5},
     "fedsgd": {"server-momentum": 0.5},
 }
@@ -23,8 +24,16 @@ NOT_RESUMED_TO_THE_BIT = {"fedbuff"}
 
 
 def run(folder, rule, **more):
-    settings = {**QUICK, "strategy": rule, **OWN.get(rule, {}), **more}
-    return simulate({**settings, "output-dir": str(folder)}, CLIENTS, workers=1, quiet=True)
+    return simulate(
+        {**settings_of(rule), **more, "output-dir": str(folder)}, CLIENTS, workers=1, quiet=True
+    )
+
+
+def settings_of(rule):
+    settings = {**QUICK, "strategy": rule, **OWN.get(rule, {})}
+    if rule == "fedsgd":
+        del settings["learning-rate"]
+    return settings
 
 
 def told(result):
@@ -54,7 +63,7 @@ def test_a_run_is_repeated_to_the_bit_and_carried_on_to_the_bit(tmp_path, rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_any_number_of_processes_gives_the_same_bits(tmp_path, rule):
     one = run(tmp_path / "one", rule, **{"num-rounds": 2})
-    settings = {**QUICK, "strategy": rule, **OWN.get(rule, {}), "num-rounds": 2}
+    settings = {**settings_of(rule), "num-rounds": 2}
     two = simulate(
         {**settings, "output-dir": str(tmp_path / "two")}, CLIENTS, workers=2, quiet=True
     )
@@ -122,6 +131,10 @@ REFUSED = [
         {"weighting": "effective", "privacy": "client-dp", "target-epsilon": 1.0},
         ["effective", "client-dp"],
     ),
+    ({"strategy": "fedbuff", "warmup-rounds": 1}, ["warmup-rounds = 1", "fedbuff"]),
+    ({"strategy": "fedbuff", "fraction-train": 0.5}, ["fraction-train = 0.5", "fedbuff"]),
+    ({"strategy": "fedsgd", "local-epochs": 2}, ["local-epochs = 2", "fedsgd"]),
+    ({"strategy": "fedsgd", "learning-rate": 0.1}, ["learning-rate = 0.1", "fedsgd"]),
     ({"strategy": "fedmedain"}, ["fedmedain", "fedmedian"]),
 ]
 
@@ -133,11 +146,19 @@ def test_what_cannot_go_together_is_refused(refused, config, parts):
 
 
 @pytest.mark.parametrize(
-    ("rule", "malicious", "needed"), [("krum", 1, 5), ("multikrum", 1, 5), ("bulyan", 1, 7)]
+    ("rule", "settings", "needed"),
+    [
+        ("krum", {"malicious": 1}, 5),
+        ("multikrum", {"malicious": 1, "selected": 2}, 5),
+        ("multikrum", {"malicious": 0, "selected": 3}, 5),
+        ("bulyan", {"malicious": 1}, 7),
+        ("fedtrimmedavg", {"trimmed": 0.2}, 5),
+    ],
 )
-def test_too_few_clients_for_the_rule_are_refused(tmp_path, refused, rule, malicious, needed):
-    with refused(rule, f"needs {needed} clients", f"malicious = {malicious}", "there are 4"):
-        run(tmp_path / "run", rule, malicious=malicious)
+def test_too_few_clients_for_the_rule_are_refused(tmp_path, refused, rule, settings, needed):
+    given = " and ".join(f"{key} = {value}" for key, value in settings.items())
+    with refused(rule, f"needs {needed} clients", given, "there are 4"):
+        run(tmp_path / "run", rule, **settings)
 
 
 def test_weighting_by_effective_number_needs_no_labels_to_travel(tmp_path):
