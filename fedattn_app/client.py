@@ -38,6 +38,8 @@ EFFECTIVE_BETA = 0.999
 class FrozenClient(NumPyClient):
     """Trains and returns the shared parameters; all others stay as they were at the start.
 
+    (Or, after rounds that shared everything, as the server sends them.)
+
     `fit` and `evaluate` read from their config ``server-round`` (int, from 1) and
     ``frozen-fingerprint`` (SHA-256 of the server's frozen parameters; absent: not compared). The
     frozen parameters may be given too, in the order of `frozen` after the shared ones. A client
@@ -236,7 +238,8 @@ class FrozenMismatchError(UserError):
 class _StartingPoint:
     """A model that clients of one process take turns with, and what to set it back to.
 
-    `arrays` are the trainable parameters at the start; the frozen ones never change in the model.
+    `arrays` are the trainable parameters at the start; the frozen ones change in the model only
+    with what the server sends along, which is then in every message.
     """
 
     def __init__(self, config: Config, num_labels: int, files: object) -> None:

@@ -41,7 +41,7 @@ log = logging.getLogger("fedattn")
 PRIVATE_SETTINGS = {"data-path", "output-dir", "resume-from"}
 NOT_PRIVATE = "the noise came from the seed, which every party knows: this ε holds for nobody"
 MODEL_ONLY = (
-    "ε covers the model, in model.safetensors and checkpoint/; the scores and the other files of "
+    "ε covers the models, in *.safetensors and checkpoint/; the scores and the other files of "
     "this folder carry no noise"
 )
 

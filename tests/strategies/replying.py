@@ -1,5 +1,8 @@
 """Replies as clients would send them, for tests of one rule."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -23,6 +26,15 @@ def after_round(rule, before, replies, server_round=1):
     list(rule.configure_train(server_round, record(**before), ConfigRecord(), grid))
     arrays, _ = rule.aggregate_train(server_round, replies)
     return {name: array.numpy() for name, array in arrays.items()}
+
+
+def documented_rule():
+    """Return the code of the rule that docs/strategies.md writes, and its class."""
+    text = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    namespace = {}
+    exec(compile(code, "docs/strategies.md", "exec"), namespace)
+    return code, namespace["Midrange"]
 
 
 def random_arrays(seed, dtype=np.float32):

@@ -7,6 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
+from replying import documented_rule
 
 from fedattn_app.config import Config
 from fedattn_app.local_engine import LocalGrid, task_identity
@@ -28,6 +29,7 @@ FACTORIES |= {
     for weighting in ("uniform", "loss", "effective")
 }
 FACTORIES["flower's fedavg"] = FedAvg
+FACTORIES["the documented one"] = lambda: documented_rule()[1]()
 FACTORIES["checked fedavg"] = lambda: UpdateChecks(FACTORIES["fedavg"](), clip_norm=100.0)
 # Where all clients agree, the model need not become what they agree on.
 NOT_IDEMPOTENT = {
