@@ -128,3 +128,26 @@ def test_the_median_holds_where_the_mean_does_not(tmp_path):
     robust = listen(tmp_path / "robust", "scale", **median)[1].summary["accuracy"]
     assert mean < fine - 0.1
     assert robust > fine - 0.05
+
+
+@pytest.mark.slow
+def test_three_liars_of_ten_on_trec(tmp_path, shared_data):
+    """Scaled by ten they ruin the mean, and two robust rules lose five points at most."""
+    trec = {"dataset": "file", "data-path": str(shared_data / "trec"), "partitioner": "iid"}
+    config = {**trec, "num-rounds": 5, "max-length": 32, "learning-rate": 0.004}
+
+    def accuracy(rule, fraction, **own):
+        settings = {**config, "fraction-evaluate": 0.0, "strategy": rule, **own}
+        result = simulate(
+            {**settings, "output-dir": str(tmp_path / f"{rule}-{fraction}")},
+            10,
+            quiet=True,
+            clients=Attacked("scale", fraction, 10, 1),
+        )
+        return result.summary["accuracy"]
+
+    fine = accuracy("fedavg", 0.0)
+    assert fine > 0.7
+    assert accuracy("fedavg", 0.3) < fine - 0.2
+    assert accuracy("geometric-median", 0.3) > fine - 0.05
+    assert accuracy("multikrum", 0.3, malicious=3) > fine - 0.05
