@@ -13,6 +13,8 @@ takes hours and not days, data from the folder given:
 Each run has a file of its own in the folder given; one that is there is not run again.
 
     python benchmarks/strategies.py ../shared/data benchmarks/results/strategies
+
+With the folder of the results alone it prints the tables of what is there.
 """
 
 import json
@@ -22,10 +24,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from attacks import LIES, Attacked
-from sweep import SEEDS, Row, about, figures, table
+from sweep import SEEDS, Row, about, figures, pivot
 
 from fedattn_app import client_app
 from fedattn_app.rule_config import RULES
@@ -182,9 +183,41 @@ def best(rows: list[Row]) -> dict[str, Row]:
     return chosen
 
 
+def tables(rows: list[Row]) -> str:
+    """Return test accuracy by rule and by attack, and the clients' own by what travels."""
+    parts = {
+        part: [row for row in rows if row["part"] == part]
+        for part in ("rules", "scopes", "attacks")
+    }
+
+    def accuracy(row: Row) -> float | None:
+        return row["accuracy"]
+
+    def held_out(row: Row) -> float | None:
+        return row["held_out_accuracy"]
+
+    def worst_client(row: Row) -> float | None:
+        return row["worst_client_accuracy"]
+
+    return "\n\n".join(
+        [
+            pivot(parts["rules"], "strategy", ["shared", "partition"], accuracy),
+            pivot(parts["scopes"], "scope", ["dataset", "partition"], held_out),
+            pivot(parts["scopes"], "scope", ["dataset", "partition"], worst_client),
+            pivot(parts["attacks"], "strategy", ["attack"], accuracy),
+        ]
+    )
+
+
 def main() -> None:
     """Run what is missing and print the tables."""
-    data, output = Path(sys.argv[1]), Path(sys.argv[2])
+    output = Path(sys.argv[-1])
+    wanted = [job for seed in SEEDS for job in jobs(seed)]
+    if len(sys.argv) == 2:
+        files = [output / file_of(job) for job in wanted]
+        print(tables([json.loads(file.read_text()) for file in files if file.exists()]))
+        return
+    data = Path(sys.argv[1])
     output.mkdir(parents=True, exist_ok=True)
     chosen = best(carry_out(list(tuning()), {}, data, output))
     header = about(
@@ -197,20 +230,7 @@ def main() -> None:
         }
     )
     (output / "about.json").write_text(json.dumps(header, indent=1) + "\n")
-    wanted = [job for seed in SEEDS for job in jobs(seed)]
-    rows = carry_out(wanted, chosen, data, output)
-    columns: dict[str, Any] = {
-        "test accuracy": lambda row: row["accuracy"],
-        "held out": lambda row: row["held_out_accuracy"],
-        "worst client": lambda row: row["worst_client_accuracy"],
-        "MB up": lambda row: row["bytes_up_per_client_round"] / 1e6,
-    }
-    for part, by in {
-        "rules": ["partition", "shared", "strategy"],
-        "scopes": ["dataset", "partition", "scope"],
-        "attacks": ["attack", "strategy"],
-    }.items():
-        print(table([row for row in rows if row["part"] == part], by, columns), end="\n\n")
+    print(tables(carry_out(wanted, chosen, data, output)))
 
 
 if __name__ == "__main__":

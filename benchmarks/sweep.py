@@ -111,9 +111,29 @@ def table(rows: Sequence[Row], by: Sequence[str], columns: Mapping[str, Column])
     return "\n".join(lines)
 
 
+def pivot(rows: Sequence[Row], down: str, across: Sequence[str], figure: Column) -> str:
+    """Return a Markdown table of a figure: a line for each value of `down`, columns for `across`.
+
+    Lines and columns come in the order of the rows; where there is no row there is a dash.
+    """
+    lines = list(dict.fromkeys(row[down] for row in rows))
+    columns = list(dict.fromkeys(tuple(row[key] for key in across) for row in rows))
+    text = [
+        f"| {' | '.join([down, *map(', '.join, columns)])} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for line in lines:
+        cells = [
+            [figure(r) for r in rows if r[down] == line and tuple(r[k] for k in across) == column]
+            for column in columns
+        ]
+        text.append(f"| {' | '.join([line, *map(_spread, cells)])} |")
+    return "\n".join(text)
+
+
 def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    if not known or len(known) < len(values):
         return "–"
     deviation = stdev(known) if len(known) > 1 else 0.0
     return f"{mean(known):.3f}" + (f" ± {deviation:.3f}" if deviation >= 0.0005 else "")
