@@ -6,15 +6,12 @@ beside the last, and an end with one clear line when a round brings nothing.
 """
 
 import logging
-import math
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -24,9 +21,9 @@ from flwr.supercore.privacy_accounting import PrivacyAccountant
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid, Traffic, error_line
+from fedattn_app.outcome import Outcome, best_round, client_rows, pooled, round_line, round_row
 from fedattn_app.parameters import NDArray
 from fedattn_app.replies import (
-    COUNTS,
     evaluate_keys,
     mean_scores,
     metrics_of,
@@ -44,23 +41,6 @@ from fedattn_app.stream import Stream
 MOST_REASONS = 3
 
 log = logging.getLogger("fedattn")
-
-
-@dataclass
-class Outcome:
-    """What a run has come to so far."""
-
-    arrays: ArrayRecord
-    central: Scores | None = None
-    federated: Scores | None = None
-    client_accuracies: Sequence[float] = ()
-    history: list[Row] = field(default_factory=list)
-    spending: Spending = field(default_factory=Spending)
-
-    @property
-    def scores(self) -> Scores | None:
-        """The central scores where there are any, else the federated ones."""
-        return self.central or self.federated
 
 
 class Rounds:
@@ -93,6 +73,7 @@ class Rounds:
         self.num_labels = num_labels
         self.evaluate = evaluate
         self.accountant = accountant
+        self._best = -math.inf
         self.stream: Stream | None = None
         if config.rule.strategy == "fedbuff":
             self.buffer_size = config.rule.buffer_size
@@ -115,6 +96,8 @@ class Rounds:
             outcome.spending.ask(self.folder.spent)
         self.grid.retired = outcome.spending.retired
         self._account([], outcome)  # of a run that is carried on
+        before = map(self._score, outcome.history[:-1])
+        self._best = max((value for value in before if value is not None), default=-math.inf)
         first = self.folder.start_round + 1
         if first == 1:
             self._start(outcome)
@@ -135,12 +118,19 @@ class Rounds:
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
-            best = best_round(outcome.history, self._score, self.config.min_delta)
-            waited = server_round - best
-            if best >= 0 and 0 < self.config.patience <= waited:
-                log.info("the run ends: no better %s for %d rounds", self.config.score, waited)
+            if self.config.patience and self._waited(outcome) >= self.config.patience:
+                log.info(
+                    "the run ends: no better %s for %d rounds",
+                    self.config.score,
+                    self.config.patience,
+                )
                 break
         return outcome
+
+    def _waited(self, outcome: Outcome) -> int:
+        """Return how many rounds ago the score was last better; 0 where there is none."""
+        best = best_round(outcome.history, self._score, self.config.min_delta)
+        return outcome.history[-1]["round"] - best if best >= 0 else 0
 
     def _phase(self, server_round: int) -> Phase:
         return next(p for p in reversed(self.phases) if p.first <= max(server_round, 1))
@@ -151,7 +141,7 @@ class Rounds:
             outcome.central = self.evaluate(self._kept(outcome))
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
-        row = _row(0, seconds, 0, 0, 0, traffic, None, outcome)
+        row = round_row(0, seconds, 0, 0, 0, traffic, None, outcome)
         self._record(row, [], outcome)
         log.info(round_line(row, self.config.num_rounds, None))
 
@@ -171,7 +161,7 @@ class Rounds:
                 )
         traffic = self._take_traffic()
         seconds = time.perf_counter() - began
-        row = _row(
+        row = round_row(
             server_round,
             seconds,
             cohort.updates,
@@ -181,7 +171,7 @@ class Rounds:
             mean_scores(list(trained.values())),
             outcome,
         )
-        clients = _client_rows(
+        clients = client_rows(
             server_round, trained, evaluated, outcome.spending.epsilon, self.num_labels
         )
         if not self._num_examples_told:
@@ -321,9 +311,12 @@ class Rounds:
 
     def _keep_best(self, outcome: Outcome) -> None:
         """Keep the newest model if it is the one with the best score."""
-        newest = outcome.history[-1]["round"]
-        if best_round(outcome.history, self._score) == newest != self.folder.best[0]:
-            self.folder.keep_best(newest, self._kept(outcome))
+        newest = outcome.history[-1]
+        value = self._score(newest)
+        if value is not None and value > self._best:
+            self._best = value
+            if newest["round"] != self.folder.best[0]:
+                self.folder.keep_best(newest["round"], self._kept(outcome))
 
     def _score(self, row: Row) -> float | None:
         """Return the score that the best model has most of, or None where there is none.
@@ -385,46 +378,12 @@ class _Cohort:
             yield reply
 
 
-def round_line(row: Row, num_rounds: int, seconds_left: float | None) -> str:
-    """Return the log line of one row of ``history.jsonl``."""
-    parts = [f"round {row['round']:>{len(str(num_rounds))}}/{num_rounds}"]
-    sources = {"central": "test", "evaluate": "held-out", "train": "training"}
-    source = next((key for key in sources if row[key]), None)
-    if source:
-        accuracy, loss = row[source]["accuracy"], row[source]["loss"]
-        noisy = "noisy " * (source == "evaluate" and loss is None)
-        parts += [f"{noisy}{sources[source]} accuracy {accuracy:.3f}"]
-        parts += [f"loss {loss:.3f}"] if loss is not None else []
-    if row["epsilon_max"] is not None:
-        parts += [f"ε {row['epsilon_max']:.3g}"]
-    parts += [f"up {row['bytes_up'] / 1e6:.2f} MB", f"down {row['bytes_down'] / 1e6:.2f} MB"]
-    parts += [f"{row['seconds']:.1f} s"]
-    if row["failures"]:
-        parts += [f"{row['failures']} failed"]
-    if seconds_left:
-        minutes, seconds = divmod(round(seconds_left), 60)
-        parts += [f"{minutes}:{seconds:02d} left"]
-    return "  ".join(parts)
-
-
 def is_update(reply: Message) -> bool:
     """Whether a reply to a training message brings something to combine."""
     if reply.has_error():
         return False
     metrics = reply.content.metric_records.get("metrics", MetricRecord())
     return bool(metrics.get("num-examples", 0)) and not metrics.get("budget-spent")
-
-
-def best_round(
-    history: Sequence[Row], score: Callable[[Row], float | None], min_delta: float = 0.0
-) -> int:
-    """Return the last round whose score is more than `min_delta` above all before it; -1: none."""
-    best, at = -math.inf, -1
-    for row in history:
-        value = score(row)
-        if value is not None and value > best + (min_delta if at >= 0 else 0.0):
-            best, at = value, row["round"]
-    return at
 
 
 @contextmanager
@@ -436,80 +395,3 @@ def _sampling(seed: int, server_round: int, stage: str) -> Iterator[None]:
         yield
     finally:
         random.setstate(before)
-
-
-def _row(
-    server_round: int,
-    seconds: float,
-    clients: int,
-    failures: int,
-    dropped: int,
-    traffic: Traffic,
-    train: Mapping[str, Any] | None,
-    outcome: Outcome,
-) -> Row:
-    return {
-        "round": server_round,
-        "seconds": seconds,
-        "clients": clients,
-        "failures": failures,
-        "dropped": dropped,
-        "bytes_up": traffic.up,
-        "bytes_down": traffic.down,
-        "train": train,
-        "evaluate": outcome.federated and outcome.federated.row(),
-        "central": outcome.central and outcome.central.row(),
-        "epsilon_max": outcome.spending.largest,
-    }
-
-
-def _client_rows(
-    server_round: int,
-    trained: Mapping[int, MetricRecord],
-    evaluated: Mapping[int, MetricRecord],
-    epsilon: Mapping[int, float],
-    num_labels: int,
-) -> list[Row]:
-    """One row per client: its accuracy on held-out examples where it evaluated any.
-
-    What a reply does not tell is None, and so is what noisy counts would come to.
-    """
-    rows = []
-    for partition in sorted({*trained, *evaluated}):
-        train, held_out = trained.get(partition), evaluated.get(partition)
-        scored = held_out if held_out and held_out["num-examples"] else train
-        told = held_out and held_out["num-examples"] and "accuracy" in held_out
-        of_labels = pooled([held_out], num_labels) if held_out and told else None
-        timed = [record for record in (train, held_out) if record and "seconds" in record]
-        rows.append(
-            {
-                "round": server_round,
-                "partition": partition,
-                "num_examples": train["num-examples"] if train else None,
-                "accuracy": scored.get("accuracy") if scored else None,
-                "loss": scored.get("loss") if scored else None,
-                "recall_per_class": of_labels and of_labels.recall,
-                "f1_per_class": of_labels and of_labels.f1,
-                "epsilon": epsilon.get(partition),
-                "seconds": sum(number(record, "seconds") for record in timed) if timed else None,
-            }
-        )
-    return rows
-
-
-def pooled(records: Sequence[MetricRecord], num_labels: int) -> Scores:
-    """Add the clients' counts up, as if their held-out examples lay in one place."""
-    support, predicted, correct = (
-        np.array(
-            [
-                sum(int(number(record, f"{kind}-{k}")) for record in records)
-                for k in range(num_labels)
-            ],
-            dtype=np.int64,
-        ).clip(min=0)  # noisy counts may fall below
-        for kind in COUNTS
-    )
-    means = mean_scores(records)
-    right = np.minimum(correct, np.minimum(support, predicted))
-    loss = means["loss"] if means else math.nan
-    return Scores(loss, support, predicted, right)

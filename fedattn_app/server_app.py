@@ -18,6 +18,7 @@ from fedattn_app.data import Examples, label_names, server_has_data, server_test
 from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.model import Classifier
+from fedattn_app.outcome import Outcome
 from fedattn_app.parameters import (
     NDArray,
     fingerprint,
@@ -27,7 +28,7 @@ from fedattn_app.parameters import (
 )
 from fedattn_app.privacy.accounting import Steps, noise_for
 from fedattn_app.results import Row, RunFolder, RunResult
-from fedattn_app.rounds import Outcome, Rounds
+from fedattn_app.rounds import Rounds
 from fedattn_app.rules import Phase, check_cohort, make_rule, with_noise
 from fedattn_app.scopes import Scope, scope_of
 from fedattn_app.scores import Scores
@@ -41,8 +42,8 @@ log = logging.getLogger("fedattn")
 PRIVATE_SETTINGS = {"data-path", "output-dir", "resume-from"}
 NOT_PRIVATE = "the noise came from the seed, which every party knows: this ε holds for nobody"
 MODEL_ONLY = (
-    "ε covers the models, in *.safetensors and checkpoint/; the scores and the other files of "
-    "this folder carry no noise"
+    "ε covers the models, in model.safetensors, best.safetensors and checkpoint/; the scores and "
+    "the other files of this folder carry no noise"
 )
 
 app = ServerApp()

@@ -33,7 +33,7 @@ LAYERS = [
     ["training", "results", "grid", "spending"],
     ["privacy.accounting", "privacy.randomness", "privacy.gradients"],
     ["privacy.ledger", "privacy.bookkeeping", "privacy.training"],
-    ["privacy.engines", "rules", "stream"],
+    ["privacy.engines", "rules", "stream", "outcome"],
     ["client", "rounds", "predictor"],
     ["private_client"],
     ["client_app", "server_app"],

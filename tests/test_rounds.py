@@ -16,9 +16,9 @@ from fedattn_app.data import client_data
 from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import FIRST_NODE_ID, LocalGrid, task_identity
+from fedattn_app.outcome import best_round
 from fedattn_app.parameters import get_arrays
 from fedattn_app.predictor import Predictor
-from fedattn_app.rounds import best_round
 from fedattn_app.scopes import scope_of
 from fedattn_app.simulation import simulate
 from fedattn_app.storage import read_arrays
