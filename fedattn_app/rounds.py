@@ -6,6 +6,7 @@ beside the last, and an end with one clear line when a round brings nothing.
 """
 
 import logging
+import math
 import random
 import time
 from collections import deque
