@@ -457,6 +457,8 @@ def test_an_interrupt_ends_the_script_and_its_processes(small, tmp_path):
         text=True,
         cwd=tmp_path,
         start_new_session=True,
+        # Whoever starts the tests in the background may have made them deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as script:
         lines = iter(script.stdout.readline, "")
         assert any(line.startswith("round      2") for line in lines)
