@@ -52,7 +52,8 @@ class AttentionOnly(Strategy):
         """Let the inner strategy send the shared arrays."""
         self._global = arrays
         chosen = self._select(arrays)
-        return self._completed(self.inner.configure_train(server_round, chosen, config, grid))
+        messages = self.inner.configure_train(server_round, chosen, config, grid)
+        return self._completed(messages, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -69,9 +70,9 @@ class AttentionOnly(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy send the shared arrays."""
-        self._global = arrays
         chosen = self._select(arrays)
-        return self._completed(self.inner.configure_evaluate(server_round, chosen, config, grid))
+        messages = self.inner.configure_evaluate(server_round, chosen, config, grid)
+        return self._completed(messages, arrays)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -85,11 +86,11 @@ class AttentionOnly(Strategy):
     def _select(self, arrays: ArrayRecord) -> ArrayRecord:
         return ArrayRecord({name: array for name, array in arrays.items() if self.shared(name)})
 
-    def _completed(self, messages: Iterable[Message]) -> Iterable[Message]:
-        """Add the other arrays to `messages` where they are to go along."""
+    def _completed(self, messages: Iterable[Message], arrays: ArrayRecord) -> Iterable[Message]:
+        """Add to `messages` those of the `arrays` that are not shared, if they are to go along."""
         if not self.with_rest:
             return messages
-        rest = ArrayRecord({k: array for k, array in self._global.items() if not self.shared(k)})
+        rest = ArrayRecord({k: array for k, array in arrays.items() if not self.shared(k)})
         return self._with_rest(messages, rest)
 
     def _with_rest(self, messages: Iterable[Message], rest: ArrayRecord) -> Iterator[Message]:

@@ -318,7 +318,7 @@ def test_under_a_schedule_the_number_of_rounds_stays(tmp_path, refused):
 
 
 def test_no_message_makes_a_node_share_more_than_its_run_says(tmp_path):
-    """A server that asks for all parameters outside the warm-up gets a failure."""
+    """What a server says is shared is not heard: the run-config decides."""
     asked = []
 
     class Curious(LocalGrid):
