@@ -9,8 +9,8 @@ shapes add less than one percent to a message, three with adapters on the smalle
 
 import torch
 
-from fedattn_app.config import LoraConfig
 from fedattn_app.lora import add_adapters
+from fedattn_app.model_config import LoraConfig
 from fedattn_app.pretrained import untrained
 from fedattn_app.scopes import scope_of
 

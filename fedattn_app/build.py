@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 
-from fedattn_app.config import Config, ModelConfig
+from fedattn_app.config import Config
 from fedattn_app.model import Classifier, build_model
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.products import speed_up
 from fedattn_app.storage import folder_of
 from fedattn_app.tokenizer import HashingTokenizer, Tokenizer

@@ -1,7 +1,8 @@
 """Run configuration: the only reader of Flower's flat ``run_config`` table.
 
-Every key of ``[tool.flwr.app.config]`` is a field of one of the sections below. What one section
-cannot see, such as a protection that another setting undoes, `Config` refuses.
+Every key of ``[tool.flwr.app.config]`` is a field of one of the sections, which are declared here
+and in the modules named `…_config`. What one section cannot see, such as a protection that another
+setting undoes, `Config` refuses.
 """
 
 import difflib
@@ -11,29 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
+from fedattn_app.data_config import DataConfig
 from fedattn_app.errors import UserError
+from fedattn_app.model_config import LORA_SCOPES, LoraConfig, ModelConfig
+from fedattn_app.privacy_config import PrivacyConfig
 from fedattn_app.rule_config import RULES, RuleConfig, owners_of
-from fedattn_app.settings import ConfigValue, Section, key_of, names_in, setting
+from fedattn_app.settings import ConfigValue, Section, key_of, setting
 
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Encoder shape: `layers` blocks of `width` features, `heads` heads, `feedforward` units."""
-
-    layers: int
-    width: int
-    heads: int
-    feedforward: int
-
-
-MODEL_SIZES: Mapping[str, ModelSize] = {
-    "tiny": ModelSize(layers=1, width=64, heads=2, feedforward=256),
-    "small": ModelSize(layers=2, width=128, heads=4, feedforward=512),
-    "base": ModelSize(layers=4, width=256, heads=8, feedforward=1024),
-}
-
-ATTENTION_ROLES = ("query", "key", "value", "output")
-LORA_SCOPES = ("lora", "lora-a", "lora-b")
 WARM_ALREADY = ("all", *LORA_SCOPES)  # nothing is left to warm up, or no one could train it
 
 
@@ -111,237 +96,6 @@ class FederationConfig(Section):
 
 
 @dataclass(frozen=True)
-class PrivacyConfig(Section):
-    """Differential privacy: of an example on its node, or of a client on the server."""
-
-    privacy: str = setting(
-        "none",
-        "protection of an update: `dp-sgd` on the node, for each of its examples; `client-dp` on "
-        "the server, for each client",
-        choices=("none", "dp-sgd", "client-dp"),
-    )
-    target_epsilon: float = setting(
-        0.0, "ε that may be spent; 0: no limit, `noise-multiplier` decides", minimum=0
-    )
-    target_delta: float = setting(
-        1e-5, "δ of the guarantee, below 1 / number of examples", above=0, maximum=0.999
-    )
-    noise_multiplier: float = setting(
-        0.0, "noise per clipping norm; 0: worked out from `target-epsilon`", minimum=0
-    )
-    max_grad_norm: float = setting(
-        1.0, "L2 norm to which `dp-sgd` clips the gradient of an example", above=0
-    )
-    max_update_norm: float = setting(
-        1.0, "L2 norm to which `client-dp` clips the update of a client", above=0
-    )
-    accountant: str = setting("rdp", "how `dp-sgd` adds ε up", choices=("rdp", "prv"))
-    evaluate_epsilon: float = setting(
-        0.0,
-        "ε beside `target-epsilon` for noisy scores on what clients hold out; 0: with `dp-sgd` "
-        "they do not evaluate",
-        minimum=0,
-    )
-    num_examples_public: bool = setting(
-        False, "with `dp-sgd`, clients may tell how many examples they have"
-    )
-    reproducible_noise: bool = setting(
-        False, "noise from `seed`, for simulations only: it protects nobody"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            owners = _PRIVACY_OF.get(entry.name, ("dp-sgd", "client-dp"))
-            if self.privacy not in owners and entry.name != "privacy" and value != entry.default:
-                needed = " or ".join(f'"{owner}"' for owner in owners)
-                raise UserError(
-                    f"{key_of(entry)} = {value}: does nothing with privacy = "
-                    f'"{self.privacy}"; it needs privacy = {needed}'
-                )
-        if self.privacy != "none" and not self.target_epsilon and not self.noise_multiplier:
-            raise UserError(
-                f'privacy = "{self.privacy}": needs target-epsilon or noise-multiplier above 0'
-            )
-
-
-# Settings that only one kind of privacy has.
-_PRIVACY_OF = {
-    "max_grad_norm": ("dp-sgd",),
-    "max_update_norm": ("client-dp",),
-    "accountant": ("dp-sgd",),
-    "evaluate_epsilon": ("dp-sgd",),
-    "num_examples_public": ("dp-sgd",),
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig(Section):
-    """The Transformer and its tokenizer. Shapes of 0 are taken from the named size."""
-
-    model: str = setting(
-        "small",
-        "size of the built-in Transformer, `tiny`, `small` or `base`; or a pretrained one: "
-        "its hub id or its folder",
-    )
-    layers: int = setting(0, "blocks; 0: as the size says", minimum=0, maximum=64)
-    width: int = setting(0, "features per token; 0: as the size says", minimum=0, maximum=8192)
-    heads: int = setting(0, "attention heads; 0: as the size says", minimum=0, maximum=256)
-    feedforward: int = setting(
-        0, "units of the feed-forward block; 0: as the size says", minimum=0, maximum=65536
-    )
-    dropout: float = setting(0.0, "dropout probability in training", minimum=0, maximum=0.9)
-    vocabulary: int = setting(8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24)
-    max_length: int = setting(64, "tokens kept of a text", minimum=1, maximum=8192)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pretrained:
-            self._refuse_shapes()
-            return
-        size = self.size
-        if size.width % (2 * size.heads):
-            raise UserError(
-                f"width = {size.width}: must be a multiple of 2 × heads = {2 * size.heads}"
-            )
-
-    def _refuse_shapes(self) -> None:
-        if not self.model.strip():
-            raise UserError(f"model = {self.model!r}: must be {SETTINGS['model'].help}")
-        defaults = {entry.name: entry.default for entry in fields(self)}
-        for name in (*(entry.name for entry in fields(ModelSize)), "vocabulary"):
-            value = getattr(self, name)
-            if value != defaults[name]:
-                raise UserError(
-                    f"{name} = {value}: belongs to the built-in model, "
-                    f"model = {self.model!r} has its own"
-                )
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether the model is loaded through transformers."""
-        return self.model not in MODEL_SIZES
-
-    @property
-    def size(self) -> ModelSize:
-        """The built-in model's shape: the named size with every explicit key that is not 0."""
-        explicit = {
-            entry.name: getattr(self, entry.name) or getattr(MODEL_SIZES[self.model], entry.name)
-            for entry in fields(ModelSize)
-        }
-        return ModelSize(**explicit)
-
-
-@dataclass(frozen=True)
-class LoraConfig(Section):
-    """Low-rank adapters of the attention projections, for the scopes of `LORA_SCOPES`."""
-
-    lora_rank: int = setting(8, "rank of the LoRA adapters", minimum=1, maximum=1024)
-    lora_alpha: int = setting(16, "a LoRA adapter is scaled by alpha / rank", minimum=1)
-    lora_targets: str = setting(
-        ",".join(ATTENTION_ROLES), "projections that get a LoRA adapter, comma-separated"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.roles or not set(self.roles) <= set(ATTENTION_ROLES):
-            raise UserError(
-                f"lora-targets = {self.lora_targets!r}: must be some of "
-                f"{', '.join(ATTENTION_ROLES)}, comma-separated"
-            )
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The targets, without repetition."""
-        return tuple(dict.fromkeys(names_in(self.lora_targets)))
-
-
-@dataclass(frozen=True)
-class DataConfig(Section):
-    """Where the examples come from and how a simulation splits them over its clients."""
-
-    dataset: str = setting(
-        "triage", "`triage` (built in), `file` (with `data-path`), or the id of a hub data set"
-    )
-    data_path: str = setting(
-        "", "CSV, JSON Lines or Parquet file, or a folder with train.* and test.*"
-    )
-    text_column: str = setting("text", "column that holds the text")
-    label_column: str = setting("label", "column that holds the label")
-    labels: str = setting(
-        "", "the label names, comma-separated; empty: those that the data set has"
-    )
-    partitioner: str = setting(
-        "auto",
-        "how a simulation splits the data; `auto`: `natural` for triage, else `iid`",
-        choices=(
-            "auto",
-            "iid",
-            "dirichlet",
-            "pathological",
-            "natural",
-            "linear",
-            "square",
-            "label-shares",
-        ),
-    )
-    partition_by: str = setting("", "column of the `natural` partitioner")
-    alpha: float = setting(0.5, "concentration of the `dirichlet` partitioner", above=0)
-    classes_per_client: int = setting(2, "labels of a `pathological` client", minimum=1)
-    label_shares: str = setting(
-        "50/50, 30/70, 20/80",
-        "for each `label-shares` client the shares of the labels in per cent, comma-separated",
-    )
-    examples_per_client: int = setting(
-        100, "examples of a `label-shares` client, held out ones included", minimum=1
-    )
-    validation_fraction: float = setting(
-        0.1, "share of its examples that a client holds out", minimum=0, maximum=0.9
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.partitioner == "label-shares":
-            self._check_shares()
-        if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":
-            raise UserError(
-                'partition-by = "": partitioner = "natural" needs the name of a column here'
-            )
-        twice = [name for name in self.label_names if self.label_names.count(name) > 1]
-        if twice:
-            raise UserError(f"labels = {self.labels!r}: names {twice[0]!r} twice")
-        if not self.dataset:
-            raise UserError('dataset = "": must be triage, file, or the id of a hub data set')
-        if self.data_path and self.dataset != "file":
-            raise UserError(
-                f'data-path = {self.data_path!r}: is read with dataset = "file" only, '
-                f"not with dataset = {self.dataset!r}"
-            )
-
-    def _check_shares(self) -> None:
-        for shares in self.shares_per_client or [()]:
-            if not shares or abs(sum(shares) - 100) > 1e-6 or min(shares) < 0:
-                raise UserError(
-                    f"label-shares = {self.label_shares!r}: must give each client shares of the "
-                    "labels that sum to 100, such as 50/50, 20/80"
-                )
-
-    @property
-    def shares_per_client(self) -> list[tuple[float, ...]]:
-        """For each `label-shares` client the shares in per cent; none where they are no numbers."""
-        try:
-            return [tuple(map(float, of.split("/"))) for of in names_in(self.label_shares)]
-        except ValueError:
-            return []
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The names given by `labels`, or none when they come from the data."""
-        return names_in(self.labels)
-
-
-@dataclass(frozen=True)
 class TrainingConfig(Section):
     """One client's local training in one round."""
 
@@ -402,14 +156,14 @@ UNUSED: Mapping[str, tuple[str, ...]] = {
 class Config:
     """Every setting of one run."""
 
-    federation: FederationConfig = FederationConfig()
+    federation: FederationConfig = field(default_factory=FederationConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
-    privacy: PrivacyConfig = PrivacyConfig()
-    model: ModelConfig = ModelConfig()
-    lora: LoraConfig = LoraConfig()
-    data: DataConfig = DataConfig()
-    training: TrainingConfig = TrainingConfig()
-    output: OutputConfig = OutputConfig()
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
         equal = self.privacy.privacy != "none" and not self.privacy.num_examples_public

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedattn_app import sources, triage
 from fedattn_app.build import build_tokenizer
-from fedattn_app.config import DataConfig, ModelConfig
+from fedattn_app.data_config import DataConfig
 from fedattn_app.errors import UserError
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.sources import Table
 from fedattn_app.tokenizer import Tokenizer
 

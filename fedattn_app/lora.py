@@ -26,9 +26,9 @@ All three train and send the head too: a new one is random, and no adapter reach
 
 import torch
 
-from fedattn_app.config import LoraConfig
 from fedattn_app.extra import needing_extra
 from fedattn_app.model import Classifier
+from fedattn_app.model_config import LoraConfig
 from fedattn_app.scopes import family_of
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedattn_app.config import ModelConfig
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.scopes import BUILT_IN
 
 # Wavelengths of 6 to some 600 tokens: the texts here are tens of tokens long.

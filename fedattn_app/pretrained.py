@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedattn_app.config import MODEL_SIZES, ModelConfig
 from fedattn_app.errors import UserError
 from fedattn_app.extra import needing_extra
 from fedattn_app.model import Classifier, real_tokens
+from fedattn_app.model_config import MODEL_SIZES, ModelConfig
 from fedattn_app.scopes import FAMILIES
 from fedattn_app.storage import folder_of
 from fedattn_app.tokenizer import Tokenizer, pad

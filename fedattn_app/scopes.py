@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from fedattn_app.config import ATTENTION_ROLES, LORA_SCOPES
 from fedattn_app.errors import UserError
+from fedattn_app.model_config import ATTENTION_ROLES, LORA_SCOPES
 
 BUILT_IN = "fedattn"
 

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from fedattn_app.config import DataConfig
+from fedattn_app.data_config import DataConfig
 from fedattn_app.errors import UserError
 from fedattn_app.storage import user_path
 

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import torch
 
 from fedattn_app import data, sources
-from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.data import client_data, private_data
+from fedattn_app.data_config import DataConfig
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.tokenizer import HashingTokenizer
 
 MODEL = ModelConfig(max_length=16)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["settings"],
-    ["rule_config"],
+    ["data_config", "model_config", "privacy_config", "rule_config"],
     ["config", "run_config"],
     [
         "tokenizer",

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedattn_app.config import (
-    MODEL_SIZES,
-    SETTINGS,
-    Config,
-    LoraConfig,
-    ModelConfig,
-    ModelSize,
-)
+from fedattn_app.config import SETTINGS, Config
+from fedattn_app.model_config import MODEL_SIZES, LoraConfig, ModelConfig, ModelSize
 from fedattn_app.rule_config import owners_of
 from fedattn_app.run_config import parse_run_config
 

@@ -13,8 +13,8 @@ from data_files import FORMATS, MODEL, forget, own, rows, rows_of, shares, toget
 from flwr_datasets.partitioner import NaturalIdPartitioner
 
 from fedattn_app import data, triage
-from fedattn_app.config import DataConfig
 from fedattn_app.data import client_data, label_names, private_data, server_test_set
+from fedattn_app.data_config import DataConfig
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 
@@ -268,7 +268,8 @@ def test_a_file_that_changes_is_read_again(tmp_path, load, split):
 PROBE = """
 import json, os, sys
 from pathlib import Path
-from fedattn_app.config import DataConfig, ModelConfig
+from fedattn_app.data_config import DataConfig
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.data import client_data, label_names, private_data
 from fedattn_app.errors import UserError
 

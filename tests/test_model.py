@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedattn_app.config import MODEL_SIZES, ModelConfig
 from fedattn_app.model import build_model
+from fedattn_app.model_config import MODEL_SIZES, ModelConfig
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, feedforward=24, vocabulary=50, max_length=12)
 LENGTHS = torch.tensor([3, 12, 1, 7], dtype=torch.int32)

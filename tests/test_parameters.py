@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedattn_app.config import ModelConfig
 from fedattn_app.model import build_model
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.parameters import fingerprint, get_arrays, set_arrays, view_arrays, without
 
 CONFIG = ModelConfig(layers=2, width=8, heads=2, feedforward=12, vocabulary=10, max_length=4)

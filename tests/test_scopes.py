@@ -15,9 +15,10 @@ from classifiers import (
 from pretrained_folders import FAMILIES_TESTED, LAYERS, UNKNOWN_FAMILIES
 from torch import nn
 
-from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import build_model
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.parameters import view_arrays
 from fedattn_app.scopes import BUILT_IN, scope_of
 from fedattn_app.training import train

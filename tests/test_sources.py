@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_files import FORMATS, MODEL, own, rows, rows_of, shares, together, write
 
-from fedattn_app.config import DataConfig
 from fedattn_app.data import label_names, server_test_set
+from fedattn_app.data_config import DataConfig
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 

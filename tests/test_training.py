@@ -6,9 +6,10 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 from torch.nn import functional as F
 
-from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import build_model
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.optimizer import Proximal
 from fedattn_app.parameters import get_arrays
 from fedattn_app.scopes import BUILT_IN, scope_of

@@ -10,9 +10,10 @@ import torch
 from per_example import clipped_sum, flat, gradients, norms
 from scipy import stats
 
-from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.config import TrainingConfig
 from fedattn_app.data import Examples
 from fedattn_app.model import build_model
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.parameters import get_arrays
 from fedattn_app.privacy.bookkeeping import BookKeeping
 from fedattn_app.privacy.gradients import OneByOne
