@@ -5,19 +5,14 @@ import json
 import numpy as np
 import pytest
 from data_files import write
-from flwr.app import Message
-from flwr.clientapp import ClientApp
 from runs import QUICK, same_arrays, settled
 
 from fedattn_app import client_app, server_app
-from fedattn_app.build import build_classifier
 from fedattn_app.config import Config, TrainingConfig
-from fedattn_app.data import client_data
 from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid
-from fedattn_app.local_engine import FIRST_NODE_ID, LocalGrid, task_identity
+from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.outcome import best_round
-from fedattn_app.parameters import get_arrays
 from fedattn_app.predictor import Predictor
 from fedattn_app.scopes import scope_of
 from fedattn_app.simulation import simulate
@@ -26,10 +21,10 @@ from fedattn_app.storage import read_arrays
 CLIENTS = 3
 
 
-def run(folder, clients=CLIENTS, **more):
+def run(folder, **more):
     keys = {key.replace("_", "-"): value for key, value in more.items()}
     config = {**QUICK, **keys, "output-dir": str(folder)}
-    return simulate(config, clients, workers=1, quiet=True)
+    return simulate(config, CLIENTS, workers=1, quiet=True)
 
 
 def rows(*scores):
@@ -205,109 +200,13 @@ def test_too_few_clients_are_waited_for_and_then_the_run_ends(tmp_path):
     assert [row["round"] for row in history] == [0, 1]
 
 
-def run_timed(folder, seconds, clients=10, **more):
-    """Run on a clock, on which a partition takes `seconds(partition)` to train."""
-    keys = {key.replace("_", "-"): value for key, value in more.items()}
-    config = Config.from_run_config({**QUICK, **keys, "output-dir": str(folder)})
-    with task_identity():
-        grid = LocalGrid(client_app.app, clients, dict(config.to_run_config()), seconds=seconds)
-        return server_app.run(PartitionGrid(grid), config), grid.clock
-
-
-def one_slow(partition):
-    return 10.0 if partition == 3 else 1.0
-
-
-def test_a_slow_client_holds_nobody_up(tmp_path):
-    """As many updates by buffers of five, one client ten times slower than the other nine."""
-    synchronous, waited = run_timed(tmp_path / "sync", one_slow, num_rounds=12)
-    buffered, took = run_timed(
-        tmp_path / "buffer", one_slow, num_rounds=24, strategy="fedbuff", buffer_size=5
-    )
-    updates = [sum(row["clients"] for row in r.history) for r in (synchronous, buffered)]
-    assert updates == [120, 120]
-    assert waited == 120.0
-    assert took <= waited / 2.5
-    accuracies = [r.summary["accuracy"] for r in (synchronous, buffered)]
-    assert accuracies[1] >= accuracies[0] - 0.02
-    assert {row["partition"] for row in buffered.clients} == set(range(10))
-
-
-def test_a_client_that_never_answers_is_given_up(tmp_path):
-    class Silent(LocalGrid):
-        def pull_messages(self, message_ids):
-            silent = FIRST_NODE_ID + 1
-            kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
-            return super().pull_messages(kept)
-
-    config = Config.from_run_config(
-        {
-            **QUICK,
-            "strategy": "fedbuff",
-            "buffer-size": 2,
-            "concurrency": 3,
-            "round-timeout": 0.2,
-            "output-dir": str(tmp_path / "run"),
-        }
-    )
-    with task_identity():
-        grid = PartitionGrid(Silent(client_app.app, 3, dict(config.to_run_config())))
-        result = server_app.run(grid, config)
-    assert [row["clients"] for row in result.history] == [0, 2, 2, 2, 2]
-    assert {row["partition"] for row in result.clients} == {0, 2}
-
-
-def test_a_fast_client_is_asked_once_between_two_steps(tmp_path):
-    result, _ = run_timed(
-        tmp_path / "run",
-        lambda partition: 0.1 if partition == 0 else 1.0,
-        clients=4,
-        strategy="fedbuff",
-        buffer_size=2,
-        concurrency=4,
-        num_rounds=6,
-    )
-    assert [row["clients"] for row in result.history] == [0, *[2] * 6]
-    asked = [(row["round"], row["partition"]) for row in result.clients]
-    assert len(asked) == len(set(asked)) == 12
-    assert sum(partition == 0 for _, partition in asked) >= 3
-
-
-def test_clients_of_an_asynchronous_run_evaluate_at_its_end(tmp_path):
-    result, _ = run_timed(
-        tmp_path / "run",
-        one_slow,
-        strategy="fedbuff",
-        buffer_size=5,
-        num_rounds=3,
-        fraction_evaluate=1.0,
-    )
-    assert [row["evaluate"] is not None for row in result.history] == [False, False, False, True]
-    scored = [row for row in result.clients if row["round"] == 3 and row["recall_per_class"]]
-    assert len(scored) == 10  # the slow one too
-
-
-def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
-    class Quick(LocalGrid):
-        def _comes(self, message):
-            quick = message.metadata.dst_node_id == FIRST_NODE_ID + 1
-            return super()._comes(message) - (0.99 if quick else 0.0)
-
-    settings = {**QUICK, "strategy": "fedbuff", "concurrency": 4, "buffer-size": 3}
-    config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})
-    with task_identity():
-        grid = PartitionGrid(Quick(Failing(), 4, dict(config.to_run_config())))
-        result = server_app.run(grid, config)
-    assert [row["clients"] for row in result.history[1:]] == [3] * 4
-    assert [row["failures"] for row in result.history[1:]] == [1] * 4
-
-
-def test_patience_needs_a_score(tmp_path, refused, two_labels):
-    (tmp_path / "data" / "test.csv").unlink()
-    settings = {key.replace("-", "_"): value for key, value in two_labels.items()}
+def test_patience_needs_a_score(tmp_path, refused):
+    texts = [f"{'bad' if k % 2 else 'good'} word{k % 7}" for k in range(60)]
+    path = write(tmp_path / "data.csv", texts, ["no" if k % 2 else "yes" for k in range(60)])
+    settings = {"dataset": "file", "data_path": str(path), "patience": 2}
     with refused("patience = 2", "no test set"):
-        run(tmp_path / "run", patience=2, **settings)
-    result = run(tmp_path / "told", patience=2, **{**settings, "fraction_evaluate": 1.0})
+        run(tmp_path / "run", **settings)
+    result = run(tmp_path / "told", **settings, fraction_evaluate=1.0)
     assert result.summary["best_round"] is not None
 
 
@@ -335,101 +234,3 @@ def test_no_message_makes_a_node_share_more_than_its_run_says(tmp_path):
         result = server_app.run(grid, config)
     plain = run(tmp_path / "plain")
     assert same_arrays(result, plain)
-
-
-def failing(message: Message, context):
-    if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
-        raise RuntimeError("out of order")
-    return client_app.app(message, context)
-
-
-class Failing(ClientApp):
-    def __call__(self, message, context):
-        return failing(message, context)
-
-
-def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path):
-    settings = {**QUICK, "strategy": "fedbuff", "concurrency": 3, "buffer-size": 3}
-    config = {**settings, "output-dir": str(tmp_path / "run")}
-    result = simulate(config, 3, workers=1, quiet=True, clients=Failing())
-    assert [row["clients"] for row in result.history[1:]] == [2] * 4
-    assert [row["failures"] for row in result.history[1:]] == [1] * 4
-
-
-SHARES = {"partitioner": "label-shares", "dataset": "file", "learning-rate": 0.01}
-
-
-@pytest.fixture
-def two_labels(tmp_path):
-    texts = [f"{'bad' if k % 2 else 'good'} word{k % 7} word{k % 11}" for k in range(500)]
-    labels = ["no" if k % 2 else "yes" for k in range(500)]
-    for name, part in (("train", slice(440)), ("test", slice(440, None))):
-        write(tmp_path / "data" / f"{name}.csv", texts[part], labels[part])
-    return {**SHARES, "data-path": str(tmp_path / "data")}
-
-
-def test_label_shares_are_what_they_say(two_labels):
-    config = Config.from_run_config({**two_labels, "validation-fraction": 0.0})
-    counts = [
-        np.bincount(client_data(config.data, config.model, 1, k, 3).train.labels, minlength=2)
-        for k in range(3)
-    ]
-    assert [count.tolist() for count in counts] == [[50, 50], [30, 70], [20, 80]]
-
-
-def test_an_imbalanced_run_tells_scores_by_label_and_client(two_labels, tmp_path):
-    config = {**two_labels, "fraction-evaluate": 1.0, "validation-fraction": 0.2}
-    result = run(tmp_path / "run", 3, **{k.replace("-", "_"): v for k, v in config.items()})
-    last = [row for row in result.clients if row["round"] == 4]
-    assert len(last) == 3
-    for row in last:
-        for key in ("recall_per_class", "f1_per_class"):
-            assert len(row[key]) == 2
-            assert all(score is None or 0 <= score <= 1 for score in row[key])
-    summary, accuracies = result.summary, [row["accuracy"] for row in last]
-    assert summary["worst_client_accuracy"] == min(accuracies)
-    assert summary["best_client_accuracy"] == max(accuracies)
-    assert summary["client_accuracy_deviation"] == pytest.approx(np.std(accuracies))
-    assert set(summary["f1_per_class"]) == {"no", "yes"}
-
-
-@pytest.mark.parametrize(
-    ("more", "parts"),
-    [
-        ({"label-shares": "50/50, 40/50"}, ["label-shares", "sum to 100"]),
-        ({"label-shares": "half/half"}, ["label-shares", "sum to 100"]),
-        ({"label-shares": ""}, ["label-shares"]),
-        ({"label-shares": "50/50, 50/50"}, ["is for 2 clients, not 3"]),
-        ({"label-shares": "50/30/20, 50/50, 50/50"}, ["names 3 shares", "2 labels"]),
-        ({"examples-per-client": 200}, ["too few examples of 'yes'", "examples-per-client = 200"]),
-    ],
-)
-def test_shares_that_cannot_be_are_refused(two_labels, tmp_path, refused, more, parts):
-    with refused(*parts):
-        simulate(
-            {**QUICK, **two_labels, **more, "output-dir": str(tmp_path / "run")}, 3, quiet=True
-        )
-
-
-@pytest.mark.parametrize("rule", ["fedavg", "fedadam", "geometric-median", "fedbuff"])
-@pytest.mark.parametrize("shared", ["attention", "all-but-attention"])
-def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
-    own = {"buffer_size": 3, "concurrency": 3} if rule == "fedbuff" else {}
-    result = run(
-        tmp_path / "run",
-        strategy=rule,
-        shared=shared,
-        local="personal",
-        fraction_evaluate=1.0,
-        num_rounds=2,
-        **own,
-    )
-    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
-    assert len([row for row in result.clients if row["round"] == 2]) == CLIENTS
-    start = get_arrays(
-        build_classifier(Config.from_run_config(QUICK), len(result.summary["recall_per_class"]))
-    )
-    moved = {name for name in start if start[name].tobytes() != result.arrays[name].tobytes()}
-    scope = scope_of(shared, "personal", "fedattn", start)
-    assert moved <= scope.shared  # the server never sees the rest
-    assert moved

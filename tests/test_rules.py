@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from runs import QUICK, same_arrays, settled
 
+from fedattn_app.build import build_classifier
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
+from fedattn_app.parameters import get_arrays
 from fedattn_app.rule_config import RULES, RuleConfig
 from fedattn_app.rules import make_rule
+from fedattn_app.scopes import scope_of
 from fedattn_app.settings import key_of
 from fedattn_app.simulation import simulate
 
@@ -199,3 +202,23 @@ def test_clients_without_a_number_are_dropped_counted_and_told(tmp_path, caplog)
     assert [row["dropped"] for row in result.history] == [0, 0, 0]
     with pytest.raises(RunFailedError, match=r"norm is .* above 1e-06"):
         run(tmp_path / "none", "fedavg", **{"drop-norm": 1e-6})
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedadam", "geometric-median", "fedbuff"])
+@pytest.mark.parametrize("shared", ["attention", "all-but-attention"])
+def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
+    own = {"buffer-size": CLIENTS, "concurrency": CLIENTS} if rule == "fedbuff" else {}
+    result = run(
+        tmp_path / "run",
+        rule,
+        **{"shared": shared, "local": "personal", "fraction-evaluate": 1.0, "num-rounds": 2, **own},
+    )
+    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
+    assert len([row for row in result.clients if row["round"] == 2]) == CLIENTS
+    start = get_arrays(
+        build_classifier(Config.from_run_config(QUICK), len(result.summary["recall_per_class"]))
+    )
+    moved = {name for name in start if start[name].tobytes() != result.arrays[name].tobytes()}
+    scope = scope_of(shared, "personal", "fedattn", start)
+    assert moved <= scope.shared  # the server never sees the rest
+    assert moved
