@@ -61,6 +61,7 @@ TUNED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "fedadam": ("server-learning-rate", (0.01, 0.03, 0.1, 0.3)),
     "fedyogi": ("server-learning-rate", (0.01, 0.03, 0.1, 0.3)),
     "fedsgd": ("server-learning-rate", (0.3, 1.0, 3.0, 10.0)),
+    "qfedavg": ("server-learning-rate", (3.0, 10.0, 30.0, 100.0)),
 }
 SCOPES: Mapping[str, Row] = {
     "all": {"shared": "all"},
@@ -70,6 +71,8 @@ SCOPES: Mapping[str, Row] = {
     "all-but-attention": {"shared": "all-but-attention"},
     "personal rest": {"shared": "attention+head", "local": "personal"},
     "personal attention": {"shared": "all-but-attention", "local": "personal"},
+    # As good as alone: six numbers, or four, travel.
+    "personal all": {"shared": r"head\.bias", "local": "personal"},
 }
 ROBUST = (
     "fedavg",
@@ -211,6 +214,8 @@ def tables(rows: list[Row]) -> str:
 
 def main() -> None:
     """Run what is missing and print the tables."""
+    if not 2 <= len(sys.argv) <= 3 or not Path(sys.argv[1]).is_dir():
+        sys.exit(__doc__)
     output = Path(sys.argv[-1])
     wanted = [job for seed in SEEDS for job in jobs(seed)]
     if len(sys.argv) == 2:

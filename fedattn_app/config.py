@@ -58,7 +58,8 @@ class FederationConfig(Section):
     shared: str = setting(
         "attention+head",
         "what travels: `all`, `attention`, `attention+head`, `head`, `all-but-attention`, the "
-        "adapters `lora`, `lora-a` or `lora-b`, or a regex over parameter names",
+        "adapters `lora`, `lora-a` or `lora-b` (with the extra `pretrained`), or a regex over "
+        "parameter names",
     )
     local: str = setting(
         "frozen",

@@ -130,7 +130,13 @@ def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -
             'labels = "": nodes with a data-path of their own need the label names in run-config, '
             'for example labels = "negative,positive"'
         )
-    own = replace(config, dataset="file", data_path=path, partition_by="")
+    own = DataConfig(
+        dataset="file",
+        data_path=path,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        labels=config.labels,
+    )
     splits = sources.load(own)
     tokenizer = build_tokenizer(model)
     train = _tokenise(splits.training(), config.label_names, tokenizer)

@@ -1,9 +1,18 @@
 """The run-config keys of the data: their source, and how a simulation splits them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fedattn_app.errors import UserError
-from fedattn_app.settings import Section, names_in, setting
+from fedattn_app.settings import Section, key_of, names_in, setting
+
+# Settings that only one partitioner has.
+_PARTITIONER_OF = {
+    "partition_by": "natural",
+    "alpha": "dirichlet",
+    "classes_per_client": "pathological",
+    "label_shares": "label-shares",
+    "examples_per_client": "label-shares",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class DataConfig(Section):
     classes_per_client: int = setting(2, "labels of a `pathological` client", minimum=1)
     label_shares: str = setting(
         "50/50, 30/70, 20/80",
-        "for each `label-shares` client the shares of the labels in per cent, comma-separated",
+        "for each `label-shares` client, as many as there are clients and comma-separated, the "
+        "shares of the labels in per cent, with / between them, in the order of `labels`",
     )
     examples_per_client: int = setting(
         100, "examples of a `label-shares` client, held out ones included", minimum=1
@@ -51,6 +61,13 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for entry in fields(self):
+            value, owner = getattr(self, entry.name), _PARTITIONER_OF.get(entry.name)
+            if owner and self.partitioner != owner and value != entry.default:
+                raise UserError(
+                    f"{key_of(entry)} = {value}: does nothing with partitioner = "
+                    f'"{self.partitioner}"; it needs partitioner = "{owner}"'
+                )
         if self.partitioner == "label-shares":
             self._check_shares()
         if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":

@@ -121,8 +121,9 @@ class Rounds:
             log.info(round_line(row, self.config.num_rounds, left))
             if self.config.patience and self._waited(outcome) >= self.config.patience:
                 log.info(
-                    "the run ends: no better %s for %d rounds",
+                    "the run ends: %s was no better than in round %d for patience = %d",
                     self.config.score,
+                    server_round - self._waited(outcome),
                     self.config.patience,
                 )
                 break

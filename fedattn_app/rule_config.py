@@ -16,7 +16,7 @@ from fedattn_app.settings import Section, key_of, setting
 class Rule:
     """A class of `strategies`, and which settings give which of its keywords.
 
-    A round needs as many clients as `least` says, from the settings.
+    A round needs as many updates as `least` says, from the settings; with fewer the model stays.
     """
 
     name: str
@@ -79,7 +79,10 @@ class RuleConfig(Section):
         minimum=0,
     )
     server_momentum: float = setting(
-        0.0, "momentum of the server's steps", minimum=0, maximum=0.9999
+        0.0,
+        "momentum of the server's steps, for example 0.9; without, fedavgm is fedavg",
+        minimum=0,
+        maximum=0.9999,
     )
     beta_1: float = setting(0.9, "decay of the first moment", minimum=0, maximum=0.9999)
     beta_2: float = setting(0.99, "decay of the second moment", minimum=0, maximum=0.99999)

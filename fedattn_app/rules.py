@@ -43,7 +43,9 @@ class Phase:
 
         `with_rest`: clients are sent the other parameters too.
         """
-        checks = UpdateChecks(rule, config.rule.drop_norm, config.rule.clip_norm)
+        chosen = config.rule
+        least = chosen.rule.least(chosen)
+        checks = UpdateChecks(rule, chosen.drop_norm, chosen.clip_norm, least)
         # Noise goes out whoever answers: that nobody had anything to say is private too.
         noisy = isinstance(rule, ClientLevelDP)
         strategy = AttentionOnly(checks, shared.__contains__, noisy, with_rest)
@@ -78,6 +80,11 @@ def make_rule(config: Config) -> FedAvg:
 def check_cohort(config: Config, clients: int) -> None:
     """Raise `UserError` where a round has too few of the `clients` for the rule."""
     cohort = max(1, int(clients * config.federation.fraction_train))
+    if config.rule.strategy == "fedbuff" and config.rule.buffer_size > clients:
+        raise UserError(
+            f"buffer-size = {config.rule.buffer_size}: must be at most the number of clients = "
+            f"{clients}, each of which answers once for a step"
+        )
     needed = config.rule.rule.least(config.rule)
     if cohort < needed:
         own = ("malicious", "selected", "trimmed")

@@ -220,10 +220,12 @@ def _plan(
 ) -> str:
     travelling = sum(arrays[name].size for name in scope.shared)
     total = sum(array.size for array in arrays.values())
+    warmup = config.federation.warmup_rounds
     return (
         f"{config.data.dataset}: {len(labels)} labels; {config.model.model} model; "
         f"{config.rule.strategy} shares {config.federation.shared}: "
         f"{travelling:,} of {total:,} parameters"
+        + (f", after {warmup} rounds of all" if warmup else "")
     )
 
 

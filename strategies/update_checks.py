@@ -27,13 +27,21 @@ class UpdateChecks(Strategy):
     """Wraps `inner`, to which a refused reply is one that has failed.
 
     `drop_norm` (R) and `clip_norm` (C) bound the L2 norm of an update, or of a gradient where those
-    are what `inner` asks for; 0: no bound. `dropped` tells why, by node, for the last round.
+    are what `inner` asks for; 0: no bound. With fewer than `at_least` updates left, nothing is
+    combined. `dropped` tells why, by node, for the last round.
     """
 
-    def __init__(self, inner: Strategy, drop_norm: float = 0.0, clip_norm: float = 0.0) -> None:
+    def __init__(
+        self,
+        inner: Strategy,
+        drop_norm: float = 0.0,
+        clip_norm: float = 0.0,
+        at_least: int = 1,
+    ) -> None:
         self.inner = inner
         self.drop_norm = drop_norm
         self.clip_norm = clip_norm
+        self.at_least = at_least
         self.dropped: dict[int, str] = {}
         self._sent: dict[int, ArrayRecord] = {}
 
@@ -56,9 +64,21 @@ class UpdateChecks(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine what passes."""
+        """Let the inner strategy combine what passes, or return (None, None) for too little."""
         self.dropped = {}
-        return self.inner.aggregate_train(server_round, self._checked(replies))
+        passed: Iterable[Message] = self._checked(replies)
+        if self.at_least > 1:
+            passed = list(passed)
+            left = sum(not reply.has_error() for reply in passed)
+            if left < self.at_least:
+                log.warning(
+                    "round %d: the rule needs %d updates, there are %d",
+                    server_round,
+                    self.at_least,
+                    left,
+                )
+                return None, None
+        return self.inner.aggregate_train(server_round, passed)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,4 +1,18 @@
-"""What two runs are compared by."""
+"""What two runs are compared by, and clients that fail."""
+
+from flwr.clientapp import ClientApp
+
+from fedattn_app import client_app
+
+
+class Failing(ClientApp):
+    """Our clients, of whom number 1 cannot train."""
+
+    def __call__(self, message, context):
+        failing = context.node_config["partition-id"] == 1
+        if failing and message.metadata.message_type == "train":
+            raise RuntimeError("out of order")
+        return client_app.app(message, context)
 
 
 def settled(result):

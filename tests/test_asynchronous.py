@@ -1,11 +1,11 @@
 """A run of fedbuff on the local engine: who is asked when, and what slow and failing clients do."""
 
-from flwr.app import Message
-from flwr.clientapp import ClientApp
-from runs import QUICK
+import pytest
+from runs import QUICK, Failing
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
+from fedattn_app.errors import UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import FIRST_NODE_ID, LocalGrid, task_identity
 from fedattn_app.simulation import simulate
@@ -93,17 +93,6 @@ def test_clients_of_an_asynchronous_run_evaluate_at_its_end(tmp_path):
     assert len(scored) == 10  # the slow one too
 
 
-def failing(message: Message, context):
-    if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
-        raise RuntimeError("out of order")
-    return client_app.app(message, context)
-
-
-class Failing(ClientApp):
-    def __call__(self, message, context):
-        return failing(message, context)
-
-
 def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
     class Quick(LocalGrid):
         def _comes(self, message):
@@ -125,3 +114,8 @@ def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path)
     result = simulate(config, 3, workers=1, quiet=True, clients=Failing())
     assert [row["clients"] for row in result.history[1:]] == [2] * 4
     assert [row["failures"] for row in result.history[1:]] == [1] * 4
+
+
+def test_a_buffer_that_can_never_be_full_is_refused(tmp_path):
+    with pytest.raises(UserError, match="buffer-size = 5: must be at most the number of clients"):
+        run_timed(tmp_path / "run", one_slow, clients=4, strategy="fedbuff", buffer_size=5)

@@ -131,9 +131,6 @@ ALLOWED = [
     ("label-column", "department"),
     ("labels", "no,yes"),
     ("partitioner", "dirichlet"),
-    ("partition-by", "ward"),
-    ("alpha", 1e-9),
-    ("classes-per-client", 1),
     ("validation-fraction", 0.9),
     ("local-epochs", 9),
     ("batch-size", 1),
@@ -165,6 +162,21 @@ PRIVATE = [
     ("reproducible-noise", True, LOCAL, CENTRAL),
 ]
 PRIVATE_KEYS = {key for key, *_ in PRIVATE}
+# Who has a key of the partitioners, and a value other than the default.
+PARTITIONED = {
+    "partition-by": "natural",
+    "alpha": "dirichlet",
+    "classes-per-client": "pathological",
+    "label-shares": "label-shares",
+    "examples-per-client": "label-shares",
+}
+OTHERS = {
+    "partition-by": "ward",
+    "alpha": 1e-9,
+    "classes-per-client": 1,
+    "label-shares": "10/90",
+    "examples-per-client": 7,
+}
 
 
 def test_dropout_is_refused_where_examples_must_not_depend_on_each_other(refused):
@@ -231,6 +243,8 @@ def test_a_whole_number_will_do_for_a_number(key):
     privacy = CENTRAL if key == "max-update-norm" else LOCAL if key in PRIVATE_KEYS else {}
     owner = {"strategy": (owners_of(key.replace("-", "_")) or ["fedavg"])[0]}
     others = {**privacy, **owner, "patience": 1}
+    if key in PARTITIONED:
+        others["partitioner"] = PARTITIONED[key]
     value = Config.from_run_config({**others, key: number}).to_run_config()[key]
     assert (value, type(value)) == (number, float)
 
@@ -241,6 +255,16 @@ def test_one_key_changes_one_setting(key, value):
         **Config().to_run_config(),
         key: value,
     }
+
+
+@pytest.mark.parametrize(("key", "partitioner"), PARTITIONED.items())
+def test_a_key_of_another_partitioner_is_refused(refused, key, partitioner):
+    value = OTHERS[key]
+    config = Config.from_run_config({"partitioner": partitioner, key: value})
+    assert config.to_run_config()[key] == value
+    for other in {"auto", "iid", *PARTITIONED.values()} - {partitioner}:
+        with refused(f"{key} = {value}", f'partitioner = "{other}"', f'"{partitioner}"'):
+            Config.from_run_config({"partitioner": other, key: value})
 
 
 def test_to_run_config_and_from_run_config_are_inverse():

@@ -278,9 +278,8 @@ for suffix in ("csv", "jsonl", "parquet"):
     path = str(folder / "data" / f"train.{suffix}")
     private_data(DataConfig(labels="a,b,c"), ModelConfig(), 1, path)
     for partitioner in ("iid", "dirichlet", "pathological", "natural", "linear", "square"):
-        config = DataConfig(
-            dataset="file", data_path=path, partitioner=partitioner, partition_by="ward"
-        )
+        by = {"partition_by": "ward"} if partitioner == "natural" else {}
+        config = DataConfig(dataset="file", data_path=path, partitioner=partitioner, **by)
         for partition in range(4):
             client_data(config, ModelConfig(), 1, partition, 4)
 copies = [

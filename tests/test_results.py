@@ -38,7 +38,7 @@ def rounds(*numbers):
 @pytest.fixture
 def interrupted(tmp_path):
     """The folder of a run of 5 rounds that was stopped between the third and its checkpoint."""
-    folder = RunFolder(make_config(output_dir=str(tmp_path / "run"), num_rounds=5, alpha=0.25))
+    folder = RunFolder(make_config(output_dir=str(tmp_path / "run"), num_rounds=5, dropout=0.25))
     for number in range(4):
         folder.add_round(row(number), clients(number))
         if number < 3:
@@ -48,7 +48,7 @@ def interrupted(tmp_path):
 
 def carry_on(path, **settings):
     return RunFolder(
-        make_config(**{"resume_from": str(path), "num_rounds": 5, "alpha": 0.25, **settings})
+        make_config(**{"resume_from": str(path), "num_rounds": 5, "dropout": 0.25, **settings})
     )
 
 
@@ -94,7 +94,7 @@ def test_each_round_is_there_as_soon_as_it_is_added(tmp_path):
     "settings",
     [
         {},
-        {"learning_rate": 1e-5, "alpha": 1e22, "num_rounds": 10**12, "seed": 2**32 - 1},
+        {"learning_rate": 1e-5, "weight_decay": 1e22, "num_rounds": 10**12, "seed": 2**32 - 1},
         {"labels": 'say "no",it\'s yes', "dataset": "file", "data_path": r"C:\data\new.csv"},
         {"labels": "naïve,痛,😀", "text_column": "two\nlines\ttab"},
     ],
@@ -190,7 +190,7 @@ def test_a_run_may_carry_on_with_another(interrupted, settings):
     ("settings", "began_with"),
     [
         ({"seed": 2}, 1),
-        ({"alpha": 0.5}, 0.25),
+        ({"dropout": 0.5}, 0.25),
         ({"shared": "head"}, "attention+head"),
         ({"layers": 1}, 0),
         ({"labels": "a,b"}, ""),

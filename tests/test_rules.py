@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from runs import QUICK, same_arrays, settled
+from runs import QUICK, Failing, same_arrays, settled
 
+from fedattn_app import client_app
 from fedattn_app.build import build_classifier
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
@@ -197,7 +198,7 @@ def test_one_client_is_local_training_whatever_the_average(tmp_path):
             np.testing.assert_allclose(result.arrays[name], array, atol=2e-6)
 
 
-def test_clients_without_a_number_are_dropped_counted_and_told(tmp_path, caplog):
+def test_clients_without_a_number_are_dropped_counted_and_told(tmp_path):
     result = run(tmp_path / "run", "fedavg", **{"clip-norm": 0.5, "num-rounds": 2})
     assert [row["dropped"] for row in result.history] == [0, 0, 0]
     with pytest.raises(RunFailedError, match=r"norm is .* above 1e-06"):
@@ -222,3 +223,24 @@ def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
     scope = scope_of(shared, "personal", "fedattn", start)
     assert moved <= scope.shared  # the server never sees the rest
     assert moved
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "clients"),
+    [
+        ("krum", {"malicious": 1}, 5),
+        ("multikrum", {"malicious": 1, "selected": 2}, 5),
+        ("bulyan", {"malicious": 1}, 7),
+        ("fedtrimmedavg", {"trimmed": 0.25}, 4),
+    ],
+)
+def test_a_rule_combines_nothing_where_too_few_answer(tmp_path, capsys, rule, settings, clients):
+    config = {**QUICK, "strategy": rule, "num-rounds": 1, **settings}
+    start = get_arrays(build_classifier(Config.from_run_config(QUICK), 6))
+    for app, moves in ((Failing(), False), (client_app.app, True)):
+        own = {**config, "output-dir": str(tmp_path / str(moves))}
+        result = simulate(own, clients, workers=1, quiet=True, clients=app)
+        moved = any(start[name].tobytes() != result.arrays[name].tobytes() for name in start)
+        assert moved is moves
+    told = capsys.readouterr().err
+    assert f"round 1: the rule needs {clients} updates, there are {clients - 1}" in told

@@ -56,6 +56,16 @@ def test_two_records_of_arrays_are_refused():
     assert list(checks.dropped.values()) == ["it must hold one record of arrays"]
 
 
+@pytest.mark.parametrize(("sound", "combined"), [(2, False), (3, True)])
+def test_too_few_are_left_for_the_rule(sound, combined, caplog):
+    bad = BAD["NaN"][0]
+    replies = [reply(k, **(GOOD if k < sound else bad)) for k in range(4)]
+    with caplog.at_level(logging.WARNING, "fedattn"):
+        _, after = checked(replies, at_least=3)
+    assert bool(after) is combined
+    assert ("the rule needs 3 updates, there are 2" in caplog.text) is not combined
+
+
 def test_none_is_left_and_the_model_stays():
     checks, after = checked([reply(0, **BAD["NaN"][0])])
     assert len(checks.dropped) == 1
