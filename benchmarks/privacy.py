@@ -98,8 +98,8 @@ def run(dataset: str, shared: str, epsilon: float | None, seed: int) -> dict[str
 
 def jobs() -> list[dict[str, Any]]:
     """Return all combinations: every cell of the table with one seed before a second seed."""
-    keys = ("seed", "dataset", "shared", "epsilon")
-    cells = product(SEEDS, ("trec", "ag_news"), RATES, (8.0, None, 3.0, 1.0))
+    keys = ("seed", "dataset", "epsilon", "shared")
+    cells = product(SEEDS, ("trec", "ag_news"), (8.0, None, 3.0, 1.0), RATES)
     return [dict(zip(keys, cell, strict=True)) for cell in cells]
 
 
