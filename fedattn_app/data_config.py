@@ -1,17 +1,17 @@
 """The run-config keys of the data: their source, and how a simulation splits them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fedattn_app.errors import UserError
-from fedattn_app.settings import Section, key_of, names_in, setting
+from fedattn_app.settings import Section, names_in, setting
 
 # Settings that only one partitioner has.
-_PARTITIONER_OF = {
-    "partition_by": "natural",
-    "alpha": "dirichlet",
-    "classes_per_client": "pathological",
-    "label_shares": "label-shares",
-    "examples_per_client": "label-shares",
+_PARTITIONERS_OF = {
+    "partition_by": ("natural",),
+    "alpha": ("dirichlet",),
+    "classes_per_client": ("pathological",),
+    "label_shares": ("label-shares",),
+    "examples_per_client": ("label-shares",),
 }
 
 
@@ -61,13 +61,7 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for entry in fields(self):
-            value, owner = getattr(self, entry.name), _PARTITIONER_OF.get(entry.name)
-            if owner and self.partitioner != owner and value != entry.default:
-                raise UserError(
-                    f"{key_of(entry)} = {value}: does nothing with partitioner = "
-                    f'"{self.partitioner}"; it needs partitioner = "{owner}"'
-                )
+        self.refuse_unowned("partitioner", _PARTITIONERS_OF)
         if self.partitioner == "label-shares":
             self._check_shares()
         if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":

@@ -1,17 +1,22 @@
 """The run-config keys of differential privacy."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fedattn_app.errors import UserError
-from fedattn_app.settings import Section, key_of, setting
+from fedattn_app.settings import Section, setting
 
-# Settings that only one kind of privacy has.
-_PRIVACY_OF = {
+# Which kinds of privacy have a setting.
+_BOTH = ("dp-sgd", "client-dp")
+_KINDS_OF = {
+    "target_epsilon": _BOTH,
+    "target_delta": _BOTH,
+    "noise_multiplier": _BOTH,
     "max_grad_norm": ("dp-sgd",),
     "max_update_norm": ("client-dp",),
     "accountant": ("dp-sgd",),
     "evaluate_epsilon": ("dp-sgd",),
     "num_examples_public": ("dp-sgd",),
+    "reproducible_noise": _BOTH,
 }
 
 
@@ -56,15 +61,7 @@ class PrivacyConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            owners = _PRIVACY_OF.get(entry.name, ("dp-sgd", "client-dp"))
-            if self.privacy not in owners and entry.name != "privacy" and value != entry.default:
-                needed = " or ".join(f'"{owner}"' for owner in owners)
-                raise UserError(
-                    f"{key_of(entry)} = {value}: does nothing with privacy = "
-                    f'"{self.privacy}"; it needs privacy = {needed}'
-                )
+        self.refuse_unowned("privacy", _KINDS_OF)
         if self.privacy != "none" and not self.target_epsilon and not self.noise_multiplier:
             raise UserError(
                 f'privacy = "{self.privacy}": needs target-epsilon or noise-multiplier above 0'

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 from fedattn_app.errors import UserError
-from fedattn_app.settings import Section, key_of, setting
+from fedattn_app.settings import Section, setting
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,9 @@ class RuleConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for entry in fields(self):
-            value, owners = getattr(self, entry.name), owners_of(entry.name)
-            if owners and self.strategy not in owners and value != entry.default:
-                raise UserError(
-                    f"{key_of(entry)} = {value}: does nothing with strategy = "
-                    f'"{self.strategy}"; it belongs to {", ".join(owners)}'
-                )
+        self.refuse_unowned(
+            "strategy", {entry.name: owners_of(entry.name) for entry in fields(self)}
+        )
         if self.strategy == "fedbuff" and self.buffer_size > self.concurrency:
             raise UserError(
                 f"buffer-size = {self.buffer_size}: must be at most concurrency = "

@@ -6,6 +6,7 @@ with one line that names key, value and what is allowed.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeAlias, cast
 
@@ -78,3 +79,18 @@ class Section:
             if type(value) is not kind or not rule.admits(cast(ConfigValue, value)):
                 shown = value if isinstance(value, (int, float)) else repr(value)
                 raise UserError(f"{key_of(entry)} = {shown}: must be {rule.allowed(kind)}")
+
+    def refuse_unowned(self, chooser: str, owners: Mapping[str, Sequence[str]]) -> None:
+        """Raise `UserError` for a setting of other values of the field `chooser`.
+
+        `owners` has those values by field; a setting may always be at its default.
+        """
+        chosen = getattr(self, chooser)
+        for entry in fields(self):
+            value, own = getattr(self, entry.name), owners.get(entry.name)
+            if own and chosen not in own and value != entry.default:
+                needed = " or ".join(f'"{owner}"' for owner in own)
+                raise UserError(
+                    f'{key_of(entry)} = {value}: does nothing with {chooser} = "{chosen}"; it '
+                    f"needs {chooser} = {needed}"
+                )
