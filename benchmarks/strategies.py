@@ -3,8 +3,8 @@
 Ten clients, the built-in model, one local epoch a round, few rounds and short texts so that it
 takes hours and not days, data from the folder given:
 
-- ``tune``: for each rule a step size, four candidates each, by the accuracy on what clients hold
-  out, with a seed that nothing else uses;
+- ``tune``: for each rule a step size (for fedprox its μ), four candidates each, by the accuracy on
+  what clients hold out, with a seed that nothing else uses;
 - ``rules``: every rule × {IID, Dirichlet 0.5, 0.1} × {all, attention+head} on TREC;
 - ``scopes``: fedavg × the same partitions × what travels, and what is kept personal, on TREC and
   AG News;

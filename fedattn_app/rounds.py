@@ -119,11 +119,12 @@ class Rounds:
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
-            if self.config.patience and self._waited(outcome) >= self.config.patience:
+            waited = self._waited(outcome) if self.config.patience else 0
+            if self.config.patience and waited >= self.config.patience:
                 log.info(
-                    "the run ends: %s was no better than in round %d for patience = %d",
+                    "the run ends: no better %s since round %d (patience = %d)",
                     self.config.score,
-                    server_round - self._waited(outcome),
+                    server_round - waited,
                     self.config.patience,
                 )
                 break

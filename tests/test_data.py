@@ -200,6 +200,13 @@ def test_the_server_tests_on_the_corpus_notes_of_other_sites():
 # Holding out
 
 
+@pytest.mark.parametrize("partitioner", PARTITIONERS)
+def test_how_a_simulation_splits_does_not_matter_to_a_node_with_its_own_file(tmp_path, partitioner):
+    path = write(tmp_path / "own.csv", NUMBERED, THREE)  # without the column to split by
+    held = own(path, "a,b,c", partitioner=partitioner, **PARTITIONERS[partitioner])
+    assert rows(held.train, held.validation) == rows_of(NUMBERED, THREE, "abc")
+
+
 @pytest.mark.parametrize(
     ("count", "fraction", "held_out"),
     [(50, 0.1, 5), (40, 0.25, 10), (9, 0.1, 0), (7, 0.0, 0), (10, 0.9, 9), (1, 0.9, 0)],
