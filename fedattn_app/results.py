@@ -99,9 +99,14 @@ class RunFolder:
             ) from None
 
     def begin(self) -> None:
-        """Remove the final files of the run that is carried on, once nothing can refuse it."""
+        """Remove the final files of a run that is carried on, before they are out of date."""
         for name in ("summary.json", "model.safetensors", "best.safetensors"):
             (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has its final files."""
+        return (self.path / "summary.json").exists()
 
     def add_round(self, row: Row, clients: Iterable[Row]) -> None:
         """Append one round to ``history.jsonl`` and its clients to ``clients.jsonl``."""

@@ -107,6 +107,8 @@ class Rounds:
         self._keep_best(outcome)  # of a run that is carried on, where it was stopped before it did
         began = time.perf_counter()
         for server_round in range(first, self.config.num_rounds + 1):
+            if self._gets_no_better(outcome):
+                break
             try:
                 row = self._round(server_round, outcome)
             except BudgetSpentError as end:
@@ -119,21 +121,16 @@ class Rounds:
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
-            waited = self._waited(outcome) if self.config.patience else 0
-            if self.config.patience and waited >= self.config.patience:
-                log.info(
-                    "the run ends: no better %s since round %d (patience = %d)",
-                    self.config.score,
-                    server_round - waited,
-                    self.config.patience,
-                )
-                break
         return outcome
 
-    def _waited(self, outcome: Outcome) -> int:
-        """Return how many rounds ago the score was last better; 0 where there is none."""
+    def _gets_no_better(self, outcome: Outcome) -> bool:
+        """Whether the score was last better so many rounds ago that patience is over."""
+        score, patience = self.config.score, self.config.patience
         best = best_round(outcome.history, self._score, self.config.min_delta)
-        return outcome.history[-1]["round"] - best if best >= 0 else 0
+        if not patience or best < 0 or outcome.history[-1]["round"] - best < patience:
+            return False
+        log.info("the run ends: no better %s since round %d (patience = %d)", score, best, patience)
+        return True
 
     def _phase(self, server_round: int) -> Phase:
         return next(p for p in reversed(self.phases) if p.first <= max(server_round, 1))
@@ -195,6 +192,7 @@ class Rounds:
             replies, asked = self._asked_to_train(server_round, phase, outcome)
         except PrivacyBudgetExhausted as error:
             raise BudgetSpentError(str(error).rstrip(".")) from None
+        self.folder.begin()
         keys = train_keys(self.private, self.weighting)
         cohort = _Cohort(self._sound(replies, keys, outcome))
         arrays, _ = phase.strategy.aggregate_train(server_round, cohort)

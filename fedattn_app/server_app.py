@@ -118,12 +118,14 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
             f"target-delta = {config.privacy.target_delta:g}: must be below 1 / number of "
             f"clients = 1 / {clients}"
         )
-    folder.begin()
     try:
         outcome = rounds.run(arrays)
     except KeyboardInterrupt:
         log.warning("interrupted; the rounds so far are in %s", folder.path)
         raise
+    if outcome.history == folder.earlier and folder.finished:
+        log.info("no round was run; %s stays as it was", folder.path)
+        return RunResult(folder.path)
     seconds = time.perf_counter() - began + sum(row["seconds"] for row in folder.earlier)
     summary = _summary(config, labels, scope, clients, outcome, folder.best[0], seconds)
     final = {name: array.numpy() for name, array in outcome.arrays.items()}
@@ -238,7 +240,8 @@ def _summary(
     best_round: int,
     seconds: float,
 ) -> Row:
-    scores = outcome.scores
+    scores, last = outcome.scores, outcome.history[-1]
+    told = last["central"] or last["evaluate"] or {}
     up = sum(row["bytes_up"] for row in outcome.history)
     client_rounds = sum(row["clients"] for row in outcome.history)
     spent, clients_did = outcome.spending.largest, outcome.client_accuracies
@@ -250,9 +253,9 @@ def _summary(
         "model": config.model.model,
         "dataset": config.data.dataset,
         "num_clients": clients,
-        "rounds": outcome.history[-1]["round"],
-        "accuracy": scores and scores.accuracy,
-        "macro_f1": scores and scores.macro_f1,
+        "rounds": last["round"],
+        "accuracy": told.get("accuracy"),
+        "macro_f1": told.get("macro_f1"),
         "recall_per_class": scores and dict(zip(labels, scores.recall, strict=True)),
         "f1_per_class": scores and dict(zip(labels, scores.f1, strict=True)),
         "worst_client_accuracy": min(clients_did, default=None),

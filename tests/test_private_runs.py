@@ -319,6 +319,9 @@ def test_client_dp_carried_on_has_the_budget_that_is_left(run):
     whole, _ = run(**settings, num_rounds=5)
     assert 1 <= resumed.summary["rounds"] == whole.summary["rounds"] < 5
     assert resumed.summary["epsilon"] == whole.summary["epsilon"] <= 6.0
+    again, printed = run(resume_from=str(whole.path), num_rounds=6)
+    assert "no round was run" in printed
+    assert again.summary == whole.summary
 
 
 def test_client_dp_carried_on_may_spend_more(run):
@@ -384,6 +387,18 @@ def test_a_release_whose_round_was_lost_is_counted_for_ever(tiny, opinions, once
     assert resumed.summary["epsilon"] == whole.summary["epsilon"]
 
 
+def test_a_summary_does_not_outlive_a_release_that_it_lacks(tiny, opinions):
+    def die():
+        raise KeyboardInterrupt
+
+    settings = tiny | opinions | {"privacy": "client-dp"}
+    result = run_of(settings, client_app.app, num_rounds=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_of(settings | {"resume-from": str(result.path)}, evaluating(die), num_rounds=2)
+    assert releases(result.path) == 2
+    assert not (result.path / "summary.json").exists()
+
+
 def test_the_summary_counts_a_release_whose_round_was_lost(tiny, opinions):
     number = count(1)
 
@@ -396,6 +411,8 @@ def test_the_summary_counts_a_release_whose_round_was_lost(tiny, opinions):
         run_of(tiny | opinions | budget, evaluating(die_in_round_2))
     resumed = simulate({"resume-from": tiny["output-dir"]}, CLIENTS, quiet=True)
     assert resumed.summary["rounds"] == 1  # a third release would pass the target
+    last = resumed.history[-1]
+    assert resumed.summary["accuracy"] == (last["central"] or last["evaluate"])["accuracy"]
     assert resumed.summary["epsilon"] > resumed.history[-1]["epsilon_max"]
 
 

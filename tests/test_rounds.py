@@ -1,6 +1,7 @@
 """What happens over the rounds: when a run ends, what is kept, who takes part."""
 
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -58,6 +59,24 @@ def test_a_run_ends_when_it_gets_no_better(tmp_path):
         if accuracy > best + 0.3:
             best, at = accuracy, number
     assert whole.summary["rounds"] == at + 2 < 30
+    before = contents(whole.path)
+    again = simulate({"resume-from": str(whole.path), "num-rounds": 40}, quiet=True)
+    assert again.path == whole.path
+    assert contents(again.path) == {**before, "config.toml": ANY}
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_run_that_waits_longer_is_that_which_was_never_ended(tmp_path):
+    settings = {"num_rounds": 5, "min_delta": 0.3}
+    whole = run(tmp_path / "whole", patience=20, **settings)
+    part = run(tmp_path / "part", patience=1, **settings)
+    assert part.summary["rounds"] < 5
+    rest = simulate({"resume-from": str(part.path), "patience": 20}, quiet=True)
+    assert same_arrays(rest, whole)
 
 
 @pytest.mark.parametrize("score", ["accuracy", "loss", "macro-f1"])
