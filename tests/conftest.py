@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -42,6 +43,12 @@ def one_thread():
     """Models this small lose more to a second thread than they gain."""
     with local_engine.one_thread():
         yield
+
+
+@pytest.fixture
+def no_garbage():
+    """What earlier tests have open and left to the garbage collector is closed."""
+    gc.collect()
 
 
 @pytest.fixture

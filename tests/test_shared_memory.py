@@ -10,7 +10,10 @@ import pytest
 from fedattn_app import shared_memory
 from fedattn_app.shared_memory import ALIGNMENT, HEADER, Parcel, receive, send
 
-pytestmark = pytest.mark.skipif(not shared_memory.AVAILABLE, reason="memfd_create is Linux's")
+pytestmark = [
+    pytest.mark.skipif(not shared_memory.AVAILABLE, reason="memfd_create is Linux's"),
+    pytest.mark.usefixtures("no_garbage"),
+]
 
 
 @pytest.fixture

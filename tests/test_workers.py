@@ -226,6 +226,7 @@ def test_an_interrupt_while_an_answer_comes_mixes_nothing_up(workers_of, monkeyp
     assert told(workers.run(tasks_for(range(4))), "node") == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_many_runs_need_no_more_descriptors(workers_of, tmp_path):
     def with_arrays(message, context):
         record = record_of({"w": np.zeros(1000)})
