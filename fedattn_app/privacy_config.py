@@ -40,7 +40,7 @@ class PrivacyConfig(Section):
         0.0, "noise per clipping norm; 0: worked out from `target-epsilon`", minimum=0
     )
     max_grad_norm: float = setting(
-        1.0, "L2 norm to which `dp-sgd` clips the gradient of an example", above=0
+        1.0, "L2 norm to which `dp-sgd` clips the gradient of an example", minimum=1e-6
     )
     max_update_norm: float = setting(
         1.0, "L2 norm to which `client-dp` clips the update of a client", above=0

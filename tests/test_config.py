@@ -60,7 +60,7 @@ OUT_OF_RANGE = [
     ("target-delta", 1.0, "<= 0.999"),
     ("noise-multiplier", -0.01, ">= 0"),
     ("noise-multiplier", math.inf, "a number"),
-    ("max-grad-norm", 0, "> 0"),
+    ("max-grad-norm", 1e-7, ">= 1e-06"),
     ("max-grad-norm", math.inf, "a number"),
     ("max-update-norm", 0, "> 0"),
     ("accountant", "nonsense", "prv"),

@@ -29,6 +29,9 @@ from fedattn_app.privacy.gradients import factors, losses, trained
 LEAST_LEFT = 1e-3
 # By how much a sum of float32 terms may be off, in parts of the sizes of its terms.
 ROUNDING = 2.0**-21
+# A factor of a gradient counts as no shorter than this: the squares of shorter ones may be lost to
+# float32, where the other factor can be so long that the gradient is not short at all.
+LEAST_FACTOR = 1e-12
 # Gradients of weights are held where they are at most so many times as large as their factors.
 HELD = 2
 # How many examples pass at a time, at most: more take more memory, and longer where the system has
@@ -161,7 +164,8 @@ def _linear(layer: nn.Linear, given: Tensor, gradient: Tensor, room: _Room) -> l
 
 def _unheld(parameter: Tensor, a: Tensor, e: Tensor) -> _Part:
     """Return the part of a weight from the factors of its gradients."""
-    most = (a.norm(dim=2) * e.norm(dim=2)).sum(1).square()
+    inputs, outputs = (x.norm(dim=2).clamp(min=LEAST_FACTOR) for x in (a, e))  # (B, T)
+    most = (inputs * outputs).sum(1).square()
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.addmm_((e * scale[:, None, None]).flatten(0, 1).T, a.flatten(0, 1))

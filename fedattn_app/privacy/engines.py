@@ -49,12 +49,17 @@ def clipped(
     kind: type[Engine], model: nn.Module, batch: Examples, max_grad_norm: float = 1.0
 ) -> list[Tensor]:
     """Return the sum of clipped gradients by an engine of this `kind`."""
-    sums = [torch.zeros_like(parameter) for parameter in trained(model)]
+    parameters = trained(model)
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
     engine = kind(model)
     try:
+        for parameter, total in zip(parameters, sums, strict=True):
+            parameter.grad = total  # as in training
         engine.add(batch, max_grad_norm, sums)
     finally:
         engine.close()
+        for parameter in parameters:
+            parameter.grad = None
     return sums
 
 

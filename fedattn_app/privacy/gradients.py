@@ -64,6 +64,8 @@ class Hooks:
 
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
         """Add the clipped gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None  # it may be one of the `sums`, and is not clipped
         losses(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad_sample for parameter in self.parameters]  # type: ignore[attr-defined]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()

@@ -16,13 +16,16 @@ from fedattn_app.model import build_model
 from fedattn_app.model_config import ModelConfig
 from fedattn_app.parameters import get_arrays
 from fedattn_app.privacy.bookkeeping import BookKeeping
-from fedattn_app.privacy.gradients import OneByOne
+from fedattn_app.privacy.gradients import Hooks, OneByOne
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.privacy.training import Noise, Sampling, train_privately
 from fedattn_app.scopes import BUILT_IN, scope_of
 from fedattn_app.training import TrainingDivergedError, train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
+]
 
 LABELS = 3
 CONFIG = ModelConfig(layers=1, width=16, heads=2, feedforward=24, vocabulary=40, max_length=9)
@@ -109,7 +112,7 @@ def test_all_examples_without_noise_and_clipping_are_plain_training(
     torch.testing.assert_close(vector(ours), vector(model), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("engine", [BookKeeping, OneByOne])
+@pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
 @pytest.mark.parametrize("clip", [UNCLIPPED, 2.0, 0.1])
 def test_sampled_training_without_noise_is_clipped_sgd_by_hand(model, examples, clip, engine):
     clips = norms(gradients(model, examples)) > clip
@@ -137,7 +140,7 @@ def test_the_physical_batch_size_changes_nothing(model, examples):
     assert (ends[2] - ends[1]).norm() <= 1e-5 * way
 
 
-@pytest.mark.parametrize("engine", [BookKeeping, OneByOne])
+@pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
 def test_only_the_trainable_parameters_change(model, examples, shared, optimizer, engine):

@@ -163,6 +163,22 @@ def test_rounding_adds_no_more_than_the_clipping_norm(layer, size, token):
     assert flat(clipped(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(1e17, 1e-22), (1e12, 1e-26), (1e30, 1e-35)])
+@pytest.mark.parametrize("engine", ALL_ENGINES)
+def test_a_gradient_with_a_factor_that_is_next_to_nothing_is_clipped(engine, inputs, outputs):
+    """A server that wants to see one may send a model whose factors' squares float32 loses."""
+    model = built_in(r"layers\.0\.attention\.output\.weight")
+    attention = model.layers[0].attention
+    attention.output.weight.data.zero_()
+    attention.value.weight.data *= inputs
+    model.head.weight.data *= outputs
+    examples = random_examples(BATCHES["short"])
+    max_grad_norm = float(norms(gradients(model, examples)).min()) / 10
+    for number in range(len(examples)):
+        own = clipped(engine, model, examples[torch.tensor([number])], max_grad_norm)
+        assert flat(own).norm() <= max_grad_norm * (1 + 1e-4)
+
+
 @pytest.mark.parametrize("engine", ALL_ENGINES)
 def test_an_example_without_any_gradient_adds_nothing(engine, examples):
     model = built_in("head")
