@@ -114,6 +114,7 @@ def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
         config = replace(config, federation=config.federation.while_warming_up)
     node = context.node_config
     _check_owner_agrees(config, node)
+    _check_node_remembers(config, context)
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
     labels = label_names(config.data)
@@ -123,7 +124,8 @@ def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
         build_tokenizer(config.model)  # kept for the data, whose errors may be told
     if "data-path" in node:
         with _kept_here(node, "use its data-path"):
-            data = private_data(config.data, config.model, seed, str(node["data-path"]))
+            secret = config.privacy.privacy == "dp-sgd"
+            data = private_data(config.data, config.model, seed, str(node["data-path"]), secret)
     else:
         num_partitions = int(node.get("num-partitions", 1))
         data = client_data(config.data, config.model, seed, partition, num_partitions)
@@ -190,6 +192,37 @@ def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
             'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
             "ledger would outlive a restart"
         )
+
+
+def _check_node_remembers(config: "Config", context: Context) -> None:
+    """Raise `UserError` for a run that this node's `state-dir`, or the lack of one, speaks against.
+
+    A run that is carried on may need what only a `state-dir` outlives. And what is sent without
+    noise is not in a ledger: where there is one already, its ε would no more be all that was spent.
+    """
+    from fedattn_app.errors import UserError
+
+    node = context.node_config
+    privacy, kept = config.privacy.privacy, config.kept_by_clients
+    if config.output.resume_from and kept and not node.get("state-dir"):
+        raise UserError(f"resume-from: this node has no state-dir and so no {kept} of that run")
+    if privacy != "dp-sgd" and _has_spent(context):
+        raise UserError(
+            f'privacy = "{privacy}": this node has a privacy ledger, which would not count what '
+            "it sends; its owner may name another ledger"
+        )
+
+
+def _has_spent(context: Context) -> bool:
+    """Whether this node's `state-dir` has a ledger with something in it."""
+    node = context.node_config
+    with _kept_here(node, "tell what its privacy ledger holds"):
+        path = _ledger_path(node)
+        if path is None or not path.exists():
+            return False
+        from fedattn_app.privacy.ledger import Ledger
+
+        return bool(Ledger(context.state, path).entries)
 
 
 def _limit(node: "UserConfig", key: str) -> float:

@@ -239,6 +239,13 @@ class Config:
             return 0.0
         return self.federation.fraction_evaluate
 
+    @property
+    def kept_by_clients(self) -> str:
+        """What clients must still have from the round before, in words; empty: nothing."""
+        if self.privacy.privacy == "dp-sgd":
+            return "privacy ledgers"
+        return "personal parameters" if self.federation.local == "personal" else ""
+
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
         """Build the configuration from flat kebab-case keys; absent keys keep their default.

@@ -4,10 +4,11 @@ A simulation splits one data set with flwr-datasets' partitioners; a real node r
 whole. The built-in corpus needs no splitting: each client's notes are written for it.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import StringIO
 from typing import TYPE_CHECKING, Self
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 CACHED_CLIENTS = 1024
+# The label of an example that has no loss, and so no gradient.
+UNKNOWN_LABEL = -100
+
+log = logging.getLogger("fedattn")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Examples:
     """N tokenised examples.
 
     `ids` is int32 (N, T), padded; `lengths` int32 (N,), each at least 1; `labels` int64
-    (N,), indices into the label names.
+    (N,), indices into the label names, or `UNKNOWN_LABEL` in private training.
     """
 
     ids: Tensor
@@ -119,11 +124,15 @@ def client_data(
     return _client_data(config, tokenizer, seed, partition, num_partitions, table)
 
 
-def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -> ClientData:
+def private_data(
+    config: DataConfig, model: ModelConfig, seed: int, path: str, secret: bool = False
+) -> ClientData:
     """Return all examples of a node's own file or folder at `path`.
 
     A folder's ``test.*`` is what the node holds out; without one, a share of ``train.*`` is.
     Raises `UserError` where `labels` does not name the labels: a node cannot know those of others.
+    Whether a label that is none of them, or missing, is a mistake too would tell of the example
+    that has it: where examples are `secret` it is `UNKNOWN_LABEL`, and a line in the log.
     """
     if not config.label_names:
         raise UserError(
@@ -137,12 +146,14 @@ def private_data(config: DataConfig, model: ModelConfig, seed: int, path: str) -
         label_column=config.label_column,
         labels=config.labels,
     )
-    splits = sources.load(own)
-    tokenizer = build_tokenizer(model)
-    train = _tokenise(splits.training(), config.label_names, tokenizer)
+    splits = sources.load(own, secret)
+    tokenise = partial(
+        _tokenise, labels=config.label_names, tokenizer=build_tokenizer(model), secret=secret
+    )
+    train = tokenise(splits.training())
     if splits.test is None:
         return _hold_out(train, config.validation_fraction, seed, 0)
-    return ClientData(train, _tokenise(splits.test, config.label_names, tokenizer))
+    return ClientData(train, tokenise(splits.test))
 
 
 # Table and tokenizer are parts of the cache's key: a file that changed is another object.
@@ -172,14 +183,24 @@ def _hold_out(examples: Examples, fraction: float, seed: int, partition: int) ->
     return ClientData(train=examples[order[held_out:]], validation=examples[order[:held_out]])
 
 
-def _tokenise(table: Table, labels: Sequence[str], tokenizer: Tokenizer) -> Examples:
-    _check_labels(table, labels)
+def _tokenise(
+    table: Table, labels: Sequence[str], tokenizer: Tokenizer, secret: bool = False
+) -> Examples:
+    if not secret:
+        _check_labels(table, labels)
     index = {name: number for number, name in enumerate(labels)}
+    numbers = [index.get(name, UNKNOWN_LABEL) for name in table.labels]
+    if unknown := numbers.count(UNKNOWN_LABEL):
+        log.warning(
+            "%s: %d of %d examples add nothing: their label is none of %s",
+            table.source,
+            unknown,
+            len(table),
+            ", ".join(labels),
+        )
     ids, lengths = tokenizer.encode(table.texts)
     return Examples(
-        torch.from_numpy(ids),
-        torch.from_numpy(lengths),
-        torch.tensor([index[name] for name in table.labels], dtype=torch.int64),
+        torch.from_numpy(ids), torch.from_numpy(lengths), torch.tensor(numbers, dtype=torch.int64)
     )
 
 

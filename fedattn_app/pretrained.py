@@ -118,8 +118,8 @@ class PretrainedTokenizer(Tokenizer):
 def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedClassifier:
     """Load the weights that `model` names; what they lack, such as a new head, depends on `seed`.
 
-    Dropout is as the key `dropout` says. Raises `UserError` for a model that cannot be loaded, and
-    for weights that lack a part of the encoder.
+    Dropout is as the key `dropout` says, and no layer is dropped whole. Raises `UserError` for a
+    model that cannot be loaded, and for weights that lack a part of the encoder.
     """
     with _loading(_subject(config.model)):
         from transformers import AutoModelForSequenceClassification
@@ -127,8 +127,8 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
         architecture = _architecture(config.model)
         architecture.num_labels = num_labels
         for key, value in architecture.to_dict().items():
-            if "dropout" in key and (value is None or type(value) in (int, float)):
-                setattr(architecture, key, config.dropout)
+            if "drop" in key and (value is None or type(value) in (int, float)):
+                setattr(architecture, key, 0.0 if "layerdrop" in key else config.dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(

@@ -11,7 +11,7 @@ from flwr.common import NDArrays, Scalar
 
 from fedattn_app.client import PersonalClient
 from fedattn_app.config import Config
-from fedattn_app.data import ClientData, Examples
+from fedattn_app.data import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
 from fedattn_app.model import Classifier
 from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
@@ -143,7 +143,8 @@ class PrivateClient(PersonalClient):
     def _noisy_counts(
         self, examples: Examples, deviation: float, random: SecretRandom
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
-        result = evaluate(self.model, examples, len(self.labels))
+        known = examples[(examples.labels != UNKNOWN_LABEL).nonzero()[:, 0]]
+        result = evaluate(self.model, known, len(self.labels))
         counts = np.stack([result.support, result.predicted, result.correct])  # (3, K)
         noisy = torch.from_numpy(counts).double().flatten()
         random.add_normal(noisy, deviation)

@@ -21,12 +21,14 @@ from fedattn_app.errors import UserError
 from fedattn_app.parameters import NDArray
 from fedattn_app.run_config import parse_run_config
 from fedattn_app.settings import ConfigValue
+from fedattn_app.spending import Spending
 from fedattn_app.storage import read_arrays, user_path, write_arrays, write_atomically
 
 CHECKPOINT = Path("checkpoint", "model.safetensors")
 BEST = Path("checkpoint", "best.safetensors")
 MEMORY = "rule/"  # before the names of what the rule keeps, in a checkpoint
 ACCOUNTANT = Path("checkpoint", "accountant.json")
+SPENDING = Path("checkpoint", "spending.json")
 
 Row = dict[str, Any]
 
@@ -41,10 +43,10 @@ class RunFolder:
     `path` is absolute. In a run that carries another on, `arrays` are the shared parameters after
     round `start_round`, `memory` what the rule kept, `best` the shared parameters after the round
     with the best score and that round, `earlier` that run's rows, one per round from 0,
-    `num_partitions` over how many clients its data were split, `spent` the ε of each partition, and
-    `accountant` the state of the server's accountant. `frozen` is the fingerprint of the frozen
-    parameters. Raises `UserError` for a folder that cannot be written, that already holds another
-    run, or that cannot be carried on with this configuration or these frozen parameters.
+    `num_partitions` over how many clients its data were split, `spending` what its clients have
+    spent, and `accountant` the state of the server's accountant. `frozen` is the fingerprint of the
+    frozen parameters. Raises `UserError` for a folder that cannot be written, that already holds
+    another run, or that cannot be carried on with this configuration or these frozen parameters.
     """
 
     def __init__(self, config: Config, frozen: str = "") -> None:
@@ -56,7 +58,7 @@ class RunFolder:
         self.start_round = 0
         self.num_partitions = 0
         self.earlier: list[Row] = []
-        self.spent: dict[int, float] = {}
+        self.spending = Spending()
         self.accountant: Row = {}
         clients: list[Row] = []
         if config.output.resume_from:
@@ -83,13 +85,14 @@ class RunFolder:
             clients = [row for row in before.clients if row["round"] <= last]
             if config.privacy.privacy == "client-dp":
                 self.accountant = _read_accountant(before.path, last)
-            for row in before.clients:  # later rounds too: what is spent is spent
-                if row.get("epsilon") is not None:
-                    self.spent[row["partition"]] = row["epsilon"]
+            if config.privacy.privacy != "none":
+                self.spending = _read_spending(before.path)
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             if self.best[1]:
                 self.keep_best(*self.best)
+            if config.privacy.privacy != "none":
+                self.keep_spending(self.spending)
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))
             for name, rows in (("history.jsonl", self.earlier), ("clients.jsonl", clients)):
                 self._write_text(name, "".join(map(_to_line, rows)))
@@ -119,6 +122,10 @@ class RunFolder:
     def account(self, accountant: Mapping[str, object]) -> None:
         """Keep the state of the server's privacy accountant, before anyone sees what it counts."""
         self._write_text(str(ACCOUNTANT), json.dumps(accountant))
+
+    def keep_spending(self, spending: Spending) -> None:
+        """Keep what the clients have spent, before they are asked for what may cost them more."""
+        self._write_text(str(SPENDING), json.dumps(spending.row()))
 
     def checkpoint(
         self,
@@ -277,6 +284,15 @@ def _read_accountant(run: Path, rounds: int) -> Row:
     if counted < rounds:
         raise UserError(f"{path}: counts {counted} rounds and the checkpoint {rounds}")
     return state
+
+
+def _read_spending(run: Path) -> Spending:
+    """Read what the clients of a run have spent; in rounds that were lost, too."""
+    path = run / SPENDING
+    try:
+        return Spending.of(json.loads(path.read_text()))
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: does not say what the run has spent ({error})") from None
 
 
 def _to_line(row: Row) -> str:

@@ -35,7 +35,7 @@ from fedattn_app.replies import (
 from fedattn_app.results import Row, RunFolder
 from fedattn_app.rules import Phase
 from fedattn_app.scores import Scores
-from fedattn_app.spending import BudgetSpentError, Spending
+from fedattn_app.spending import BudgetSpentError
 from fedattn_app.stream import Stream
 
 # Of why the clients of a round failed, this many different reasons are told.
@@ -91,16 +91,14 @@ class Rounds:
         outcome = Outcome(
             ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
             history=list(self.folder.earlier),
-            spending=Spending(dict(self.folder.spent)),
+            spending=self.folder.spending,
         )
-        if self.private:  # what they were asked in rounds that were lost, nobody knows
-            outcome.spending.ask(self.folder.spent)
         self.grid.retired = outcome.spending.retired
         self._account([], outcome)  # of a run that is carried on
         before = map(self._score, outcome.history[:-1])
         self._best = max((value for value in before if value is not None), default=-math.inf)
         first = self.folder.start_round + 1
-        if first == 1:
+        if not outcome.history:
             self._start(outcome)
         elif self._phase(first) is self._phase(first - 1):
             self._phase(first).remember(self.folder.memory)
@@ -227,8 +225,7 @@ class Rounds:
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
                 asked = list(islice(made, limit))
-            if self.private:
-                outcome.spending.ask(message.metadata.dst_node_id for message in asked)
+            self._take_down(asked, outcome)
             return asked
 
         if self.stream is None:
@@ -241,6 +238,12 @@ class Rounds:
         if self.accountant:
             self.folder.account(self.accountant.state_dict())
             outcome.spending.spend_alike(clients, self.accountant.get_privacy_spent().epsilon)
+
+    def _take_down(self, messages: Sequence[Message], outcome: Outcome) -> None:
+        """Take down who is to get `messages`: what they cost may never be told."""
+        if self.private:
+            outcome.spending.ask(message.metadata.dst_node_id for message in messages)
+            self.folder.keep_spending(outcome.spending)
 
     def _check_budgets(self, outcome: Outcome) -> None:
         outcome.spending.check(self.grid.count_left(), max(1, self.config.min_clients))
@@ -258,8 +261,7 @@ class Rounds:
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
             )
-        if self.private:
-            outcome.spending.ask(message.metadata.dst_node_id for message in messages)
+        self._take_down(messages, outcome)
         keys = evaluate_keys(self.private, self.num_labels)
         replies = list(self._sound(self._exchange(messages), keys, outcome))
         phase.strategy.aggregate_evaluate(server_round, replies)
@@ -305,6 +307,8 @@ class Rounds:
 
     def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
         outcome.history.append(row)
+        if self.privacy.privacy != "none":
+            self.folder.keep_spending(outcome.spending)
         self.folder.add_round(row, clients)
         memory = self._phase(row["round"]).memory
         self.folder.checkpoint(row["round"], self._kept(outcome), self.grid.num_partitions, memory)

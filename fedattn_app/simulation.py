@@ -86,14 +86,11 @@ def _settled(config: Config | Mapping[str, Any]) -> Config:
         config = Config.from_run_config({**earlier, **config})
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")
-    kept = {"personal parameters": config.federation.local == "personal"}
-    kept["privacy ledgers"] = config.privacy.privacy == "dp-sgd"
-    for what, applies in kept.items():
-        if config.output.resume_from and applies:
-            raise UserError(
-                f"resume-from: a simulation with {what} cannot be carried on, "
-                "since what its clients kept ended with it"
-            )
+    if config.output.resume_from and (kept := config.kept_by_clients):
+        raise UserError(
+            f"resume-from: a simulation with {kept} cannot be carried on, "
+            "since what its clients kept ended with it"
+        )
     return config
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -62,32 +62,38 @@ class Splits:
         return tuple(sorted({label for table in tables for label in table.labels}))
 
 
-def load(config: DataConfig) -> Splits:
+def load(config: DataConfig, secret: bool = False) -> Splits:
     """Load the file, folder or hub data set that `config` names, once until it changes on disk.
 
-    Raises `UserError` for what cannot be found or read, lacks a column, or lacks a label.
+    Raises `UserError` for what cannot be found or read, lacks a column, or lacks a label. Not so
+    for what single rows of a `secret` one hold or lack, since that would tell of them: a label that
+    is missing is empty.
     """
-    return _load(config, _stamp(config))
+    return _load(config, secret, _stamp(config))
 
 
 @lru_cache(maxsize=2)
-def _load(config: DataConfig, stamp: tuple[int, ...]) -> Splits:
+def _load(config: DataConfig, secret: bool, stamp: tuple[int, ...]) -> Splits:
     if config.dataset != "file":
         return _load_hub(config)
     tables = {
-        split: _table(_read(file), config, str(file), split)
+        split: _table(_read(file), config, str(file), split, secret)
         for split, file in _files(config.data_path).items()
     }
     return Splits(tables.get("train"), tables.get("test"))
 
 
-def _table(columns: Columns, config: DataConfig, source: str, split: str) -> Table:
+def _table(
+    columns: Columns, config: DataConfig, source: str, split: str, secret: bool = False
+) -> Table:
     grouped = bool(config.partition_by) and split == "train"
     if not columns:
         raise UserError(f"{source}: is empty")
     needed = {"text-column": config.text_column, "label-column": config.label_column}
     if grouped:
         needed["partition-by"] = config.partition_by
+    if secret:
+        columns = _forgiving(columns, needed.values(), Path(source).suffix)
     for key, column in needed.items():
         if column not in columns:
             raise UserError(
@@ -99,7 +105,7 @@ def _table(columns: Columns, config: DataConfig, source: str, split: str) -> Tab
         if any(isinstance(value, (list, dict)) for value in columns[column]):
             raise UserError(f"{source}: column {column!r} holds lists, not single values")
     labels = _strings(columns[config.label_column])
-    if "" in labels:
+    if "" in labels and not secret:
         raise UserError(f"{source}: row {labels.index('') + 1} has no label")
     groups = _strings(columns[config.partition_by]) if grouped else None
     if groups and "" in groups:
@@ -107,6 +113,24 @@ def _table(columns: Columns, config: DataConfig, source: str, split: str) -> Tab
             f"{source}: row {groups.index('') + 1} has no {config.partition_by!r} (partition-by)"
         )
     return Table(_strings(columns[config.text_column]), labels, source, groups)
+
+
+def _forgiving(columns: Columns, needed: Iterable[str], kind: str) -> Columns:
+    """Return `columns`, those that are `needed` with nothing where a row has no single value.
+
+    Of JSON, which columns there are is itself a matter of single rows.
+    """
+    rows = len(next(iter(columns.values())))
+    nothing = [None] * rows
+    names = [name for name in needed if name in columns or kind in (".json", ".jsonl")]
+    single = {
+        name: [
+            None if isinstance(value, (list, dict)) else value
+            for value in columns.get(name, nothing)
+        ]
+        for name in names
+    }
+    return {**columns, **single}
 
 
 def _strings(values: Sequence[Any]) -> list[str]:

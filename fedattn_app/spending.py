@@ -4,8 +4,10 @@ Under ``dp-sgd`` each client says its ε itself; under ``client-dp`` the server'
 """
 
 import logging
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from flwr.app import Message
 
@@ -31,6 +33,19 @@ class Spending:
     untold: set[int] = field(default_factory=set)
     retired: set[int] = field(default_factory=set)
     alike: float = 0.0  # what the server's own noise has spent, of every client that takes part
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Return what `row` says of an earlier server; raises `ValueError` for any other row."""
+        told = {int(partition): float(value) for partition, value in row["epsilon"].items()}
+        if any(not 0 <= value < math.inf for value in told.values()):
+            raise ValueError("an epsilon is not a number >= 0")
+        return cls(told, set(map(int, row["untold"])))
+
+    def row(self) -> dict[str, Any]:
+        """Return what another server must know to carry on."""
+        told = {str(partition): value for partition, value in sorted(self.epsilon.items())}
+        return {"epsilon": told, "untold": sorted(self.untold)}
 
     @property
     def largest(self) -> float | None:

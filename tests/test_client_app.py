@@ -214,6 +214,62 @@ def test_a_private_node_spends_on_after_a_restart(private_node, tmp_path):
     assert told[1] > told[0]
 
 
+def test_a_node_that_has_spent_sends_nothing_without_noise(refused, private_node):
+    ask(private_node())
+    for run_config in (SETTINGS, PRIVATE | {"privacy": "client-dp"}):
+        with refused(f'privacy = "{run_config.get("privacy", "none")}"', "privacy ledger"):
+            client_app.app(message(), private_node(run_config))
+    assert not client_app.app(message(), private_node(SETTINGS, ledger="others")).has_error()
+
+
+@pytest.mark.parametrize(
+    ("run_config", "kept"),
+    [
+        (PRIVATE | {"dataset": "triage", "labels": ""}, "privacy ledgers"),
+        (SETTINGS | {"shared": "attention", "local": "personal"}, "personal parameters"),
+    ],
+)
+def test_a_run_is_not_carried_on_by_a_node_that_has_kept_nothing(refused, site, run_config, kept):
+    own = {"data_path": site} if kept == "personal parameters" else {}
+    with refused("resume-from", "no state-dir", kept):
+        client_app.client_fn(context(run_config | {"resume-from": "run"}, **own))
+
+
+ODD_ROWS = {
+    "another label": ("csv", "some text,maybe\n"),
+    "no label": ("csv", "some text,\n"),
+    "fewer cells": ("csv", "some text\n"),
+    "a list for a label": ("jsonl", '{"text": "some text", "label": ["yes"]}\n'),
+    "a list for a text": ("jsonl", '{"text": ["some text"], "label": "maybe"}\n'),
+    "other columns": ("jsonl", '{"words": "some text"}\n'),
+}
+
+
+@pytest.mark.parametrize("row", ODD_ROWS)
+@pytest.mark.parametrize("rows", [40, 0])
+def test_no_answer_tells_of_a_single_row(private_node, tmp_path, caplog, row, rows):
+    """Whoever starts a run chooses labels and columns: a refusal would be exact, and free."""
+    suffix, odd = ODD_ROWS[row]
+    path = tmp_path / f"odd.{suffix}"
+    good = {"csv": "good,yes\n", "jsonl": '{"text": "good", "label": "yes"}\n'}
+    path.write_text({"csv": "text,label\n", "jsonl": ""}[suffix] + good[suffix] * rows + odd)
+    run_config = PRIVATE | {"evaluate-epsilon": 1.0, "validation-fraction": 0.5}
+    for kind in ("train", "evaluate"):
+        reply = client_app.app(
+            message(kind, run_config), private_node(run_config, data_path=str(path))
+        )
+        assert not reply.has_error()
+    assert f"{path}: 1 of {rows + 1} examples add nothing" in caplog.text
+    assert {entry.kind for entry in ledger_of(tmp_path).entries} >= {"train"}
+
+
+def test_a_column_that_a_files_head_lacks_is_told(private_node, caplog):
+    run_config = PRIVATE | {"label-column": "sex"}
+    with pytest.raises(UserError, match="cannot use its data-path"):
+        client_app.app(message(run_config=run_config), private_node(run_config))
+    assert "no column 'sex' (label-column); there are text, label" in caplog.text
+
+
 def test_the_node_config_names_its_ledger(private_node, tmp_path):
     ask(private_node(ledger="ward-3_b"))
     assert len(ledger_of(tmp_path, "ward-3_b").entries) == 1

@@ -11,11 +11,13 @@ from classifiers import bits, classifier, differing, encoded, head_names, scores
 from pretrained_folders import (
     FAMILIES_TESTED,
     HEADS,
+    HIDDEN,
     LABELS,
     LAYERS,
     TEXTS,
     UNKNOWN_FAMILIES,
     change_json,
+    make_folder,
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -86,6 +88,22 @@ def test_dropout_is_as_the_key_says_everywhere_and_in_training_only(encoder_fold
         assert {module.training for module in model.modules()} == {mode}
         same = torch.equal(scores(model, encoder_folder), scores(model, encoder_folder))
         assert same == (dropout == 0 or not mode)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("gpt2", {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}),
+        ("opt", {"word_embed_proj_dim": HIDDEN, "ffn_dim": 64, "layerdrop": 0.9}),
+    ],
+)
+def test_dropout_by_any_name_is_as_the_key_says(tmp_path, family, shape, dropout):
+    folder = make_folder(family, tmp_path / family, **shape)
+    model = classifier(folder, dropout=dropout).train()
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} <= {dropout}
+    same = torch.equal(scores(model, folder), scores(model, folder))
+    assert same == (dropout == 0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedattn_app import client_app, server_app
@@ -21,7 +21,7 @@ from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.parameters import get_arrays
-from fedattn_app.results import ACCOUNTANT, CHECKPOINT, read_checkpoint
+from fedattn_app.results import ACCOUNTANT, CHECKPOINT, SPENDING, read_checkpoint
 from fedattn_app.scopes import SCOPES, scope_of
 from fedattn_app.simulation import simulate
 
@@ -554,6 +554,46 @@ def test_a_client_that_did_not_say_what_it_spent_last_is_named(tiny, opinions):
     assert result.summary["epsilon_untold"] == [1]
     longer = {"output-dir": f"{tiny['output-dir']}-3"}
     assert "epsilon_untold" not in run_of(tiny | opinions | longer, changed_by(fail)).summary
+
+
+@pytest.mark.parametrize("fault", ["dropped", "failed"])
+def test_what_was_spent_is_known_to_a_run_that_is_carried_on(tiny, opinions, tmp_path, fault):
+    """Also of a client whose updates never counted, and that is no longer there."""
+    app, gone = ClientApp(), []
+
+    @app.train()
+    def train(message, context):
+        partition = context.node_config["partition-id"]
+        context.node_config["state-dir"] = str(tmp_path / f"site {partition}")
+        reply = client_app.app(message, context)
+        if partition == 1 and (gone or fault == "failed"):
+            return Message(Error(1, "out of order"), reply_to=message)
+        if partition == 1:
+            record = reply.content["arrays"]
+            name = next(iter(record))
+            record[name] = Array(np.full_like(record[name].numpy(), np.nan))
+            reply.content["metrics"]["epsilon"] *= 2
+        return reply
+
+    app.query()(client_app.describe)
+    first = run_of(tiny | opinions, app, num_rounds=2)
+    gone.append(1)
+    again = run_of(tiny | opinions | {"resume-from": str(first.path)}, app, num_rounds=3)
+    assert [row["round"] for row in again.history] == [0, 1, 2, 3]
+    assert again.summary["epsilon"] >= first.summary["epsilon"]
+    assert again.summary["epsilon_untold"] == [1]
+    others = max(row["epsilon"] for row in again.clients)
+    assert (again.summary["epsilon"] > others) == (fault == "dropped")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"epsilon": {"0": NaN}, "untold": []}'])
+def test_no_run_is_carried_on_without_what_its_clients_have_spent(half, tmp_path, refused, content):
+    path = shutil.copytree(half, tmp_path / "run")
+    (path / SPENDING).unlink()
+    if content is not None:
+        (path / SPENDING).write_text(content)
+    with refused(str(path / SPENDING), "does not say what the run has spent"):
+        simulate({"resume-from": str(path), "num-rounds": 3}, CLIENTS, quiet=True)
 
 
 # Scopes

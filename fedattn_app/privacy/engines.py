@@ -6,8 +6,10 @@ from logging import getLogger
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedattn_app.data import Examples
+from fedattn_app.errors import UserError
 from fedattn_app.model import Classifier
 from fedattn_app.privacy.bookkeeping import BookKeeping
 from fedattn_app.privacy.gradients import Engine, Hooks, OneByOne, trained
@@ -22,8 +24,14 @@ def engine_for(model: Classifier, max_length: int) -> type[Engine]:
     """Return the fastest engine that is exact for the parameters of `model` that need gradients.
 
     Each is held against gradients taken one by one, on random tokens and near the parameters that
-    the model has. `max_length` is the longest text that it takes.
+    the model has. `max_length` is the longest text that it takes. Raises `UserError` for a model
+    that normalises over a batch.
     """
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(
+            'privacy = "dp-sgd": the model has batch normalisation, so that what one example adds '
+            "would depend on which others were drawn"
+        )
     kept = [parameter.detach().clone() for parameter in trained(model)]
     training = {module: module.training for module in model.modules()}
     try:

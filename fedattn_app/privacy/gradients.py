@@ -14,7 +14,7 @@ from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedattn_app.data import Examples
+from fedattn_app.data import UNKNOWN_LABEL, Examples
 
 
 class Engine(Protocol):
@@ -87,8 +87,9 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def losses(model: nn.Module, batch: Examples) -> Tensor:
-    """Return the cross-entropy of each example in nats, (B,)."""
-    return F.cross_entropy(model(batch.ids, batch.lengths), batch.labels, reduction="none")
+    """Return the cross-entropy of each example in nats, (B,); 0 for one of unknown label."""
+    logits = model(batch.ids, batch.lengths)
+    return F.cross_entropy(logits, batch.labels, reduction="none", ignore_index=UNKNOWN_LABEL)
 
 
 def factors(norms: Tensor, max_grad_norm: float) -> Tensor:

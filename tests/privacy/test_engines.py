@@ -181,6 +181,13 @@ def test_gradients_that_are_small_are_clipped_in_the_proof_too(monkeypatch, shar
     assert engine_for(model, MAX_LENGTH) is BookKeeping
 
 
+def test_batch_normalisation_is_refused(refused):
+    model = Normed()
+    model.norm = nn.BatchNorm1d(6)
+    with refused("batch normalisation"):
+        engine_for(model, MAX_LENGTH)
+
+
 def test_of_right_engines_the_first_is_chosen(monkeypatch):
     monkeypatch.setattr(engines, "ENGINES", (Hooks, BookKeeping))
     assert engine_for(scoped(classifier("tiny"), "head"), MAX_LENGTH) is Hooks

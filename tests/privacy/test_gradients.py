@@ -22,7 +22,7 @@ from per_example import (
 )
 from pretrained_folders import TEXTS
 
-from fedattn_app.data import Examples
+from fedattn_app.data import UNKNOWN_LABEL, Examples
 from fedattn_app.privacy import bookkeeping
 from fedattn_app.privacy.bookkeeping import BookKeeping
 from fedattn_app.privacy.engines import clipped
@@ -186,6 +186,16 @@ def test_an_example_without_any_gradient_adds_nothing(engine, examples):
     model.head.bias.data = torch.tensor([1e4, 0, 0])  # so sure that the loss of label 0 is 0
     examples.labels[:] = 0
     assert not flat(clipped(engine, model, examples)).any()
+
+
+@pytest.mark.parametrize("engine", ALL_ENGINES)
+def test_an_example_of_unknown_label_adds_nothing(engine, examples):
+    model = built_in()
+    unknown = torch.arange(len(examples)) == 1
+    expected = clipped(engine, model, examples[~unknown])
+    examples.labels[unknown] = UNKNOWN_LABEL
+    assert relative_error(clipped(engine, model, examples), expected) <= TOLERANCE
+    assert not flat(clipped(engine, model, examples[unknown])).any()
 
 
 # What an engine leaves behind
