@@ -387,6 +387,18 @@ def test_a_release_whose_round_was_lost_is_counted_for_ever(tiny, opinions, once
     assert resumed.summary["epsilon"] == whole.summary["epsilon"]
 
 
+def test_a_run_stopped_in_its_first_round_begins_once(tiny, opinions):
+    def die():
+        raise KeyboardInterrupt
+
+    settings = tiny | opinions | {"privacy": "client-dp"}
+    with pytest.raises(KeyboardInterrupt):
+        run_of(settings, evaluating(die))
+    resumed = simulate({"resume-from": tiny["output-dir"]}, CLIENTS, quiet=True)
+    assert [row["round"] for row in resumed.history] == [0, 1, 2, 3]
+    assert releases(resumed.path) == 4
+
+
 def test_a_summary_does_not_outlive_a_release_that_it_lacks(tiny, opinions):
     def die():
         raise KeyboardInterrupt
