@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import (
@@ -29,8 +30,6 @@ from flwr.common.constant import ErrorCode
 from fedattn_app.console import printing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flwr.app.user_config import UserConfig
     from flwr.common import NDArrays, Scalar
 
@@ -117,7 +116,8 @@ def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
     _check_node_remembers(config, context)
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
-    labels = label_names(config.data)
+    # With a file of its own the node reads no other: not even for the labels.
+    labels = config.data.label_names if "data-path" in node else label_names(config.data)
     with _kept_here(node, "load the model"):
         if config.model.pretrained and "model-path" in node:
             config = replace(config, model=replace(config.model, model=str(node["model-path"])))
@@ -183,7 +183,10 @@ def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
             f"target-delta = {config.privacy.target_delta:g}: this node has "
             f"max-delta = {node['max-delta']}"
         )
-    if privacy != "dp-sgd" or not (limits or "data-path" in node):
+    if privacy != "dp-sgd":
+        return
+    _check_nothing_is_asked_of_files(config, node)
+    if not (limits or "data-path" in node):
         return
     if config.privacy.reproducible_noise:
         raise UserError("reproducible-noise = true: protects nobody; this node has data of its own")
@@ -191,6 +194,31 @@ def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
         raise UserError(
             'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
             "ledger would outlive a restart"
+        )
+    if not Path(str(node["state-dir"])).expanduser().is_absolute():
+        raise UserError(
+            f"state-dir = {node['state-dir']}: must be an absolute path, so that this node finds "
+            "its privacy ledger wherever it is started"
+        )
+
+
+def _check_nothing_is_asked_of_files(config: "Config", node: "UserConfig") -> None:
+    """Raise `UserError` for a private run that could learn of files by whether they can be used.
+
+    A file that the run names is read as one that everybody may know. A tokenizer can be made so
+    that it fails on one word.
+    """
+    from fedattn_app.errors import UserError
+
+    if _is_real(node) and config.data.data_path and "data-path" not in node:
+        raise UserError(
+            f'data-path = {config.data.data_path}: with privacy = "dp-sgd" this node reads a file '
+            "that its own node-config names, and no other"
+        )
+    if config.model.pretrained and "data-path" in node and "model-path" not in node:
+        raise UserError(
+            f'model = {config.model.model!r}: with privacy = "dp-sgd" this node needs a model-path '
+            "in its node-config: its owner's word for that model, a folder or a hub id"
         )
 
 
@@ -218,7 +246,7 @@ def _has_spent(context: Context) -> bool:
     node = context.node_config
     with _kept_here(node, "tell what its privacy ledger holds"):
         path = _ledger_path(node)
-        if path is None or not path.exists():
+        if path is None:
             return False
         from fedattn_app.privacy.ledger import Ledger
 
@@ -235,7 +263,7 @@ def _limit(node: "UserConfig", key: str) -> float:
     return value
 
 
-def _ledger_path(node: "UserConfig") -> "Path | None":
+def _ledger_path(node: "UserConfig") -> Path | None:
     from fedattn_app.errors import UserError
     from fedattn_app.storage import user_path
 
@@ -253,10 +281,10 @@ def _kept_here(node: "UserConfig", task: str) -> Iterator[None]:
 
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         if not _is_real(node):
             raise
-        log.error("%s", error)
+        log.error("%s", error if isinstance(error, UserError) else repr(error))
         raise UserError(f"this node cannot {task}; its own log says why") from None
 
 

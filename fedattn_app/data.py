@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedattn_app import sources, triage
 from fedattn_app.build import build_tokenizer
@@ -39,23 +40,44 @@ class Examples:
     """N tokenised examples.
 
     `ids` is int32 (N, T), padded; `lengths` int32 (N,), each at least 1; `labels` int64
-    (N,), indices into the label names, or `UNKNOWN_LABEL` in private training.
+    (N,), indices into the label names, or `UNKNOWN_LABEL` in private training. Those that are
+    selected are padded to a multiple of `step` tokens where T allows.
     """
 
     ids: Tensor
     lengths: Tensor
     labels: Tensor
+    step: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Self:
-        """Select examples by a 1-D index, padded to the longest of them."""
+        """Select examples by a 1-D index, padded as the longest of them must be."""
         lengths = self.lengths[index]
-        longest = int(lengths.max()) if len(lengths) else 1
+        width = int(self._widths(lengths).max()) if len(lengths) else 1
         return replace(
-            self, ids=self.ids[index, :longest], lengths=lengths, labels=self.labels[index]
+            self, ids=self.ids[index, :width], lengths=lengths, labels=self.labels[index]
         )
+
+    def apart(self, step: int, most: int) -> Self:
+        """Return the same, such that how a text is padded depends on no other.
+
+        It is padded with 0 to a multiple of `step` tokens, and no more than `most`.
+        """
+        width = min(-(-self.ids.shape[1] // step) * step, most)
+        ids = F.pad(self.ids, (0, width - self.ids.shape[1]))
+        ids = ids.masked_fill(torch.arange(width) >= self.lengths[:, None], 0)
+        return replace(self, ids=ids, step=step)
+
+    def by_width(self, index: Tensor, size: int) -> list[Tensor]:
+        """Split the 1-D `index` into parts of at most `size`, each padded to one width."""
+        widths = self._widths(self.lengths[index])
+        alike = (index[widths == width] for width in sorted(set(widths.tolist())))
+        return [part for indices in alike for part in torch.split(indices, size)]
+
+    def _widths(self, lengths: Tensor) -> Tensor:
+        return -(-lengths // self.step) * self.step
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.privacy.training import Noise, Sampling, train_privately
 from fedattn_app.state import NodeState
-from fedattn_app.training import choose, evaluate
+from fedattn_app.training import EVALUATION_BATCH, choose, evaluate
 
 # One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
+# Texts are padded to a multiple of so many tokens: fewer make smaller batches, more longer ones.
+STEP = 8
 
 log = logging.getLogger("fedattn")
 
@@ -48,7 +50,9 @@ class PrivateClient(PersonalClient):
         run: int = 0,
         max_epsilon: float = math.inf,
     ) -> None:
-        super().__init__(config, labels, data, partition, state)
+        most = config.model.max_length
+        apart = ClientData(data.train.apart(STEP, most), data.validation.apart(STEP, most))
+        super().__init__(config, labels, apart, partition, state)
         self.privacy = config.privacy
         self.ledger = ledger
         self.run = run
@@ -144,7 +148,8 @@ class PrivateClient(PersonalClient):
         self, examples: Examples, deviation: float, random: SecretRandom
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         known = examples[(examples.labels != UNKNOWN_LABEL).nonzero()[:, 0]]
-        result = evaluate(self.model, known, len(self.labels))
+        batches = known.by_width(torch.arange(len(known)), EVALUATION_BATCH)
+        result = evaluate(self.model, known, len(self.labels), batches)
         counts = np.stack([result.support, result.predicted, result.correct])  # (3, K)
         noisy = torch.from_numpy(counts).double().flatten()
         random.add_normal(noisy, deviation)

@@ -93,7 +93,7 @@ def _table(
     if grouped:
         needed["partition-by"] = config.partition_by
     if secret:
-        columns = _forgiving(columns, needed.values(), Path(source).suffix)
+        columns = _forgiving(columns, needed.values(), Path(source).suffix.lower())
     for key, column in needed.items():
         if column not in columns:
             raise UserError(

@@ -155,14 +155,20 @@ def by_length(index: Tensor, lengths: Tensor, size: int) -> Sequence[Tensor]:
     return torch.split(index[lengths[index].argsort(stable=True)], size)
 
 
-def evaluate(model: nn.Module, examples: Examples, num_labels: int) -> Scores:
-    """Score `model` on `examples`, in batches of similar length.
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    num_labels: int,
+    batches: Sequence[Tensor] | None = None,
+) -> Scores:
+    """Score `model` on `examples`, in batches of similar length unless `batches` are given.
 
     As many batches pass at once as torch may use threads, each in one thread: the scores are the
     same for any number, and no thread ever waits for another that a busy machine holds up.
     """
     model.eval()
-    batches = by_length(torch.arange(len(examples)), examples.lengths, EVALUATION_BATCH)
+    if batches is None:
+        batches = by_length(torch.arange(len(examples)), examples.lengths, EVALUATION_BATCH)
     losses, found = [], torch.empty_like(examples.labels)
     with _side_by_side() as mapped:
         for index, (loss, answers) in zip(

@@ -14,7 +14,9 @@ from fedattn_app.local_engine import LocalGrid, task_identity
 from fedattn_app.model import build_model
 from fedattn_app.parameters import get_arrays
 from fedattn_app.privacy.ledger import Ledger
+from fedattn_app.private_client import STEP
 from fedattn_app.scopes import BUILT_IN, scope_of
+from fedattn_app.tokenizer import HashingTokenizer
 
 
 @pytest.fixture
@@ -214,6 +216,13 @@ def test_a_private_node_spends_on_after_a_restart(private_node, tmp_path):
     assert told[1] > told[0]
 
 
+def test_a_node_whose_ledger_is_lost_sends_nothing_at_all(private_node, tmp_path):
+    ask(private_node())
+    (tmp_path / "state" / "privacy-ledger.json").unlink()
+    with pytest.raises(UserError, match="this node cannot tell what its privacy ledger holds"):
+        client_app.app(message(), private_node(SETTINGS))
+
+
 def test_a_node_that_has_spent_sends_nothing_without_noise(refused, private_node):
     ask(private_node())
     for run_config in (SETTINGS, PRIVATE | {"privacy": "client-dp"}):
@@ -241,7 +250,7 @@ ODD_ROWS = {
     "fewer cells": ("csv", "some text\n"),
     "a list for a label": ("jsonl", '{"text": "some text", "label": ["yes"]}\n'),
     "a list for a text": ("jsonl", '{"text": ["some text"], "label": "maybe"}\n'),
-    "other columns": ("jsonl", '{"words": "some text"}\n'),
+    "other columns": ("JSONL", '{"words": "some text"}\n'),
 }
 
 
@@ -251,8 +260,10 @@ def test_no_answer_tells_of_a_single_row(private_node, tmp_path, caplog, row, ro
     """Whoever starts a run chooses labels and columns: a refusal would be exact, and free."""
     suffix, odd = ODD_ROWS[row]
     path = tmp_path / f"odd.{suffix}"
-    good = {"csv": "good,yes\n", "jsonl": '{"text": "good", "label": "yes"}\n'}
-    path.write_text({"csv": "text,label\n", "jsonl": ""}[suffix] + good[suffix] * rows + odd)
+    head, good = ("", '{"text": "good", "label": "yes"}\n')
+    if suffix == "csv":
+        head, good = "text,label\n", "good,yes\n"
+    path.write_text(head + good * rows + odd)
     run_config = PRIVATE | {"evaluate-epsilon": 1.0, "validation-fraction": 0.5}
     for kind in ("train", "evaluate"):
         reply = client_app.app(
@@ -261,6 +272,51 @@ def test_no_answer_tells_of_a_single_row(private_node, tmp_path, caplog, row, ro
         assert not reply.has_error()
     assert f"{path}: 1 of {rows + 1} examples add nothing" in caplog.text
     assert {entry.kind for entry in ledger_of(tmp_path).entries} >= {"train"}
+
+
+def test_a_node_with_a_file_of_its_own_reads_no_other(private_node, tmp_path, caplog):
+    path = tmp_path / "other.csv"
+    path.write_text("name,diagnosis\nJane Doe,flu\n")
+    run_config = PRIVATE | {"labels": "", "data-path": str(path)}
+    with pytest.raises(UserError) as caught:
+        client_app.app(message(run_config=PRIVATE), private_node(run_config))
+    assert str(caught.value) == "this node cannot use its data-path; its own log says why"
+    assert "diagnosis" not in caplog.text
+
+
+def test_what_a_tokenizer_cannot_do_is_kept_from_the_server(private_node, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no token for 'hiv'")
+
+    monkeypatch.setattr(HashingTokenizer, "encode", fail)
+    with pytest.raises(UserError, match="this node cannot use its data-path"):
+        ask(private_node())
+    assert "no token for 'hiv'" in caplog.text
+
+
+def far_apart(path, texts):
+    path.write_text("text,label\n" + "".join(f"{text},no\n" for text in texts))
+    return str(path)
+
+
+def test_how_one_text_is_padded_shows_in_no_other(private_node, tmp_path):
+    """A mask hides finite numbers: a server might send a model that makes NaN of padding."""
+    run_config = PRIVATE | {"evaluate-epsilon": 1e6, "shared": "all"}
+    asked = message("evaluate", run_config)
+    record = asked.content["arrays"]
+    embedding = record["embedding.weight"].numpy().copy()
+    embedding[0] = 3e38
+    record["embedding.weight"] = Array(embedding)
+    told = []
+    for number, last in enumerate(("bad " * STEP, "bad " * (STEP + 1))):
+        folder = tmp_path / f"site {number}"
+        folder.mkdir()
+        for split in ("train", "test"):
+            far_apart(folder / f"{split}.csv", ["bad " * STEP] * 39 + [last])
+        node = private_node(run_config, data_path=str(folder), ledger=f"ledger-{number}")
+        metrics = client_app.app(asked, node).content["metrics"]
+        told.append([metrics[f"{kind}-{k}"] for kind in ("predicted", "correct") for k in (0, 1)])
+    assert np.abs(np.subtract(*told)).max() <= 1
 
 
 def test_a_column_that_a_files_head_lacks_is_told(private_node, caplog):
@@ -358,6 +414,10 @@ def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, t
     ("changes", "node_config", "key"),
     [
         ({}, {"state_dir": None}, "no state-dir"),
+        ({}, {"state_dir": "state"}, "state-dir = state: must be an absolute path"),
+        ({"data-path": "their.csv"}, {"data_path": None}, "data-path = their.csv"),
+        ({"data-path": "their.csv"}, {"data_path": None, "max_epsilon": 1.0}, "data-path"),
+        ({"model": "their/model", "vocabulary": 8192}, {}, "model = 'their/model'"),
         ({"reproducible-noise": True}, {}, "reproducible-noise = true"),
         ({"reproducible-noise": True}, {"state_dir": None}, "reproducible-noise = true"),
         (PUBLIC, {"max_epsilon": 1.0}, 'privacy = "none"'),
@@ -370,7 +430,7 @@ def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, t
 def test_what_undoes_the_protection_is_refused(refused, site, tmp_path, changes, node_config, key):
     own = {"data_path": site, "state_dir": str(tmp_path / "state"), **node_config}
     node = context(PRIVATE | changes, **{k: v for k, v in own.items() if v is not None})
-    with refused(key, "this node has"):
+    with refused(key, "this node"):
         client_app.app(message(), node)
     assert not (tmp_path / "state").exists()
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import datasets
 import pytest
+import torch
 from data_files import FORMATS, MODEL, forget, own, rows, rows_of, shares, together, write
 from flwr_datasets.partitioner import NaturalIdPartitioner
 
@@ -31,6 +32,23 @@ PARTITIONERS = {
     "linear": {},
     "square": {},
 }
+
+
+# Padding
+
+
+def test_how_a_text_is_padded_may_depend_on_no_other():
+    lengths = torch.tensor([1, 8, 9, 13]).int()
+    examples = data.Examples(torch.full((4, 13), 7).int(), lengths, torch.zeros(4).long())
+    apart = examples.apart(8, most=14)
+    assert apart.ids.shape == (4, 14)
+    assert torch.equal(apart.ids != 0, torch.arange(14) < lengths[:, None])
+    widths = [apart[torch.tensor([number])].ids.shape[1] for number in range(4)]
+    assert widths == [8, 8, 14, 14]
+    parts = apart.by_width(torch.tensor([3, 1, 2, 0]), 1000)
+    assert [part.tolist() for part in parts] == [[1, 0], [3, 2]]
+    assert [len(part) for part in apart.by_width(torch.arange(4), 1)] == [1] * 4
+    assert apart.by_width(torch.arange(0), 5) == []
 
 
 # Labels

@@ -18,7 +18,7 @@ from fedattn_app.model import Classifier
 from fedattn_app.optimizer import FlatOptimizer, Proximal
 from fedattn_app.privacy.gradients import Engine, trained
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training import TrainingDivergedError, by_length, choose
+from fedattn_app.training import TrainingDivergedError, choose
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def train_privately(
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
     `random` decides which examples a step sees, and the noise; `proximal` adds to the loss. There
-    must be no dropout: what one example adds would depend on which others were drawn. Raises
+    must be no dropout: what one example adds would depend on which others were drawn. For the same
+    reason only texts that are padded alike pass together: a mask hides finite numbers only. Raises
     `TrainingDivergedError` when the parameters are not finite.
     """
     choose(model, trainable)
@@ -78,7 +79,7 @@ def train_privately(
         for _ in range(sampling.steps):
             flat.gradient.zero_()
             chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
-            for part in by_length(chosen, examples.lengths, config.physical_batch_size):
+            for part in examples.by_width(chosen, config.physical_batch_size):
                 gradients.add(examples[part], noise.max_grad_norm, flat.sums)
             random.add_normal(flat.gradient, noise.multiplier * noise.max_grad_norm)
             flat.gradient.div_(sampling.batch_size)

@@ -150,6 +150,21 @@ def test_only_the_trainable_parameters_change(model, examples, shared, optimizer
     assert changed(model, after) == names_of(model, shared)
 
 
+@pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
+@pytest.mark.parametrize("step", [1, 4])
+def test_what_padding_does_to_one_text_it_does_to_no_other(model, examples, engine, step):
+    model.embedding.weight.data[0] = torch.nan
+    long = examples[examples.lengths.argsort()[-1:].repeat(8)]
+    everything = Sampling(rate=1.0, steps=1, batch_size=1.0)
+    ends = []
+    for lengths in ([4] * 8, [4] * 7 + [9]):
+        some = replace(long, lengths=torch.tensor(lengths).int()).apart(step, most=9)
+        settings = {"config": SGD, "shared": "attention", "engine": engine, "clip": 1e-3}
+        ends.append(vector(ended(model, some, everything, **settings)).nan_to_num())
+    assert not torch.equal(ends[0], vector(model).nan_to_num())
+    assert (ends[0] - ends[1]).norm() <= 2 * SGD.learning_rate * 1e-3 * (1 + 1e-4)
+
+
 def test_nothing_is_left_on_the_model(model, examples):
     after = ended(model, examples, noise=1.0, clip=1.0, shared="attention")
     for name, parameter in after.named_parameters():
@@ -179,7 +194,8 @@ def test_each_step_draws_anew_at_the_rate(model, examples):
 
     sampling = Sampling(rate=0.3, steps=400, batch_size=12.0)
     config = replace(SGD, physical_batch_size=1000)
-    ended(model, examples, sampling, config=config, engine=Watching)
+    alike = replace(examples, lengths=torch.full((40,), 9).int())
+    ended(model, alike, sampling, config=config, engine=Watching)
     assert stats.binomtest(sum(batches), 400 * 40, 0.3).pvalue > 1e-6
     assert np.var(batches) == pytest.approx(40 * 0.3 * 0.7, rel=0.4)
 

@@ -186,7 +186,8 @@ def test_what_was_spent_is_known_to_a_run_that_is_carried_on(tiny, opinions, tmp
     @app.train()
     def train(message, context):
         partition = context.node_config["partition-id"]
-        context.node_config["state-dir"] = str(tmp_path / f"site {partition}")
+        own = {"state-dir": str(tmp_path / f"site {partition}"), "data-path": opinions["data-path"]}
+        context.node_config.update(own)
         reply = client_app.app(message, context)
         if partition == 1 and (gone or fault == "failed"):
             return Message(Error(1, "out of order"), reply_to=message)
@@ -198,9 +199,10 @@ def test_what_was_spent_is_known_to_a_run_that_is_carried_on(tiny, opinions, tmp
         return reply
 
     app.query()(client_app.describe)
-    first = run_of(tiny | opinions, app, num_rounds=2)
+    settings = tiny | opinions | {"labels": "n,p"}
+    first = run_of(settings, app, num_rounds=2)
     gone.append(1)
-    again = run_of(tiny | opinions | {"resume-from": str(first.path)}, app, num_rounds=3)
+    again = run_of(settings | {"resume-from": str(first.path)}, app, num_rounds=3)
     assert [row["round"] for row in again.history] == [0, 1, 2, 3]
     assert again.summary["epsilon"] >= first.summary["epsilon"]
     assert again.summary["epsilon_untold"] == [1]
