@@ -8,13 +8,16 @@ from flwr.app import Message, MetricRecord
 from strategies.replies import failed_reply
 
 COUNTS = ("support", "predicted", "correct")
+# What no count, loss or time comes near, and what can still be added up and written.
+MOST = 1e15
 
 
 def sound(reply: Message, keys: set[str], spent: float) -> Message:
     """Return a `reply` whose metrics are sound, and a failed one in the place of any other.
 
-    They are sound where they are the `keys` and no others, all finite, and ``epsilon``, if it is
-    one of them, is no less than what the client has `spent`. Arrays are left to the strategy.
+    They are sound where they are the `keys` and no others, all finite numbers of a possible size,
+    and ``epsilon``, if it is one of them, is no less than what the client has `spent`. Arrays are
+    left to the strategy.
     """
     if reply.has_error():
         return reply
@@ -77,6 +80,9 @@ def _metrics_fault(reply: Message, keys: set[str], spent: float) -> str | None:
     for key, value in record.items():
         if isinstance(value, list) or not np.isfinite(value):
             return f"{key} is not a finite number"
+        noisy = key.partition("-")[0] in COUNTS
+        if (value < 0 and not noisy) or (abs(value) > MOST and key != "epsilon"):
+            return f"{key} is {value:.4g}"
     if "epsilon" in record and number(record, "epsilon") < spent:
         return (
             f"epsilon is {number(record, 'epsilon'):.4g} and was {spent:.4g} before: its privacy "

@@ -91,6 +91,8 @@ class RunFolder:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             if self.best[1]:
                 self.keep_best(*self.best)
+            if self.earlier and not (self.path / CHECKPOINT).exists():
+                self.checkpoint(self.start_round, self.arrays, self.num_partitions, self.memory)
             if config.privacy.privacy != "none":
                 self.keep_spending(self.spending)
             self._write_text("config.toml", _to_toml(config.to_run_config(), _versions()))

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
@@ -119,6 +120,8 @@ class Rounds:
             done = server_round - first + 1
             left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
             log.info(round_line(row, self.config.num_rounds, left))
+        if self.evaluate and outcome.central is None:  # of a run carried on, without a round to run
+            outcome.central = self.evaluate(self._kept(outcome))
         return outcome
 
     def _gets_no_better(self, outcome: Outcome) -> bool:
@@ -231,7 +234,14 @@ class Rounds:
         if self.stream is None:
             asked = messages()
             return self._exchange(asked), len(asked)
-        return self.stream.take(self.buffer_size, messages, is_update), 0
+        return self.stream.take(self.buffer_size, messages, partial(self._fills, phase, outcome)), 0
+
+    def _fills(self, phase: Phase, outcome: Outcome, reply: Message) -> bool:
+        """Whether a reply that was dealt with has filled a place in the buffer."""
+        partition = reply.metadata.src_node_id
+        keys = train_keys(self.private, self.weighting)
+        reply = sound(reply, keys, outcome.spending.epsilon.get(partition, 0.0))
+        return is_update(reply) and partition not in phase.checks.dropped
 
     def _account(self, clients: Collection[int], outcome: Outcome) -> None:
         """Take down what the server's own noise has spent, before anyone sees what it is on."""
@@ -254,6 +264,8 @@ class Rounds:
             if server_round < self.config.num_rounds:
                 return {}, 0
             self.stream.close()
+        if self.config.fraction_evaluate and not self.grid.count_left():
+            return {}, 0  # Flower would wait for one to come
         phase = self._phase(server_round)
         with _sampling(self.config.seed, server_round, "evaluate"):
             messages = list(

@@ -74,8 +74,8 @@ class RuleConfig(Section):
     )
     server_learning_rate: float = setting(
         0.0,
-        "step size of the server, 1 / L of qfedavg; 0: as the rule has it (1; 0.1 for fedsgd and "
-        "the adaptive ones)",
+        "step size of the server, 1 / L of qfedavg; 0: as the rule has it (1; 0.1 for fedsgd, "
+        "fedadagrad and fedadam, 0.01 for fedyogi)",
         minimum=0,
     )
     server_momentum: float = setting(

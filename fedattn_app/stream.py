@@ -15,7 +15,7 @@ class Stream:
 
     A partition is asked once at most between two steps of the server: the second time it would
     train the same model on the same examples. One that has not answered within `timeout` seconds is
-    given up, and may be asked again.
+    given up, and may be asked again in the next step.
     """
 
     def __init__(self, grid: PartitionGrid, concurrency: int, timeout: float) -> None:
@@ -34,6 +34,7 @@ class Stream:
     ) -> Iterator[Message]:
         """Yield replies as they come, until `count` of them are such as `counts` says.
 
+        It is asked of each reply once that was dealt with.
         It ends before where nobody is at work any more. `messages(limit)` is asked for `limit`
         messages at most to free partitions when it begins, and again whenever some have answered.
         """
@@ -50,8 +51,8 @@ class Stream:
             if self._early:
                 reply = self._early.pop(0)
                 self._done.add(reply.metadata.src_node_id)
-                taken += counts(reply)
                 yield reply
+                taken += counts(reply)
         self._done = set()
         self._tell()
 
@@ -73,11 +74,11 @@ class Stream:
         replies = list(self.grid.pull_messages(list(self._out)))
         answered = {reply.metadata.reply_to_message_id for reply in replies}
         late = time.monotonic() - self.timeout
+        waiting = {key: its for key, its in self._out.items() if key not in answered}
         self._out = {
-            key: (partition, since)
-            for key, (partition, since) in self._out.items()
-            if key not in answered and since > late
+            key: (partition, since) for key, (partition, since) in waiting.items() if since > late
         }
+        self._done |= {partition for partition, since in waiting.values() if since <= late}
         self._early = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
         self._tell()
         if not replies:

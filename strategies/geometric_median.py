@@ -21,7 +21,7 @@ from strategies.whole_round import WholeRound
 
 SMOOTHING = 1e-6  # ν, as in the paper
 MOST_STEPS = 1000
-TOLERANCE = 1e-9  # of the weights, which sum to 1
+TOLERANCE = 1e-9  # of each weight, in parts of it: one that is next to nothing may bear much
 
 
 class GeometricMedian(WholeRound):
@@ -44,6 +44,6 @@ def weiszfeld(products: Floats) -> Floats:
     for _ in range(MOST_STEPS):
         nearness = 1 / np.maximum(SMOOTHING, distances_from(weights, products))
         before, weights = weights, nearness / nearness.sum()
-        if np.abs(weights - before).max() < TOLERANCE:
+        if np.abs(weights / before - 1).max() < TOLERANCE:
             break
     return weights

@@ -101,6 +101,7 @@ class UpdateChecks(Strategy):
                 continue
             fault = _fault(sent, reply.content) or self._bound(sent, reply)
             if fault is None:
+                _sort(sent, reply)
                 yield reply
                 continue
             log.warning("client %d: its update is dropped: %s", node, fault)
@@ -129,7 +130,10 @@ def _fault(sent: ArrayRecord, content: RecordDict) -> str | None:
     if set(got) != set(sent):
         return f"its arrays differ in {', '.join(sorted(set(got) ^ set(sent)))}"
     for name, array in got.items():
-        values = array.numpy()
+        try:
+            values = array.numpy()
+        except Exception as error:  # whatever numpy makes of bytes that are no array
+            return f"{name} cannot be read: {error}"
         if values.dtype != sent[name].dtype or values.shape != tuple(sent[name].shape):
             return (
                 f"{name} is {values.dtype} {values.shape}, "
@@ -138,6 +142,14 @@ def _fault(sent: ArrayRecord, content: RecordDict) -> str | None:
         if not np.isfinite(values).all():
             return f"{name} holds NaN or infinity"
     return None
+
+
+def _sort(sent: ArrayRecord, reply: Message) -> None:
+    """Put the arrays in the order of those that were `sent`: some rules go by place."""
+    got = reply.content.array_records["arrays"]
+    if list(got) != list(sent):
+        sorted_ = ArrayRecord({name: got[name] for name in sent})
+        reply.content = RecordDict({**dict(reply.content.items()), "arrays": sorted_})
 
 
 def _norm(arrays: ArrayRecord, origin: ArrayRecord | None) -> float:

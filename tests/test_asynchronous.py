@@ -1,6 +1,9 @@
 """A run of fedbuff on the local engine: who is asked when, and what slow and failing clients do."""
 
+import numpy as np
 import pytest
+from flwr.app import Array
+from flwr.clientapp import ClientApp
 from runs import QUICK, Failing
 
 from fedattn_app import client_app, server_app
@@ -61,6 +64,44 @@ def test_a_client_that_never_answers_is_given_up(tmp_path):
         result = server_app.run(grid, config)
     assert [row["clients"] for row in result.history] == [0, 2, 2, 2, 2]
     assert {row["partition"] for row in result.clients} == {0, 2}
+
+
+def test_a_client_that_never_answers_leaves_the_buffer_short(tmp_path):
+    class Silent(LocalGrid):
+        def pull_messages(self, message_ids):
+            silent = FIRST_NODE_ID + 1
+            kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
+            return super().pull_messages(kept)
+
+    settings = {**QUICK, "strategy": "fedbuff", "buffer-size": 3, "round-timeout": 0.2}
+    config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})
+    with task_identity():
+        grid = PartitionGrid(Silent(client_app.app, 3, dict(config.to_run_config())))
+        result = server_app.run(grid, config)
+    assert [row["clients"] for row in result.history] == [0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("fault", ["arrays", "metrics"])
+def test_an_unsound_update_fills_no_place_in_the_buffer(tmp_path, fault):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        reply = client_app.app(message, context)
+        if context.node_config["partition-id"] == 1 and fault == "arrays":
+            record = reply.content["arrays"]
+            record["head.bias"] = Array(np.full_like(record["head.bias"].numpy(), np.nan))
+        elif context.node_config["partition-id"] == 1:
+            reply.content["metrics"]["loss"] = -1.0
+        return reply
+
+    app.query()(client_app.describe)
+    for size in (1, 2):
+        settings = {**QUICK, "strategy": "fedbuff", "concurrency": 4, "buffer-size": size}
+        config = {**settings, "output-dir": str(tmp_path / f"run {size}")}
+        result = simulate(config, 4, workers=1, quiet=True, clients=app)
+        assert [row["clients"] for row in result.history[1:]] == [size] * 4
+        assert {row["partition"] for row in result.clients} <= {0, 2, 3}
 
 
 def test_a_fast_client_is_asked_once_between_two_steps(tmp_path):

@@ -65,6 +65,38 @@ def test_a_run_ends_when_it_gets_no_better(tmp_path):
     assert contents(again.path) == {**before, "config.toml": ANY}
 
 
+def test_a_run_that_has_ended_is_whole_in_another_folder_too(tmp_path):
+    whole = run(tmp_path / "whole", num_rounds=30, patience=1, min_delta=0.3)
+    copy = {"resume-from": str(whole.path), "output-dir": str(tmp_path / "copy")}
+    other = simulate(copy, quiet=True)
+    assert same_arrays(other, whole)
+    scores = ("rounds", "accuracy", "macro_f1", "recall_per_class", "best_round")
+    assert [other.summary[key] for key in scores] == [whole.summary[key] for key in scores]
+    longer = {"resume-from": str(other.path), "patience": 30, "num-rounds": 5}
+    assert simulate(longer, quiet=True).summary["rounds"] == 5
+
+
+def test_nobody_waits_for_clients_to_evaluate_when_all_have_left(tmp_path):
+    class Leaving(LocalGrid):
+        trained = False
+
+        def send_and_receive(self, messages, **more):
+            replies = list(super().send_and_receive(messages, **more))
+            self.trained |= any(r.metadata.message_type == "train" for r in replies)
+            return replies
+
+        def get_node_ids(self):
+            return [] if self.trained else super().get_node_ids()
+
+    keys = {**QUICK, "num-rounds": 1, "fraction-evaluate": 1.0, "output-dir": str(tmp_path / "run")}
+    config = Config.from_run_config(keys)
+    with task_identity():
+        grid = Leaving(client_app.app, CLIENTS, dict(config.to_run_config()))
+        result = server_app.run(PartitionGrid(grid), config)
+    assert [row["clients"] for row in result.history] == [0, CLIENTS]
+    assert result.history[1]["evaluate"] is None
+
+
 def contents(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

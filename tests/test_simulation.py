@@ -317,6 +317,12 @@ UNSOUND = {
     "a missing metric": (lambda c: c["metrics"].pop("loss"), "metrics differ in loss"),
     "one metric more": (lambda c: c["metrics"].update(extra=1), "metrics differ in extra"),
     "a metric that is no number": (lambda c: c["metrics"].update(loss=np.inf), "loss is not"),
+    "less than no loss": (lambda c: c["metrics"].update(loss=-1.0), "loss is -1"),
+    "less than no examples": (
+        lambda c: c["metrics"].update({"num-examples": -3}),
+        "num-examples is -3",
+    ),
+    "more than can be added up": (lambda c: c["metrics"].update(loss=1e308), "loss is 1e+308"),
     "no metrics": (lambda c: c.pop("metrics"), "one record of metrics"),
 }
 

@@ -43,6 +43,15 @@ def test_a_minority_cannot_carry_it_away():
     np.testing.assert_allclose(after["w"], [1.03, -1.0], atol=0.05)
 
 
+@pytest.mark.parametrize("far", [1e10, 1e20, 1e30, 3e38])
+@pytest.mark.parametrize("liars", [1, 3])
+def test_not_even_as_far_as_float32_goes(far, liars):
+    honest = [reply(k, w=np.float32([1.0 + 0.01 * k, -1.0])) for k in range(7)]
+    lies = [reply(7 + k, w=np.float32([-far, far])) for k in range(liars)]
+    after = after_round(GeometricMedian(), {"w": np.zeros(2, np.float32)}, honest + lies)
+    np.testing.assert_allclose(after["w"], [1.03, -1.0], atol=0.05)
+
+
 def test_distances_follow_from_products():
     center, clients = random_arrays(0), [random_arrays(seed) for seed in (1, 2, 3)]
     products = gram(record(**center), [record(**client) for client in clients])

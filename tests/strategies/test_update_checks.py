@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from replying import record, reply
 
@@ -47,6 +47,27 @@ def test_a_bad_update_is_dropped_and_told(bad, caplog):
     assert re.search(reason, why)
     assert f"client {node}" in caplog.text
     assert why in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"xx", b"\x93NUMPY"])
+def test_bytes_that_are_no_array_are_refused(content):
+    odd = reply(1, **GOOD)
+    odd.content["arrays"]["w"] = Array("float32", (2,), "numpy.ndarray", content)
+    checks, after = checked([reply(0, **GOOD), odd])
+    (why,) = checks.dropped.values()
+    assert why.startswith("w cannot be read: ")
+    np.testing.assert_array_equal(after["w"], GOOD["w"])
+
+
+def test_arrays_come_in_the_order_in_which_they_were_sent():
+    seen = []
+    rule = WeightedFedAvg("uniform")
+    combine = rule.aggregate_train
+    rule.aggregate_train = lambda r, replies: combine(r, seen.extend(replies) or seen)
+    turned = reply(1, **dict(reversed(GOOD.items())))
+    _, after = checked([reply(0, **GOOD), turned], rule)
+    assert [list(answer.content["arrays"]) for answer in seen] == [["w", "s"]] * 2
+    assert after["w"].tobytes() == GOOD["w"].tobytes()
 
 
 def test_two_records_of_arrays_are_refused():
