@@ -4,15 +4,11 @@ Each message may be a process of its own on a real node, so what only some messa
 imported where it is used.
 """
 
-import difflib
 import logging
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import (
@@ -28,9 +24,16 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedattn_app.console import printing
+from fedattn_app.owner import (
+    check_node_remembers,
+    check_owner_agrees,
+    is_real,
+    kept_here,
+    ledger_path,
+    limit_of,
+)
 
 if TYPE_CHECKING:
-    from flwr.app.user_config import UserConfig
     from flwr.common import NDArrays, Scalar
 
     from fedattn_app.client import FrozenClient
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedattn")
 
-# What the owner of a real node may set beside its number.
-OWN_KEYS = {"data-path", "state-dir", "model-path", "ledger", "max-epsilon", "max-delta"}
-NODE_KEYS = {"partition-id", "num-partitions"} | OWN_KEYS
 NOT_TOLD = "this node cannot answer; its own log says why"
 
 app = ClientApp()
@@ -99,7 +99,7 @@ def _answer(
 
 def _logging(context: Context) -> AbstractContextManager[None]:
     """Print our lines on a real node, into its own log; elsewhere the server's process does."""
-    return printing() if _is_real(context.node_config) else nullcontext()
+    return printing() if is_real(context.node_config) else nullcontext()
 
 
 def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
@@ -112,18 +112,18 @@ def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
     if 0 < server_round <= config.federation.warmup_rounds:
         config = replace(config, federation=config.federation.while_warming_up)
     node = context.node_config
-    _check_owner_agrees(config, node)
-    _check_node_remembers(config, context)
+    check_owner_agrees(config, node)
+    check_node_remembers(config, context)
     seed = config.federation.seed
     partition = int(node.get("partition-id", 0))
     # With a file of its own the node reads no other: not even for the labels.
     labels = config.data.label_names if "data-path" in node else label_names(config.data)
-    with _kept_here(node, "load the model"):
+    with kept_here(node, "load the model"):
         if config.model.pretrained and "model-path" in node:
             config = replace(config, model=replace(config.model, model=str(node["model-path"])))
         build_tokenizer(config.model)  # kept for the data, whose errors may be told
     if "data-path" in node:
-        with _kept_here(node, "use its data-path"):
+        with kept_here(node, "use its data-path"):
             secret = config.privacy.privacy == "dp-sgd"
             data = private_data(config.data, config.model, seed, str(node["data-path"]), secret)
     else:
@@ -131,7 +131,7 @@ def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
         data = client_data(config.data, config.model, seed, partition, num_partitions)
     if config.privacy.privacy == "dp-sgd":
         return _private_client(context, config, labels, data, partition)
-    with _kept_here(node, "load the model"):
+    with kept_here(node, "load the model"):
         if config.federation.local == "personal":
             return PersonalClient(config, labels, data, partition, _state(context))
         return FrozenClient(config, labels, data, partition)
@@ -152,145 +152,17 @@ def _private_client(
     from fedattn_app.private_client import PrivateClient
 
     node = context.node_config
-    with _kept_here(node, "train with these privacy settings"):
+    with kept_here(node, "train with these privacy settings"):
         return PrivateClient(
             config,
             labels,
             data,
             partition,
             _state(context),
-            Ledger(context.state, _ledger_path(node)),
+            Ledger(context.state, ledger_path(node)),
             context.run_id,
-            _limit(node, "max-epsilon"),
+            limit_of(node, "max-epsilon"),
         )
-
-
-def _check_owner_agrees(config: "Config", node: "UserConfig") -> None:
-    """Raise `UserError` for a run that would undo what this node's owner asks for."""
-    from fedattn_app.errors import UserError
-
-    for key in node.keys() - NODE_KEYS:  # others may belong to another app
-        if near := difflib.get_close_matches(key, NODE_KEYS, n=1, cutoff=0.8):
-            raise UserError(f"node-config has {key}: did you mean {near[0]}?")
-    privacy = config.privacy.privacy
-    limits = [key for key in ("max-epsilon", "max-delta") if key in node]
-    if limits and privacy != "dp-sgd":
-        raise UserError(
-            f'privacy = "{privacy}": this node has a {limits[0]}, so it trains with "dp-sgd" only'
-        )
-    if config.privacy.target_delta > _limit(node, "max-delta"):
-        raise UserError(
-            f"target-delta = {config.privacy.target_delta:g}: this node has "
-            f"max-delta = {node['max-delta']}"
-        )
-    if privacy != "dp-sgd":
-        return
-    _check_nothing_is_asked_of_files(config, node)
-    if not (limits or "data-path" in node):
-        return
-    if config.privacy.reproducible_noise:
-        raise UserError("reproducible-noise = true: protects nobody; this node has data of its own")
-    if "state-dir" not in node:
-        raise UserError(
-            'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
-            "ledger would outlive a restart"
-        )
-    if not Path(str(node["state-dir"])).expanduser().is_absolute():
-        raise UserError(
-            f"state-dir = {node['state-dir']}: must be an absolute path, so that this node finds "
-            "its privacy ledger wherever it is started"
-        )
-
-
-def _check_nothing_is_asked_of_files(config: "Config", node: "UserConfig") -> None:
-    """Raise `UserError` for a private run that could learn of files by whether they can be used.
-
-    A file that the run names is read as one that everybody may know. A tokenizer can be made so
-    that it fails on one word.
-    """
-    from fedattn_app.errors import UserError
-
-    if _is_real(node) and config.data.data_path and "data-path" not in node:
-        raise UserError(
-            f'data-path = {config.data.data_path}: with privacy = "dp-sgd" this node reads a file '
-            "that its own node-config names, and no other"
-        )
-    if config.model.pretrained and "data-path" in node and "model-path" not in node:
-        raise UserError(
-            f'model = {config.model.model!r}: with privacy = "dp-sgd" this node needs a model-path '
-            "in its node-config: its owner's word for that model, a folder or a hub id"
-        )
-
-
-def _check_node_remembers(config: "Config", context: Context) -> None:
-    """Raise `UserError` for a run that this node's `state-dir`, or the lack of one, speaks against.
-
-    A run that is carried on may need what only a `state-dir` outlives. And what is sent without
-    noise is not in a ledger: where there is one already, its ε would no more be all that was spent.
-    """
-    from fedattn_app.errors import UserError
-
-    node = context.node_config
-    privacy, kept = config.privacy.privacy, config.kept_by_clients
-    if config.output.resume_from and kept and not node.get("state-dir"):
-        raise UserError(f"resume-from: this node has no state-dir and so no {kept} of that run")
-    if privacy != "dp-sgd" and _has_spent(context):
-        raise UserError(
-            f'privacy = "{privacy}": this node has a privacy ledger, which would not count what '
-            "it sends; its owner may name another ledger"
-        )
-
-
-def _has_spent(context: Context) -> bool:
-    """Whether this node's `state-dir` has a ledger with something in it."""
-    node = context.node_config
-    with _kept_here(node, "tell what its privacy ledger holds"):
-        path = _ledger_path(node)
-        if path is None:
-            return False
-        from fedattn_app.privacy.ledger import Ledger
-
-        return bool(Ledger(context.state, path).entries)
-
-
-def _limit(node: "UserConfig", key: str) -> float:
-    """Return the limit that the owner gives by `key`, infinite without one."""
-    from fedattn_app.errors import UserError
-
-    value = node.get(key, math.inf)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UserError(f"{key} = {value!r}: must be a number above 0")
-    return value
-
-
-def _ledger_path(node: "UserConfig") -> Path | None:
-    from fedattn_app.errors import UserError
-    from fedattn_app.storage import user_path
-
-    name = str(node.get("ledger", "privacy-ledger"))
-    if not re.fullmatch(r"[\w-]+", name):
-        raise UserError(f"ledger = {name!r}: must be a name of letters, digits, - and _")
-    folder = node.get("state-dir")
-    return user_path("state-dir", str(folder)) / f"{name}.json" if folder else None
-
-
-@contextmanager
-def _kept_here(node: "UserConfig", task: str) -> Iterator[None]:
-    """Keep on a real node what goes wrong with a `task`: the reason may name its files."""
-    from fedattn_app.errors import UserError
-
-    try:
-        yield
-    except Exception as error:
-        if not _is_real(node):
-            raise
-        log.error("%s", error if isinstance(error, UserError) else repr(error))
-        raise UserError(f"this node cannot {task}; its own log says why") from None
-
-
-def _is_real(node: "UserConfig") -> bool:
-    """Whether a node has an owner with files and wishes, as no simulated one has."""
-    return not OWN_KEYS.isdisjoint(node)
 
 
 def _state(context: Context) -> "NodeState":
@@ -300,7 +172,7 @@ def _state(context: Context) -> "NodeState":
     folder = context.node_config.get("state-dir")
     if folder:
         return FolderState(user_path("state-dir", str(folder)))
-    if _is_real(context.node_config):
+    if is_real(context.node_config):
         log.warning("no state-dir in node-config: personal parameters end with the run")
     return ContextState(context.state)
 
@@ -338,7 +210,7 @@ def _failed(message: Message, context: Context, error: Exception) -> Message:
     from fedattn_app.client import FrozenMismatchError
     from fedattn_app.errors import UserError
 
-    told = isinstance(error, FrozenMismatchError) or not _is_real(context.node_config)
+    told = isinstance(error, FrozenMismatchError) or not is_real(context.node_config)
     if context.run_config.get("privacy") == "dp-sgd":
         log.error("%s: %s", type(error).__name__, error)
         reason = str(error) if told else NOT_TOLD
