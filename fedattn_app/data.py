@@ -60,14 +60,14 @@ class Examples:
             self, ids=self.ids[index, :width], lengths=lengths, labels=self.labels[index]
         )
 
-    def apart(self, step: int, most: int) -> Self:
+    def apart(self, step: int, most: int, padding: int) -> Self:
         """Return the same, such that how a text is padded depends on no other.
 
-        It is padded with 0 to a multiple of `step` tokens, and no more than `most`.
+        It is filled up with the token `padding` to a multiple of `step`, and no more than `most`.
         """
         width = min(-(-self.ids.shape[1] // step) * step, most)
         ids = F.pad(self.ids, (0, width - self.ids.shape[1]))
-        ids = ids.masked_fill(torch.arange(width) >= self.lengths[:, None], 0)
+        ids = ids.masked_fill(torch.arange(width) >= self.lengths[:, None], padding)
         return replace(self, ids=ids, step=step)
 
     def by_width(self, index: Tensor, size: int) -> list[Tensor]:

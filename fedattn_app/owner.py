@@ -83,13 +83,13 @@ def check_owner_agrees(config: "Config", node: "UserConfig") -> None:
 def _check_nothing_is_asked_of_files(config: "Config", node: "UserConfig") -> None:
     """Raise `UserError` for a private run that could learn of files by whether they can be used.
 
-    A file that the run names is read as one that everybody may know. A tokenizer can be made so
-    that it fails on one word.
+    Data that the run names are read as such that everybody may know, and may be a local folder. A
+    tokenizer can be made so that it fails on one word.
     """
-    if is_real(node) and config.data.data_path and "data-path" not in node:
+    if is_real(node) and config.data.dataset != "triage" and "data-path" not in node:
         raise UserError(
-            f'data-path = {config.data.data_path}: with privacy = "dp-sgd" this node reads a file '
-            "that its own node-config names, and no other"
+            f'dataset = {config.data.dataset!r}: with privacy = "dp-sgd" this node reads only a '
+            "file that its own node-config names (data-path)"
         )
     if config.model.pretrained and "data-path" in node and "model-path" not in node:
         raise UserError(

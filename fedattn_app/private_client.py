@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from flwr.common import NDArrays, Scalar
 
+from fedattn_app.build import build_tokenizer
 from fedattn_app.client import PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data import UNKNOWN_LABEL, ClientData, Examples
@@ -50,9 +51,9 @@ class PrivateClient(PersonalClient):
         run: int = 0,
         max_epsilon: float = math.inf,
     ) -> None:
-        most = config.model.max_length
-        apart = ClientData(data.train.apart(STEP, most), data.validation.apart(STEP, most))
-        super().__init__(config, labels, apart, partition, state)
+        most, padding = config.model.max_length, build_tokenizer(config.model).padding
+        apart = (part.apart(STEP, most, padding) for part in (data.train, data.validation))
+        super().__init__(config, labels, ClientData(*apart), partition, state)
         self.privacy = config.privacy
         self.ledger = ledger
         self.run = run

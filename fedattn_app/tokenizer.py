@@ -27,7 +27,9 @@ _TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W_{_ALONE}]|[{_SIGNS}])+|[^\w\s]|_")
 
 
 class Tokenizer(ABC):
-    """Text in, token ids out."""
+    """Text in, token ids out; `padding` is the id that fills up short texts."""
+
+    padding: int = PADDING
 
     @abstractmethod
     def tokens(self, text: str) -> list[str]:
@@ -81,7 +83,8 @@ class HashingTokenizer(Tokenizer):
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Encode texts, padded with 0."""
-        return pad([[self._id(token) for token in self.tokens(text)] for text in texts], PADDING)
+        rows = [[self._id(token) for token in self.tokens(text)] for text in texts]
+        return pad(rows, self.padding)
 
     def _hash(self, token: str) -> int:
         digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()

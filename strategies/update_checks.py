@@ -134,11 +134,11 @@ def _fault(sent: ArrayRecord, content: RecordDict) -> str | None:
             values = array.numpy()
         except Exception as error:  # whatever numpy makes of bytes that are no array
             return f"{name} cannot be read: {error}"
-        if values.dtype != sent[name].dtype or values.shape != tuple(sent[name].shape):
-            return (
-                f"{name} is {values.dtype} {values.shape}, "
-                f"not {sent[name].dtype} {tuple(sent[name].shape)}"
-            )
+        wanted = sent[name].dtype, tuple(sent[name].shape)
+        # What it holds and what it says of that: both are relied on.
+        for dtype, shape in ((str(values.dtype), values.shape), (array.dtype, tuple(array.shape))):
+            if (dtype, shape) != wanted:
+                return f"{name} is {dtype} {shape}, not {wanted[0]} {wanted[1]}"
         if not np.isfinite(values).all():
             return f"{name} holds NaN or infinity"
     return None

@@ -415,8 +415,8 @@ def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, t
     [
         ({}, {"state_dir": None}, "no state-dir"),
         ({}, {"state_dir": "state"}, "state-dir = state: must be an absolute path"),
-        ({"data-path": "their.csv"}, {"data_path": None}, "data-path = their.csv"),
-        ({"data-path": "their.csv"}, {"data_path": None, "max_epsilon": 1.0}, "data-path"),
+        ({"data-path": "their.csv"}, {"data_path": None}, "dataset = 'file'"),
+        ({"dataset": "/home"}, {"data_path": None, "max_epsilon": 1.0}, "dataset = '/home'"),
         ({"model": "their/model", "vocabulary": 8192}, {}, "model = 'their/model'"),
         ({"reproducible-noise": True}, {}, "reproducible-noise = true"),
         ({"reproducible-noise": True}, {"state_dir": None}, "reproducible-noise = true"),

@@ -40,9 +40,9 @@ PARTITIONERS = {
 def test_how_a_text_is_padded_may_depend_on_no_other():
     lengths = torch.tensor([1, 8, 9, 13]).int()
     examples = data.Examples(torch.full((4, 13), 7).int(), lengths, torch.zeros(4).long())
-    apart = examples.apart(8, most=14)
+    apart = examples.apart(8, most=14, padding=3)
     assert apart.ids.shape == (4, 14)
-    assert torch.equal(apart.ids != 0, torch.arange(14) < lengths[:, None])
+    assert torch.equal(apart.ids != 3, torch.arange(14) < lengths[:, None])
     widths = [apart[torch.tensor([number])].ids.shape[1] for number in range(4)]
     assert widths == [8, 8, 14, 14]
     parts = apart.by_width(torch.tensor([3, 1, 2, 0]), 1000)

@@ -28,6 +28,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from fedattn_app.build import build_tokenizer
+from fedattn_app.data import Examples
+from fedattn_app.model_config import ModelConfig
 from fedattn_app.parameters import view_arrays
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +91,22 @@ def test_dropout_is_as_the_key_says_everywhere_and_in_training_only(encoder_fold
         assert {module.training for module in model.modules()} == {mode}
         same = torch.equal(scores(model, encoder_folder), scores(model, encoder_folder))
         assert same == (dropout == 0 or not mode)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [("gpt2", {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}), ("roberta", {})],
+)
+def test_padding_does_not_show_in_the_answer(tmp_path, family, shape):
+    """Not even to a decoder, which finds a text's last token by what is no padding."""
+    folder = make_folder(family, tmp_path / family, **shape)
+    model = classifier(folder)
+    ids, lengths = encoded(folder, TEXTS[:2])
+    padding = build_tokenizer(ModelConfig(model=str(folder), max_length=16)).padding
+    examples = Examples(ids, lengths, torch.zeros(len(ids), dtype=torch.int64))
+    apart = examples.apart(8, most=ids.shape[1] + 3, padding=padding)[torch.arange(len(ids))]
+    assert apart.ids.shape[1] > ids.shape[1]
+    torch.testing.assert_close(model(apart.ids, lengths), model(ids, lengths))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

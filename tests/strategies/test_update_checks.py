@@ -59,6 +59,18 @@ def test_bytes_that_are_no_array_are_refused(content):
     np.testing.assert_array_equal(after["w"], GOOD["w"])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("nonsense", (2,)), ("int8", (2,)), ("float32", (1,))]
+)
+def test_an_array_that_is_not_what_it_says_is_refused(dtype, shape):
+    odd = reply(0, **GOOD)
+    whole = odd.content["arrays"]["w"]
+    odd.content["arrays"]["w"] = Array(dtype, shape, whole.stype, whole.data)
+    checks, after = checked([odd, reply(1, **GOOD)], clip_norm=100.0)
+    assert list(checks.dropped.values()) == [f"w is {dtype} {shape}, not float32 (2,)"]
+    np.testing.assert_array_equal(after["w"], GOOD["w"])
+
+
 def test_arrays_come_in_the_order_in_which_they_were_sent():
     seen = []
     rule = WeightedFedAvg("uniform")
