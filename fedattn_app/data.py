@@ -55,7 +55,8 @@ class Examples:
     def __getitem__(self, index: Tensor) -> Self:
         """Select examples by a 1-D index, padded as the longest of them must be."""
         lengths = self.lengths[index]
-        width = int(self._widths(lengths).max()) if len(lengths) else 1
+        longest = int(lengths.max()) if len(lengths) else 1
+        width = -(-longest // self.step) * self.step
         return replace(
             self, ids=self.ids[index, :width], lengths=lengths, labels=self.labels[index]
         )
@@ -72,12 +73,9 @@ class Examples:
 
     def by_width(self, index: Tensor, size: int) -> list[Tensor]:
         """Split the 1-D `index` into parts of at most `size`, each padded to one width."""
-        widths = self._widths(self.lengths[index])
-        alike = (index[widths == width] for width in sorted(set(widths.tolist())))
+        steps = -(-self.lengths[index] // self.step)
+        alike = (index[steps == count] for count in sorted(set(steps.tolist())))
         return [part for indices in alike for part in torch.split(indices, size)]
-
-    def _widths(self, lengths: Tensor) -> Tensor:
-        return -(-lengths // self.step) * self.step
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import logging
 import math
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.exception import PrivacyBudgetExhausted
 from flwr.supercore.privacy_accounting import PrivacyAccountant
 
+from fedattn_app.cohort import Cohort, is_update
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
 from fedattn_app.grid import PartitionGrid, Traffic, error_line
@@ -184,7 +184,7 @@ class Rounds:
     def _num_examples_told(self) -> bool:
         return not self.private or self.privacy.num_examples_public
 
-    def _train(self, server_round: int, outcome: Outcome) -> tuple["_Cohort", int]:
+    def _train(self, server_round: int, outcome: Outcome) -> tuple[Cohort, int]:
         """Run one round of training; return who took part, and how many failed."""
         self._check_budgets(outcome)
         phase = self._phase(server_round)
@@ -195,7 +195,7 @@ class Rounds:
             raise BudgetSpentError(str(error).rstrip(".")) from None
         self.folder.begin()
         keys = train_keys(self.private, self.weighting)
-        cohort = _Cohort(self._sound(replies, keys, outcome))
+        cohort = Cohort(self._sound(replies, keys, outcome))
         arrays, _ = phase.strategy.aggregate_train(server_round, cohort)
         cohort.finish()
         cohort.drop(phase.checks.dropped)
@@ -350,57 +350,6 @@ class Rounds:
 
     def _kept(self, outcome: Outcome) -> dict[str, NDArray]:
         return {name: array.numpy() for name, array in outcome.arrays.items() if name in self.kept}
-
-
-class _Cohort:
-    """The replies of those that train in a round, one at a time, and what is kept of them.
-
-    Of those that took part it passes on all replies but those that tell of a spent budget.
-    """
-
-    def __init__(self, replies: Iterator[Message]) -> None:
-        self.good: dict[int, MetricRecord] = {}
-        self.updates = 0
-        self.failed = 0
-        self.spent: set[int] = set()
-        self.reasons: set[str] = set()
-        self._replies = self._usable(replies)
-
-    def __iter__(self) -> Iterator[Message]:
-        return self._replies
-
-    def finish(self) -> None:
-        """Take the replies that the strategy left."""
-        deque(self._replies, maxlen=0)
-
-    def drop(self, refused: Mapping[int, str]) -> None:
-        """Count those as failed whose updates were refused."""
-        for partition, reason in refused.items():
-            self.updates -= self.good.pop(partition, None) is not None
-            self.failed += 1
-            self.reasons.add(reason)
-
-    def _usable(self, replies: Iterator[Message]) -> Iterator[Message]:
-        for reply in replies:
-            partition = reply.metadata.src_node_id
-            if reply.has_error():
-                self.reasons.add(error_line(reply))
-                self.failed += 1
-            elif metrics_of(reply).get("budget-spent"):
-                self.spent.add(partition)
-                continue
-            else:
-                self.good[partition] = metrics_of(reply)
-                self.updates += 1
-            yield reply
-
-
-def is_update(reply: Message) -> bool:
-    """Whether a reply to a training message brings something to combine."""
-    if reply.has_error():
-        return False
-    metrics = reply.content.metric_records.get("metrics", MetricRecord())
-    return bool(metrics.get("num-examples", 0)) and not metrics.get("budget-spent")
 
 
 @contextmanager

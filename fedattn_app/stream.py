@@ -34,9 +34,9 @@ class Stream:
     ) -> Iterator[Message]:
         """Yield replies as they come, until `count` of them are such as `counts` says.
 
-        It is asked of each reply once that was dealt with.
         It ends before where nobody is at work any more. `messages(limit)` is asked for `limit`
-        messages at most to free partitions when it begins, and again whenever some have answered.
+        messages at most to free partitions when it begins, and again whenever some have answered;
+        `counts(reply)` after what took the reply comes for the next.
         """
         self._done = set()
         taken, begun = 0, False

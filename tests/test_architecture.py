@@ -33,7 +33,7 @@ LAYERS = [
     ["training", "results", "grid"],
     ["privacy.accounting", "privacy.randomness", "privacy.gradients"],
     ["privacy.ledger", "privacy.bookkeeping", "privacy.training"],
-    ["privacy.engines", "rules", "stream", "outcome", "owner"],
+    ["privacy.engines", "rules", "stream", "outcome", "cohort", "owner"],
     ["client", "rounds", "predictor"],
     ["private_client"],
     ["client_app", "server_app"],

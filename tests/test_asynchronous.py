@@ -42,43 +42,26 @@ def test_a_slow_client_holds_nobody_up(tmp_path):
     assert {row["partition"] for row in buffered.clients} == set(range(10))
 
 
-def test_a_client_that_never_answers_is_given_up(tmp_path):
-    class Silent(LocalGrid):
-        def pull_messages(self, message_ids):
-            silent = FIRST_NODE_ID + 1
-            kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
-            return super().pull_messages(kept)
+class Silent(LocalGrid):
+    """The second client never answers."""
 
-    config = Config.from_run_config(
-        {
-            **QUICK,
-            "strategy": "fedbuff",
-            "buffer-size": 2,
-            "concurrency": 3,
-            "round-timeout": 0.2,
-            "output-dir": str(tmp_path / "run"),
-        }
-    )
+    def pull_messages(self, message_ids):
+        silent = FIRST_NODE_ID + 1
+        kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
+        return super().pull_messages(kept)
+
+
+@pytest.mark.parametrize("buffer_size", [2, 3])
+def test_a_client_that_never_answers_is_given_up(tmp_path, buffer_size):
+    """Also where the buffer cannot be full without it."""
+    settings = {**QUICK, "strategy": "fedbuff", "buffer-size": buffer_size, "concurrency": 3}
+    folder = {"round-timeout": 0.2, "output-dir": str(tmp_path / "run")}
+    config = Config.from_run_config(settings | folder)
     with task_identity():
         grid = PartitionGrid(Silent(client_app.app, 3, dict(config.to_run_config())))
         result = server_app.run(grid, config)
     assert [row["clients"] for row in result.history] == [0, 2, 2, 2, 2]
     assert {row["partition"] for row in result.clients} == {0, 2}
-
-
-def test_a_client_that_never_answers_leaves_the_buffer_short(tmp_path):
-    class Silent(LocalGrid):
-        def pull_messages(self, message_ids):
-            silent = FIRST_NODE_ID + 1
-            kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
-            return super().pull_messages(kept)
-
-    settings = {**QUICK, "strategy": "fedbuff", "buffer-size": 3, "round-timeout": 0.2}
-    config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})
-    with task_identity():
-        grid = PartitionGrid(Silent(client_app.app, 3, dict(config.to_run_config())))
-        result = server_app.run(grid, config)
-    assert [row["clients"] for row in result.history] == [0, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("fault", ["arrays", "metrics"])

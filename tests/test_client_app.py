@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from data_files import write
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedattn_app import client_app
@@ -294,11 +295,6 @@ def test_what_a_tokenizer_cannot_do_is_kept_from_the_server(private_node, monkey
     assert "no token for 'hiv'" in caplog.text
 
 
-def far_apart(path, texts):
-    path.write_text("text,label\n" + "".join(f"{text},no\n" for text in texts))
-    return str(path)
-
-
 def test_how_one_text_is_padded_shows_in_no_other(private_node, tmp_path):
     """A mask hides finite numbers: a server might send a model that makes NaN of padding."""
     run_config = PRIVATE | {"evaluate-epsilon": 1e6, "shared": "all"}
@@ -310,9 +306,8 @@ def test_how_one_text_is_padded_shows_in_no_other(private_node, tmp_path):
     told = []
     for number, last in enumerate(("bad " * STEP, "bad " * (STEP + 1))):
         folder = tmp_path / f"site {number}"
-        folder.mkdir()
         for split in ("train", "test"):
-            far_apart(folder / f"{split}.csv", ["bad " * STEP] * 39 + [last])
+            write(folder / f"{split}.csv", ["bad " * STEP] * 39 + [last], ["no"] * 40)
         node = private_node(run_config, data_path=str(folder), ledger=f"ledger-{number}")
         metrics = client_app.app(asked, node).content["metrics"]
         told.append([metrics[f"{kind}-{k}"] for kind in ("predicted", "correct") for k in (0, 1)])

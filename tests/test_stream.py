@@ -17,9 +17,9 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from fedattn_app.client_app import describe
+from fedattn_app.cohort import is_update
 from fedattn_app.grid import PartitionGrid
 from fedattn_app.local_engine import LocalGrid, task_identity
-from fedattn_app.rounds import is_update
 from fedattn_app.stream import Stream
 from strategies import AttentionOnly, FedBuff, UpdateChecks
 
