@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import NoReturn
 
+from fedattn_app.config import parse_run_config
 from fedattn_app.errors import RunFailedError, UserError
-from fedattn_app.run_config import parse_run_config
 
 
 class _Parser(argparse.ArgumentParser):

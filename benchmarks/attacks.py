@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDi
 from flwr.clientapp import ClientApp
 
 from fedattn_app import client_app
-from fedattn_app.client import FrozenClient
+from fedattn_app.clients.base import FrozenClient
 
 SCALE, IPM_EPSILON = 10.0, 2.0
 Arrays = dict[str, Any]

@@ -21,16 +21,16 @@ import torch
 from measure import peak, start_peak, text_like
 from sweep import about
 
-from fedattn_app.build import build_classifier
 from fedattn_app.config import Config
-from fedattn_app.parameters import view_arrays
-from fedattn_app.privacy.bookkeeping import BookKeeping
-from fedattn_app.privacy.gradients import Engine, Hooks
+from fedattn_app.engine.workers import keep_memory
+from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.parameters import view_arrays
+from fedattn_app.models.scopes import scope_of
+from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
+from fedattn_app.privacy.gradients.book_keeping import BookKeeping
+from fedattn_app.privacy.gradients.engine import Engine, Hooks
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.privacy.training import Noise, Sampling, train_privately
-from fedattn_app.scopes import scope_of
-from fedattn_app.training import train
-from fedattn_app.workers import keep_memory
+from fedattn_app.training.loop import train
 
 # How gradients are clipped; without any, a step has no privacy.
 ENGINES: dict[str, type[Engine] | None] = {

@@ -8,7 +8,7 @@ import numpy as np
 import paths  # noqa: F401
 import torch
 
-from fedattn_app.data import Examples
+from fedattn_app.data.examples import Examples
 
 
 def text_like(count: int, length: int, vocabulary: int, labels: int, seed: int = 1) -> Examples:

@@ -9,10 +9,10 @@ shapes add less than one percent to a message, three with adapters on the smalle
 
 import torch
 
-from fedattn_app.lora import add_adapters
-from fedattn_app.model_config import LoraConfig
-from fedattn_app.pretrained import untrained
-from fedattn_app.scopes import scope_of
+from fedattn_app.config import LoraConfig
+from fedattn_app.models.lora import add_adapters
+from fedattn_app.models.pretrained import untrained
+from fedattn_app.models.scopes import scope_of
 
 LABELS = 6
 SCOPES = ("all", "attention+head", "lora", "lora-b")

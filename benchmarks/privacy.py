@@ -26,10 +26,9 @@ from typing import Any
 
 from sweep import SEEDS, federation, file_data, sweep, table
 
-from fedattn_app.config import TrainingConfig
+from fedattn_app.config import PrivacyConfig, TrainingConfig
 from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
-from fedattn_app.privacy.training import Sampling
-from fedattn_app.privacy_config import PrivacyConfig
+from fedattn_app.privacy.dp_sgd import Sampling
 
 SETTINGS = {"partitioner": "iid", "max-length": 32}
 PRIVATE = {

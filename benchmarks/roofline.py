@@ -21,11 +21,10 @@ from sweep import about
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedattn_app.config import TrainingConfig
-from fedattn_app.model import build_model
-from fedattn_app.model_config import ModelConfig
-from fedattn_app.products import available, product, speed_up
-from fedattn_app.training import train
+from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.models.fast_linear import available, product, speed_up
+from fedattn_app.models.transformer import build_model
+from fedattn_app.training.loop import train
 
 SIDE = 1536
 TURNS = 15

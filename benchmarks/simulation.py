@@ -48,7 +48,7 @@ from rivals.task import (
 from sweep import about
 
 from fedattn_app.config import Config
-from fedattn_app.data import client_data
+from fedattn_app.data.loading import client_data
 from fedattn_app.simulation import simulate
 
 HERE = Path(__file__).parent

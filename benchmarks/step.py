@@ -20,12 +20,13 @@ import torch
 from measure import peak, start_peak
 from sweep import about, file_data
 
-from fedattn_app.build import build_classifier
 from fedattn_app.config import Config
-from fedattn_app.data import Examples, client_data
-from fedattn_app.parameters import view_arrays
-from fedattn_app.scopes import scope_of
-from fedattn_app.training import train
+from fedattn_app.data.examples import Examples
+from fedattn_app.data.loading import client_data
+from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.parameters import view_arrays
+from fedattn_app.models.scopes import scope_of
+from fedattn_app.training.loop import train
 
 SCOPES = ("all", "attention+head", "lora", "lora-b", "head")
 STEPS = 8

@@ -23,8 +23,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fedattn_app.console import printing
-from fedattn_app.owner import (
+from fedattn_app.clients.node_policy import (
     check_node_remembers,
     check_owner_agrees,
     is_real,
@@ -32,14 +31,15 @@ from fedattn_app.owner import (
     ledger_path,
     limit_of,
 )
+from fedattn_app.console import printing
 
 if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
 
-    from fedattn_app.client import FrozenClient
+    from fedattn_app.clients.base import FrozenClient
+    from fedattn_app.clients.node_state import NodeState
     from fedattn_app.config import Config
-    from fedattn_app.data import ClientData
-    from fedattn_app.state import NodeState
+    from fedattn_app.data.examples import ClientData
 
 log = logging.getLogger("fedattn")
 
@@ -63,7 +63,7 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train locally and answer with the named shared arrays and the metrics of `fit`."""
-    from fedattn_app.held_array import record_of
+    from fedattn_app.transport.lazy_array import record_of
 
     def fit(client: "FrozenClient", given: "NDArrays") -> Message:
         arrays, num_examples, metrics = client.fit(given, _config(message))
@@ -104,9 +104,9 @@ def _logging(context: Context) -> AbstractContextManager[None]:
 
 def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
     """Make this node's client from its run-config and node-config, for a round if it says which."""
-    from fedattn_app.build import build_tokenizer
-    from fedattn_app.client import FrozenClient, PersonalClient
-    from fedattn_app.data import client_data, label_names, private_data
+    from fedattn_app.clients.base import FrozenClient, PersonalClient
+    from fedattn_app.data.loading import client_data, label_names, private_data
+    from fedattn_app.models.factory import build_tokenizer
 
     config = _settings(tuple((k, type(v), v) for k, v in context.run_config.items()))
     if 0 < server_round <= config.federation.warmup_rounds:
@@ -148,8 +148,8 @@ def _settings(run_config: "tuple[tuple[str, type, bool | int | float | str], ...
 def _private_client(
     context: Context, config: "Config", labels: tuple[str, ...], data: "ClientData", partition: int
 ) -> "FrozenClient":
+    from fedattn_app.clients.private import PrivateClient
     from fedattn_app.privacy.ledger import Ledger
-    from fedattn_app.private_client import PrivateClient
 
     node = context.node_config
     with kept_here(node, "train with these privacy settings"):
@@ -166,8 +166,8 @@ def _private_client(
 
 
 def _state(context: Context) -> "NodeState":
-    from fedattn_app.state import ContextState, FolderState
-    from fedattn_app.storage import user_path
+    from fedattn_app.clients.node_state import ContextState, FolderState
+    from fedattn_app.files import user_path
 
     folder = context.node_config.get("state-dir")
     if folder:
@@ -207,7 +207,7 @@ def _failed(message: Message, context: Context, error: Exception) -> Message:
     The reason may tell of files, and under ``dp-sgd`` of examples. Flower's simulation forgets the
     state, and so the ledger, of a client that raises.
     """
-    from fedattn_app.client import FrozenMismatchError
+    from fedattn_app.clients.base import FrozenMismatchError
     from fedattn_app.errors import UserError
 
     told = isinstance(error, FrozenMismatchError) or not is_real(context.node_config)

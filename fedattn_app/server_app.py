@@ -11,29 +11,25 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedattn_app.build import build_classifier, describe
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.console import printing
-from fedattn_app.data import Examples, label_names, server_has_data, server_test_set
+from fedattn_app.data.examples import Examples
+from fedattn_app.data.loading import label_names, server_has_data, server_test_set
 from fedattn_app.errors import RunFailedError, UserError
-from fedattn_app.grid import PartitionGrid
-from fedattn_app.model import Classifier
-from fedattn_app.outcome import Outcome
-from fedattn_app.parameters import (
-    NDArray,
-    fingerprint,
-    set_arrays,
-    view_arrays,
-    without,
-)
+from fedattn_app.files import folder_of
+from fedattn_app.metrics import Scores
+from fedattn_app.models.classifier import Classifier
+from fedattn_app.models.factory import build_classifier, describe
+from fedattn_app.models.parameters import fingerprint, set_arrays, view_arrays, without
+from fedattn_app.models.scopes import Scope, scope_of
 from fedattn_app.privacy.accounting import Steps, noise_for
-from fedattn_app.results import Row, RunFolder, RunResult
-from fedattn_app.rounds import Rounds
-from fedattn_app.rules import Phase, check_cohort, make_rule, with_noise
-from fedattn_app.scopes import Scope, scope_of
-from fedattn_app.scores import Scores
-from fedattn_app.storage import folder_of
-from fedattn_app.training import evaluate
+from fedattn_app.results.run_folder import RunFolder, RunResult
+from fedattn_app.server.outcome import Outcome
+from fedattn_app.server.partition_grid import PartitionGrid
+from fedattn_app.server.rounds import Rounds
+from fedattn_app.server.strategy_factory import Phase, check_cohort, make_rule, with_noise
+from fedattn_app.training.loop import evaluate
+from fedattn_app.types import NDArray, Row
 from strategies import ClientLevelDP
 
 log = logging.getLogger("fedattn")

@@ -15,15 +15,16 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from tqdm import tqdm
 
-from fedattn_app import client_app, server_app, shared_memory
+from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
 from fedattn_app.console import printing
-from fedattn_app.data import check_split
+from fedattn_app.data.loading import check_split
+from fedattn_app.engine import shared_memory
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from fedattn_app.errors import UserError
-from fedattn_app.grid import PartitionGrid
-from fedattn_app.local_engine import LocalGrid, task_identity
-from fedattn_app.results import RunResult, read_checkpoint, settings_of
-from fedattn_app.storage import user_path
+from fedattn_app.files import user_path
+from fedattn_app.results.run_folder import RunResult, read_checkpoint, settings_of
+from fedattn_app.server.partition_grid import PartitionGrid
 
 ENGINES = ("local", "flower")
 

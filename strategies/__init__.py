@@ -2,16 +2,16 @@
 
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 
-from strategies.attention_only import AttentionOnly
 from strategies.averaging import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi
-from strategies.client_level_dp import ClientLevelDP
 from strategies.fedatt import FedAtt
 from strategies.fedbuff import FedBuff
 from strategies.fedsgd import FedSGD
 from strategies.geometric_median import GeometricMedian
 from strategies.qfedavg import QFedAvg
-from strategies.update_checks import UpdateChecks
 from strategies.weighted_fedavg import WeightedFedAvg
+from strategies.wrappers.attention_only import AttentionOnly
+from strategies.wrappers.client_level_dp import ClientLevelDP
+from strategies.wrappers.update_checks import UpdateChecks
 
 __all__ = [
     "AttentionOnly",

@@ -20,8 +20,8 @@ from typing import Any
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 
+from strategies.common.weighting import WEIGHTINGS
 from strategies.weighted_fedavg import WeightedFedAvg
-from strategies.weighting import WEIGHTINGS
 
 
 class _Weighing(FedAvg):

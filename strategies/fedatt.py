@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord
 
-from strategies.arrays import as_dtype
-from strategies.whole_round import WholeRound
+from strategies.common.arrays import as_dtype
+from strategies.common.whole_round import WholeRound
 
 Floats = npt.NDArray[np.float64]
 

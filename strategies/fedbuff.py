@@ -21,9 +21,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from strategies.arrays import RunningMean, as_dtype
-from strategies.replies import arrays_of, in_order, metrics_of
-from strategies.weighting import WEIGHTINGS
+from strategies.common.arrays import RunningMean, as_dtype
+from strategies.common.replies import arrays_of, in_order, metrics_of
+from strategies.common.weighting import WEIGHTINGS
 
 
 class FedBuff(FedAvg):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from strategies.arrays import as_dtype
+from strategies.common.arrays import as_dtype
 from strategies.weighted_fedavg import WeightedFedAvg
 
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.app import ArrayRecord
 
-from strategies.arrays import RunningMean
-from strategies.gram import Floats, distances_from, gram
-from strategies.whole_round import WholeRound
+from strategies.common.arrays import RunningMean
+from strategies.common.gram import Floats, distances_from, gram
+from strategies.common.whole_round import WholeRound
 
 SMOOTHING = 1e-6  # ν, as in the paper
 MOST_STEPS = 1000

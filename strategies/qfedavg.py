@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
-from strategies.replies import in_order
+from strategies.common.replies import in_order
 
 
 class QFedAvg(flower.QFedAvg):

@@ -18,9 +18,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
-from strategies.arrays import RunningMean
-from strategies.replies import in_order
-from strategies.weighting import WEIGHTINGS
+from strategies.common.arrays import RunningMean
+from strategies.common.replies import in_order
+from strategies.common.weighting import WEIGHTINGS
 
 
 class WeightedFedAvg(FedAvg):

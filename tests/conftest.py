@@ -10,11 +10,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from data_files import forget
-from pretrained_folders import FAMILIES_TESTED, LABELS, make_folder
+from helpers.data_files import forget
+from helpers.pretrained_folders import FAMILIES_TESTED, LABELS, make_folder
 from transformers import AutoModelForSequenceClassification
 
-from fedattn_app import local_engine
+from fedattn_app.engine import local_grid as local_engine
 from fedattn_app.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,20 +4,21 @@ import logging
 
 import numpy as np
 import pytest
-from data_files import write
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from helpers.data_files import write
 
 from fedattn_app import client_app
+from fedattn_app.clients.private import STEP
 from fedattn_app.config import Config
-from fedattn_app.data import ClientData
+from fedattn_app.data.examples import ClientData
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from fedattn_app.errors import UserError
-from fedattn_app.local_engine import LocalGrid, task_identity
-from fedattn_app.model import build_model
-from fedattn_app.parameters import get_arrays
+from fedattn_app.models.families import BUILT_IN
+from fedattn_app.models.parameters import get_arrays
+from fedattn_app.models.scopes import scope_of
+from fedattn_app.models.tokenizer import HashingTokenizer
+from fedattn_app.models.transformer import build_model
 from fedattn_app.privacy.ledger import Ledger
-from fedattn_app.private_client import STEP
-from fedattn_app.scopes import BUILT_IN, scope_of
-from fedattn_app.tokenizer import HashingTokenizer
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 
 sys.modules["transformers"] = sys.modules["peft"] = sys.modules["tokenizers"] = None
 from fedattn_app.errors import UserError
-from fedattn_app.predictor import Predictor
+from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.simulation import simulate
 
 folder, output = sys.argv[1:]

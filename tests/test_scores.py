@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fedattn_app.scores import Scores
+from fedattn_app.metrics import Scores
 
 
 @pytest.mark.parametrize(

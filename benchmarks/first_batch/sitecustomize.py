@@ -20,7 +20,7 @@ class Hook:
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find the module as Python does, and look at it once it is there."""
-        if name != "fedattn_app.optimizer":
+        if name != "fedattn_app.training.optimizer":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

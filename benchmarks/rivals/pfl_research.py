@@ -22,7 +22,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedattn_app.model import TransformerClassifier
+from fedattn_app.models.transformer import TransformerClassifier
 from rivals.task import (
     BATCH,
     CLIENTS,

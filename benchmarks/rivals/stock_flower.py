@@ -16,7 +16,7 @@ from flwr.simulation import run_simulation
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedattn_app.model import TransformerClassifier
+from fedattn_app.models.transformer import TransformerClassifier
 from rivals.task import BATCH, CLIENTS, COHORT, LABELS, LEARNING_RATE, SHAPES, WEIGHT_DECAY, Task
 
 app = ClientApp()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedattn_app.model import TransformerClassifier, build_model
-from fedattn_app.model_config import ModelConfig
+from fedattn_app.config import ModelConfig
+from fedattn_app.models.transformer import TransformerClassifier, build_model
 
 SHAPES = {
     "small": ModelConfig("tiny", vocabulary=2000, max_length=32),

@@ -17,8 +17,8 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from fedattn_app.errors import UserError
+from fedattn_app.files import write_atomically
 from fedattn_app.privacy.accounting import Steps
-from fedattn_app.storage import write_atomically
 
 FORMAT = "fedattn privacy ledger 1"
 KINDS = ("train", "evaluate")

@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from per_example import clipped_sum, flat, gradients, norms
+from helpers.per_example import clipped_sum, flat, gradients, norms
 from scipy import stats
 
-from fedattn_app.config import TrainingConfig
-from fedattn_app.data import Examples
-from fedattn_app.model import build_model
-from fedattn_app.model_config import ModelConfig
-from fedattn_app.parameters import get_arrays
-from fedattn_app.privacy.bookkeeping import BookKeeping
-from fedattn_app.privacy.gradients import Hooks, OneByOne
+from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.data.examples import Examples
+from fedattn_app.models.families import BUILT_IN
+from fedattn_app.models.parameters import get_arrays
+from fedattn_app.models.scopes import scope_of
+from fedattn_app.models.transformer import build_model
+from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
+from fedattn_app.privacy.gradients.book_keeping import BookKeeping
+from fedattn_app.privacy.gradients.engine import Hooks, OneByOne
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.privacy.training import Noise, Sampling, train_privately
-from fedattn_app.scopes import BUILT_IN, scope_of
-from fedattn_app.training import TrainingDivergedError, train
+from fedattn_app.training.loop import TrainingDivergedError, train
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from classifiers import classifier, selected
-from per_example import select
+from helpers.classifiers import classifier, selected
+from helpers.per_example import select
 from torch import nn
 
-from fedattn_app.model import Classifier, real_tokens
-from fedattn_app.privacy import engines
-from fedattn_app.privacy.bookkeeping import BookKeeping
-from fedattn_app.privacy.engines import engine_for
-from fedattn_app.privacy.gradients import Hooks, OneByOne, trained
+from fedattn_app.models.classifier import Classifier, real_tokens
+from fedattn_app.privacy.gradients import selection as engines
+from fedattn_app.privacy.gradients.book_keeping import BookKeeping
+from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, trained
+from fedattn_app.privacy.gradients.selection import engine_for
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

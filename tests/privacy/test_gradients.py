@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from classifiers import classifier, encoded
-from layers import KNOWN, Opposed, model_of
-from per_example import (
+from helpers.classifiers import classifier, encoded
+from helpers.layers import KNOWN, Opposed, model_of
+from helpers.per_example import (
     LABELS,
     TOKENS,
     TOLERANCE,
@@ -20,14 +20,14 @@ from per_example import (
     select,
     traces,
 )
-from pretrained_folders import TEXTS
+from helpers.pretrained_folders import TEXTS
 
-from fedattn_app.data import UNKNOWN_LABEL, Examples
-from fedattn_app.privacy import bookkeeping
-from fedattn_app.privacy.bookkeeping import BookKeeping
-from fedattn_app.privacy.engines import clipped
-from fedattn_app.privacy.gradients import Hooks, OneByOne, factors, trained
-from fedattn_app.scopes import SCOPES
+from fedattn_app.data.examples import UNKNOWN_LABEL, Examples
+from fedattn_app.models.scopes import SCOPES
+from fedattn_app.privacy.gradients import book_keeping as bookkeeping
+from fedattn_app.privacy.gradients.book_keeping import BookKeeping
+from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, factors, trained
+from fedattn_app.privacy.gradients.selection import clipped
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

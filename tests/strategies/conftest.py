@@ -1,6 +1,6 @@
 import pytest
 
-from fedattn_app.local_engine import task_identity
+from fedattn_app.engine.local_grid import task_identity
 
 
 @pytest.fixture(autouse=True)

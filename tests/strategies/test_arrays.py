@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from strategies.arrays import BLOCK, RunningMean, as_dtype
+from strategies.common.arrays import BLOCK, RunningMean, as_dtype
 
 SHAPES = {"scalar": (), "empty": (0, 3), "matrix": (3, 4), "blocks": (2, BLOCK + 5)}
 WEIGHTS = [3.0, 1.0, 0.5]

@@ -3,7 +3,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedattn_app.local_engine import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from strategies import AttentionOnly
 
 

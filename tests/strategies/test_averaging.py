@@ -5,9 +5,9 @@ import pytest
 from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
-from replying import after_round, random_arrays, record, reply
+from helpers.replying import after_round, random_arrays, record, reply
 
-from fedattn_app.local_engine import LocalGrid
+from fedattn_app.engine.local_grid import LocalGrid
 from strategies import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi, WeightedFedAvg
 
 RULES = [FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi]

@@ -10,7 +10,7 @@ from flwr.serverapp.exception import PrivacyBudgetExhausted
 from flwr.serverapp.strategy import FedAvg
 from scipy.stats import chi2
 
-from fedattn_app.local_engine import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from strategies import AttentionOnly, ClientLevelDP
 
 CLIENTS = 4

@@ -7,12 +7,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
-from replying import documented_rule
+from helpers.replying import documented_rule
 
-from fedattn_app.config import Config
-from fedattn_app.local_engine import LocalGrid, task_identity
-from fedattn_app.rule_config import RULES
-from fedattn_app.rules import make_rule
+from fedattn_app.config import RULES, Config
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.server.strategy_factory import make_rule
 from strategies import AttentionOnly, UpdateChecks
 
 CLIENTS = 5

@@ -1,7 +1,7 @@
 """The rule that docs/strategies.md writes; the conformance suite has it too."""
 
 import numpy as np
-from replying import after_round, documented_rule, random_arrays, reply
+from helpers.replying import after_round, documented_rule, random_arrays, reply
 
 
 def test_the_documented_rule_works_and_is_as_short_as_it_says():

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
-from replying import after_round, random_arrays, record, reply
+from helpers.replying import after_round, random_arrays, record, reply
 
-from fedattn_app.local_engine import LocalGrid
+from fedattn_app.engine.local_grid import LocalGrid
 from strategies import FedBuff, WeightedFedAvg
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from replying import after_round, record, reply
+from helpers.replying import after_round, record, reply
 
-from fedattn_app.local_engine import LocalGrid
+from fedattn_app.engine.local_grid import LocalGrid
 from strategies import FedSGD
 
 SIZES = (5, 17, 2, 40)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from replying import after_round, random_arrays, record, reply
+from helpers.replying import after_round, random_arrays, record, reply
 
 from strategies import GeometricMedian
+from strategies.common.gram import distances_from, gram
 from strategies.geometric_median import weiszfeld
-from strategies.gram import distances_from, gram
 
 
 def flat(arrays):

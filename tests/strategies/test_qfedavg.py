@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from replying import after_round, random_arrays, reply
+from helpers.replying import after_round, random_arrays, reply
 
 from strategies import QFedAvg
 

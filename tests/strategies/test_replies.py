@@ -7,9 +7,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedattn_app.local_engine import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from strategies import AttentionOnly, WeightedFedAvg
-from strategies.replies import in_order
+from strategies.common.replies import in_order
 
 
 @pytest.fixture(autouse=True)

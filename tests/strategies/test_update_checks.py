@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from replying import record, reply
+from helpers.replying import record, reply
 
-from fedattn_app.local_engine import LocalGrid
+from fedattn_app.engine.local_grid import LocalGrid
 from strategies import FedSGD, UpdateChecks, WeightedFedAvg
 
 START = {"w": np.float32([1.0, 1.0]), "s": np.float32(0.0)}

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from flwr.app import MetricRecord
-from replying import reply
+from helpers.replying import reply
 
 from strategies import WeightedFedAvg
-from strategies.weighting import WEIGHTINGS
+from strategies.common.weighting import WEIGHTINGS
 
 METRICS = {"num-examples": 5, "loss": 0.5, "effective-number": 4.2}
 

@@ -1,0 +1,1 @@
+"""Flower NumPyClient subclasses, and what a node keeps and allows."""

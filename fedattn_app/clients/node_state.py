@@ -1,0 +1,67 @@
+"""What a node keeps between messages: in its `state-dir`, or else in Flower's context.
+
+Flower holds `context.state` in memory only, so on a real node what must outlive a restart needs a
+`state-dir` in node-config.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from fedattn_app.errors import UserError
+from fedattn_app.files import read_arrays, write_arrays
+from fedattn_app.transport.lazy_array import record_of
+from fedattn_app.types import NDArray
+
+
+class NodeState(Protocol):
+    """Named sets of arrays that a node keeps."""
+
+    def load(self, name: str) -> dict[str, NDArray] | None:
+        """Return the arrays saved under `name`, or None when there are none."""
+
+    def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Keep `arrays` under `name` in place of what was there."""
+
+
+class FolderState:
+    """Keeps each set as a safetensors file in one folder, replaced atomically."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, name: str) -> dict[str, NDArray] | None:
+        """Read the file; raises `UserError` for one that cannot be read."""
+        path = self._path(name)
+        return read_arrays(path)[0] if path.exists() else None
+
+    def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Write the file; raises `UserError` where that is not possible."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_arrays(self._path(name), arrays)
+        except OSError as error:
+            raise UserError(f"state-dir = {self.folder}: {error.strerror}") from None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+class ContextState:
+    """Keeps each set as an `ArrayRecord` of Flower's `context.state`."""
+
+    def __init__(self, records: RecordDict) -> None:
+        self.records = records
+
+    def load(self, name: str) -> dict[str, NDArray] | None:
+        """Read the record."""
+        record = self.records.array_records.get(name)
+        if record is None:
+            return None
+        return {key: array.numpy() for key, array in record.items()}
+
+    def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Write the record."""
+        self.records[name] = record_of(arrays)

@@ -1,0 +1,250 @@
+"""The client whose replies are differentially private, over all rounds, runs and restarts."""
+
+import logging
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.common import NDArrays, Scalar
+
+from fedattn_app.clients.base import PersonalClient
+from fedattn_app.clients.node_state import NodeState
+from fedattn_app.config import Config
+from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
+from fedattn_app.errors import UserError
+from fedattn_app.models.classifier import Classifier
+from fedattn_app.models.factory import build_tokenizer
+from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
+from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
+from fedattn_app.privacy.gradients.engine import Engine
+from fedattn_app.privacy.gradients.selection import engine_for
+from fedattn_app.privacy.ledger import Entry, Ledger
+from fedattn_app.privacy.randomness import SecretRandom
+from fedattn_app.training.loop import EVALUATION_BATCH, choose, evaluate
+
+# One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
+COUNT_SENSITIVITY = math.sqrt(3)
+# Texts are padded to a multiple of so many tokens: fewer make smaller batches, more longer ones.
+STEP = 8
+
+log = logging.getLogger("fedattn")
+
+
+class PrivateClient(PersonalClient):
+    """Trains every trainable parameter with DP-SGD, and says nothing else of its examples.
+
+    What a message costs goes into `ledger` before anything is computed. `run` is Flower's id of
+    the run: the noise is chosen once in a run. `max_epsilon` is what the node's owner lets all
+    runs together spend. Raises `UserError` where `target-delta` is too large for the examples.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        labels: tuple[str, ...],
+        data: ClientData,
+        partition: int,
+        state: NodeState,
+        ledger: Ledger,
+        run: int = 0,
+        max_epsilon: float = math.inf,
+    ) -> None:
+        most, padding = config.model.max_length, build_tokenizer(config.model).padding
+        apart = (part.apart(STEP, most, padding) for part in (data.train, data.validation))
+        super().__init__(config, labels, ClientData(*apart), partition, state)
+        self.privacy = config.privacy
+        self.ledger = ledger
+        self.run = run
+        self.max_epsilon = max_epsilon
+        num_examples = len(data.train) + len(data.validation)
+        if self.privacy.target_delta * num_examples >= 1:
+            raise UserError(
+                f"target-delta = {self.privacy.target_delta:g}: must be below 1 / number of "
+                f"examples, here 1 / {num_examples} = {1 / num_examples:.3g}"
+            )
+
+    @property
+    def state_name(self) -> str:
+        """Name of the personal arrays: never those that were trained without this ledger."""
+        ledger = self.ledger.path.stem if self.ledger.path else "simulated"
+        return f"{super().state_name}-{ledger}"
+
+    @property
+    def epsilon(self) -> float:
+        """What the node has spent on all its examples, at `target-delta`; it never decreases."""
+        return self._epsilon_with([])
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train from the global `parameters` with noise.
+
+        Returns the new arrays, 1 in place of the number of examples unless that is public, and
+        ``epsilon`` and ``budget-spent``. A client without examples, or without the budget for one
+        more round, answers with what it was sent and ``num_examples`` 0. Raises
+        `FrozenMismatchError` and `TrainingDivergedError`, and `UserError` for a ledger that cannot
+        be written.
+        """
+        self._load(parameters, config)
+        examples = self.data.train
+        server_round = int(config.get("server-round", 1))
+        if not len(examples):
+            return self._sent(parameters), 0, self._metrics()
+        public = self.privacy.num_examples_public
+        sampling = Sampling.of(len(examples), self.config.training, public)
+        noise = self._spend(
+            "train",
+            Steps(self.privacy.noise_multiplier, sampling.rate, sampling.steps),
+            self.privacy.target_epsilon,
+            server_round,
+        )
+        if noise is None:
+            return self._sent(parameters), 0, self._metrics(budget_spent=True)
+        train_privately(
+            self.model,
+            self.trainable,
+            examples,
+            self._training(server_round),
+            sampling,
+            Noise(noise, self.privacy.max_grad_norm),
+            _engine(self.model, self.trainable, self.config.model.max_length),
+            self._random(server_round, "train"),
+            self._proximal(config),
+        )
+        return self._trained(), len(examples) if public else 1, self._metrics()
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global `parameters` on the examples held out here, and answer with noise.
+
+        Returns 0 for the loss, the noisy number of examples, ``epsilon``, ``budget-spent``, and
+        for each label k the noisy counts ``support-k``, ``predicted-k`` and ``correct-k``. Raises
+        `UserError` where there is no `evaluate-epsilon`.
+        """
+        if not self.privacy.evaluate_epsilon:
+            raise UserError('evaluate-epsilon = 0: with privacy = "dp-sgd" no node evaluates')
+        self._load(parameters, config)
+        server_round = int(config.get("server-round", 1))
+        noise = None
+        if len(self.data.validation):
+            noise = self._spend(
+                "evaluate", Steps(0.0, 1.0, 1), self.privacy.evaluate_epsilon, server_round
+            )
+        counts = np.zeros((3, len(self.labels)), dtype=np.int64)
+        if noise is not None:
+            random = self._random(server_round, "evaluate")
+            counts = self._noisy_counts(self.data.validation, noise * COUNT_SENSITIVITY, random)
+        spent = noise is None and len(self.data.validation) > 0
+        metrics = self._metrics(budget_spent=spent)
+        for k, (support, predicted, correct) in enumerate(counts.T):
+            metrics[f"support-{k}"] = int(support)
+            metrics[f"predicted-{k}"] = int(predicted)
+            metrics[f"correct-{k}"] = int(correct)
+        return 0.0, max(0, int(counts[0].sum())), metrics
+
+    def _noisy_counts(
+        self, examples: Examples, deviation: float, random: SecretRandom
+    ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+        known = examples[(examples.labels != UNKNOWN_LABEL).nonzero()[:, 0]]
+        batches = known.by_width(torch.arange(len(known)), EVALUATION_BATCH)
+        result = evaluate(self.model, known, len(self.labels), batches)
+        counts = np.stack([result.support, result.predicted, result.correct])  # (3, K)
+        noisy = torch.from_numpy(counts).double().flatten()
+        random.add_normal(noisy, deviation)
+        return noisy.round().long().view(counts.shape).numpy()
+
+    def _spend(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
+        """Take down what `planned` will cost and return its noise multiplier.
+
+        None, and nothing taken down, where it would pass the `target` (0: no limit) for this
+        `kind` or the owner's limit for all.
+        """
+        delta, accountant = self.privacy.target_delta, self.privacy.accountant
+        with self.ledger.exclusive():
+            noise = planned.noise_multiplier or self._noise(kind, planned, target, server_round)
+            if noise is None:
+                return None
+            chosen = replace(planned, noise_multiplier=float(noise))
+            epsilon = self._epsilon_with([chosen])
+            mechanisms = [*(entry.mechanism for entry in self.ledger.of(kind)), chosen]
+            limit = target * (1 + 1e-6) if target else math.inf
+            if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
+                log.warning(
+                    "client %d: no budget to %s in round %d: ε is %.4g and would be %.4g, of at "
+                    "most %g in a run and %g in all",
+                    self.partition,
+                    kind,
+                    server_round,
+                    self.epsilon,
+                    epsilon,
+                    target or math.inf,
+                    self.max_epsilon,
+                )
+                return None
+            if not self.ledger.of(kind, self.run):
+                log.info(
+                    "client %d: %s with noise multiplier %.3g; ε %.4g after the first time",
+                    self.partition,
+                    kind,
+                    noise,
+                    epsilon,
+                )
+            self.ledger.add(
+                Entry(
+                    kind=kind,
+                    noise_multiplier=chosen.noise_multiplier,
+                    sample_rate=float(chosen.sample_rate),
+                    steps=chosen.count,
+                    run=self.run,
+                    server_round=server_round,
+                    epsilon=epsilon,
+                    delta=delta,
+                )
+            )
+        return noise
+
+    def _noise(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
+        """Return the noise multiplier that a run's first message chose, or let this one choose.
+
+        It is the least that leaves enough of the `target` for all rounds to come, or None.
+        """
+        of_run = self.ledger.of(kind, self.run)
+        if of_run and of_run[-1].sample_rate == planned.sample_rate:
+            return of_run[-1].noise_multiplier
+        left = max(1, self.config.federation.num_rounds - server_round + 1)
+        whole = replace(planned, count=planned.count * left)
+        before = [entry.mechanism for entry in self.ledger.of(kind)]
+        noise = noise_for(target, self.privacy.target_delta, whole, before, self.privacy.accountant)
+        if noise is None:
+            log.warning(
+                "client %d: too little is left of ε = %g to %s for %d rounds",
+                self.partition,
+                target,
+                kind,
+                left,
+            )
+        return noise
+
+    def _epsilon_with(self, more: list[Steps]) -> float:
+        """Return ε of the ledger and `more`: never less than was told before at this δ."""
+        delta = self.privacy.target_delta
+        told = [entry.epsilon for entry in self.ledger.entries if entry.delta == delta]
+        spent = epsilon_of([*self.ledger.mechanisms, *more], delta, self.privacy.accountant)
+        return max([spent, *told])
+
+    def _metrics(self, budget_spent: bool = False) -> dict[str, Scalar]:
+        return {"epsilon": self.epsilon, "budget-spent": int(budget_spent)}
+
+    def _random(self, server_round: int, kind: str) -> SecretRandom:
+        if self.privacy.reproducible_noise:
+            return SecretRandom.known(self.seed(server_round), kind)
+        return SecretRandom()
+
+
+@lru_cache(maxsize=1)
+def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[Engine]:
+    choose(model, trainable)
+    return engine_for(model, max_length)

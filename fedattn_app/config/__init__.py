@@ -1,0 +1,45 @@
+"""What a run is: every run-config key, its allowed values, and what cannot be combined."""
+
+from fedattn_app.config.aggregation import RULES, AggregationRule, RuleConfig
+from fedattn_app.config.command_line import parse_run_config
+from fedattn_app.config.data import DataConfig
+from fedattn_app.config.model import (
+    ATTENTION_ROLES,
+    LORA_SCOPES,
+    MODEL_SIZES,
+    LoraConfig,
+    ModelConfig,
+    ModelSize,
+)
+from fedattn_app.config.privacy import PrivacyConfig
+from fedattn_app.config.schema import ConfigValue
+from fedattn_app.config.settings import (
+    SETTINGS,
+    Config,
+    FederationConfig,
+    OutputConfig,
+    TrainingConfig,
+    settings_table,
+)
+
+__all__ = [
+    "ATTENTION_ROLES",
+    "LORA_SCOPES",
+    "MODEL_SIZES",
+    "RULES",
+    "SETTINGS",
+    "AggregationRule",
+    "Config",
+    "ConfigValue",
+    "DataConfig",
+    "FederationConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ModelSize",
+    "OutputConfig",
+    "PrivacyConfig",
+    "RuleConfig",
+    "TrainingConfig",
+    "parse_run_config",
+    "settings_table",
+]

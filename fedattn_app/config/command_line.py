@@ -1,0 +1,50 @@
+"""Run-config as a user writes it on a command line or in a file."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedattn_app.config.schema import ConfigValue
+from fedattn_app.errors import UserError
+
+_PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
+
+
+def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
+    """Read ``--run-config`` arguments, each ``'key=value key=value'`` or the path of a TOML file.
+
+    Later items win. Raises `UserError` for a file that cannot be read and for text that is
+    neither.
+    """
+    merged: dict[str, Any] = {}
+    for item in items:
+        merged.update(_read_toml(Path(item)) if item.endswith(".toml") else _read_pairs(item))
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file ({error})") from None
+    if table.pop("versions", None):  # a run's own config.toml, given again
+        table.pop("output-dir", None)
+        table.pop("resume-from", None)
+    return table
+
+
+def _read_pairs(text: str) -> dict[str, Any]:
+    pairs: Sequence[tuple[str, str]] = _PAIR.findall(text)
+    if _PAIR.sub("", text):
+        raise UserError(f"{text!r}: must be key=value pairs or the path of a .toml file")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        try:
+            values[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise UserError(f"{key} = {value}: not a TOML value; put text in quotes") from None
+    return values

@@ -1,0 +1,1 @@
+"""The local simulation engine: Flower's Grid on this machine, over worker processes."""

@@ -1,0 +1,1 @@
+"""Classifiers and their tokenizers, and the parameters that each scope selects."""

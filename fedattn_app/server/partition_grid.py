@@ -1,0 +1,246 @@
+"""The server's view of the nodes: by partition, in order, with every byte counted.
+
+Flower's node ids are random, its lists of nodes unordered and its replies come as they come, so
+that a seed alone does not repeat a run. `PartitionGrid` wraps any Flower `Grid` and gives the
+nodes their partition numbers as ids: whatever samples and sums in the order of ids then does the
+same thing every time, Flower's own strategies included.
+"""
+
+import logging
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedattn_app.errors import RunFailedError
+from fedattn_app.transport.lazy_array import num_bytes
+
+log = logging.getLogger("fedattn")
+
+QUERY_TIMEOUT = 120.0
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Traffic:
+    """Payload bytes: `up` from the nodes to the server, `down` from the server to the nodes."""
+
+    up: int = 0
+    down: int = 0
+
+
+class PartitionGrid(Grid):
+    """Presents the nodes of `inner` under their partition numbers.
+
+    A node is asked once for its ``partition-id``; one that has none, or another's, gets the next
+    free number. `traffic` grows with every message that passes; `retired` partitions are asked no
+    more, and `busy` ones not now.
+    """
+
+    def __init__(self, inner: Grid) -> None:
+        self.inner = inner
+        self.traffic = Traffic()
+        self.num_partitions = 0
+        self.retired: set[int] = set()
+        self.busy: set[int] = set()
+        self._node_ids: dict[int, int] = {}  # partition -> node id
+        self._refused: dict[int, str] = {}  # node id -> why it cannot take part
+        self._pushed: dict[str, int] = {}  # message id -> partition
+
+    def wait_for_clients(self, minimum: int, timeout: float = math.inf) -> int:
+        """Wait until enough nodes are connected and return how many are.
+
+        Enough is `minimum`, or with 0 as many as the nodes say there are partitions. Raises
+        `RunFailedError` when so many nodes are there but none can take part, and after `timeout`
+        seconds.
+        """
+        waiting = None
+        began = time.monotonic()
+        while True:
+            connected = len(self._refresh())
+            wanted = max(1, minimum or self.num_partitions)
+            if connected >= wanted:
+                return connected
+            if not connected and len(self._refused) >= wanted:
+                reason = min(self._refused.values())
+                raise RunFailedError(f"none of {len(self._refused)} nodes can take part: {reason}")
+            if waiting != connected:
+                log.info("waiting for clients: %d of %d connected", connected, wanted)
+                waiting = connected
+            if time.monotonic() - began > timeout:
+                raise RunFailedError(f"{connected} of {wanted} clients connected in {timeout:g} s")
+            time.sleep(POLL_SECONDS)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the partition numbers of the connected nodes that can be asked, ascending."""
+        return sorted(self._refresh().keys() - self.retired - self.busy)
+
+    def count_left(self) -> int:
+        """Return how many connected nodes are not retired, busy or not."""
+        return len(self._refresh().keys() - self.retired)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send to partitions, one message each, and yield the replies in the order of partitions.
+
+        Each is there as soon as all before it are, where the inner grid yields as they come.
+        """
+        asked = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        awaited = deque(message.metadata.dst_node_id for message in asked)
+        early: dict[int, Message] = {}
+        inner = self.inner.send_and_receive(self._outgoing(asked), timeout=timeout)
+        for reply in self._incoming(inner):
+            early[reply.metadata.src_node_id] = reply
+            while awaited and awaited[0] in early:
+                yield early.pop(awaited.popleft())
+        for partition in sorted(early):
+            yield early[partition]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send to partitions and return the ids of the messages."""
+        asked = list(messages)
+        partitions = [message.metadata.dst_node_id for message in asked]
+        ids = list(self.inner.push_messages(self._outgoing(asked)))
+        self._pushed.update(zip(ids, partitions, strict=False))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, from partitions.
+
+        Where the SuperLink answers for a node that is gone, that counts as the partition's answer.
+        """
+        return self._incoming(self.inner.pull_messages(message_ids))
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on."""
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the inner grid."""
+        return self.inner.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a partition."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def _refresh(self) -> dict[int, int]:
+        """Bring the map of partitions up to date, asking each new node which one it is."""
+        present = set(self.inner.get_node_ids())
+        for partition in [p for p, node in self._node_ids.items() if node not in present]:
+            log.warning("client %d has left", partition)
+            del self._node_ids[partition]
+        self._refused = {node: why for node, why in self._refused.items() if node in present}
+        new = sorted(present - set(self._node_ids.values()) - set(self._refused))
+        if new:
+            nothing = RecordDict()
+            questions = [Message(nothing, node, MessageType.QUERY) for node in new]
+            self._count_down(questions)
+            self._admit(self.inner.send_and_receive(questions, timeout=QUERY_TIMEOUT))
+        return self._node_ids
+
+    def _admit(self, replies: Iterable[Message]) -> None:
+        answers = []
+        for reply in replies:
+            if reply.has_error():
+                self._refused[reply.metadata.src_node_id] = error_line(reply)
+                log.warning("a node cannot take part: %s", error_line(reply))
+                continue
+            self.traffic.up += payload_bytes(reply.content)
+            answer = reply.content.config_records["node"]
+            self.num_partitions = max(self.num_partitions, _int(answer["num-partitions"]))
+            answers.append((_int(answer["partition-id"]), reply.metadata.src_node_id))
+        nameless = []
+        for partition, node in sorted(answers):
+            if partition < 0 or partition in self._node_ids:
+                nameless.append((partition, node))
+            else:
+                self._node_ids[partition] = node
+        for partition, node in nameless:
+            free = next(p for p in range(len(self._node_ids) + 1) if p not in self._node_ids)
+            if partition >= 0:
+                log.warning(
+                    "two nodes say they are partition %d; one counts as %d", partition, free
+                )
+            self._node_ids[free] = node
+
+    def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        outgoing = list(messages)
+        for message in outgoing:
+            message.metadata.dst_node_id = self._node_ids[message.metadata.dst_node_id]
+        self._count_down(outgoing)
+        return outgoing
+
+    def _count_down(self, messages: list[Message]) -> None:
+        sizes: dict[int, int] = {}  # messages of one round mostly carry the same content
+        for message in messages:
+            key = id(message.content)
+            sizes[key] = sizes.get(key) or payload_bytes(message.content)
+            self.traffic.down += sizes[key]
+
+    def _incoming(self, replies: Iterable[Message]) -> Iterator[Message]:
+        partition_of = {node: partition for partition, node in self._node_ids.items()}
+        for reply in replies:
+            pushed = self._pushed.pop(reply.metadata.reply_to_message_id, None)
+            partition = partition_of.get(reply.metadata.src_node_id, pushed)
+            if partition is None:
+                continue
+            reply.metadata.__dict__["_src_node_id"] = partition  # Flower offers no setter
+            if not reply.has_error():
+                self.traffic.up += payload_bytes(reply.content)
+            yield reply
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return the serialised size of a message's content in bytes.
+
+    Array data are counted, not copied; names, shapes and the other records at their size as
+    Flower's protocol buffers.
+    """
+    others = RecordDict(dict(content.items()))
+    for key in content.array_records:
+        del others[key]
+    size = int(recorddict_to_proto(others).ByteSize())
+    for key, record in content.array_records.items():
+        size += sum(num_bytes(array) for array in record.values())
+        about = tuple((name, a.dtype, tuple(a.shape), a.stype) for name, a in record.items())
+        size += _skeleton_bytes(key, about)
+    return size
+
+
+@lru_cache(maxsize=64)
+def _skeleton_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
+    """Return the size of a record of arrays without their data: mostly the same in all replies."""
+    record = ArrayRecord(
+        {name: Array(dtype, shape, stype, b"") for name, dtype, shape, stype in arrays}
+    )
+    return int(recorddict_to_proto(RecordDict({key: record})).ByteSize())
+
+
+def error_line(reply: Message) -> str:
+    """Return the last line of the reason that a failed reply gives, without Flower's wrapping."""
+    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
+    if not lines:
+        return f"error code {reply.error.code}"
+    return re.sub(r"^(<class '.*?'>:<'|.* Message: )(.*?)('>)?$", r"\2", lines[-1].strip())
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value

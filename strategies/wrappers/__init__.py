@@ -1,0 +1,1 @@
+"""Strategies around a strategy: the scope, the checks, client-level privacy."""

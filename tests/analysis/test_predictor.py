@@ -1,0 +1,117 @@
+"""A finished run predicts for new texts, whatever model it trained."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.classifiers import classifier, config_of, selected, tokenizer_of
+from helpers.pretrained_folders import HEADS, LABELS, LAYERS, TEXTS, make_folder
+
+from fedattn_app.analysis.predictor import Predictor
+from fedattn_app.data.triage import test_notes as notes_for_testing
+from fedattn_app.files import read_arrays, write_arrays
+from fedattn_app.models.factory import build_classifier, build_tokenizer, describe
+from fedattn_app.models.parameters import get_arrays, view_arrays
+from fedattn_app.simulation import simulate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "out"
+    config = {"model": "tiny", "vocabulary": 512, "num-rounds": 2, "output-dir": str(path)}
+    return simulate(config, 3, quiet=True)
+
+
+def test_predicts_as_the_server_evaluated(run):
+    notes = notes_for_testing(1)
+    predicted = Predictor.load(run.path).predict([note.text for note in notes])
+    right = sum(label == note.label for label, note in zip(predicted, notes, strict=True))
+    assert right / len(notes) == pytest.approx(run.summary["accuracy"], abs=0.002)
+
+
+def test_probabilities_are_distributions_and_batches_do_not_matter(run):
+    predictor = Predictor.load(run.path / "model.safetensors")
+    texts = ["denies chest pain", "", "hx of asthma, now ankle swelling " * 30]
+    together = predictor.probabilities(texts * 30)
+    alone = torch.cat([predictor.probabilities([text]) for text in texts])
+    torch.testing.assert_close(together, alone.repeat(30, 1))
+    torch.testing.assert_close(together.sum(1), torch.ones(90))
+
+
+def test_attention_is_over_the_tokens_of_the_text(run):
+    attention = Predictor.load(run.path).attention("denies chest pain")
+    assert attention.tokens == ["denies", "chest", "pain"]
+    assert [tuple(layer.shape) for layer in attention.maps] == [(2, 3, 3)]
+    torch.testing.assert_close(attention.maps[0].sum(-1), torch.ones(2, 3))
+
+
+def test_one_text_is_not_a_sequence_of_letters(run):
+    with pytest.raises(TypeError, match="sequence of texts"):
+        Predictor.load(run.path).predict("denies")
+
+
+def test_a_personal_run_predicts_only_with_a_nodes_own_parameters(tmp_path, refused):
+    config = {"model": "tiny", "vocabulary": 512, "num-rounds": 1, "local": "personal"}
+    config |= {"shared": "attention", "output-dir": str(tmp_path / "out")}
+    run = simulate(config, 2, quiet=True)
+    with refused("personal"):
+        Predictor.load(run.path)
+    rest = {k: a + 1 for k, a in run.arrays.items() if ".attention." not in k}
+    write_arrays(tmp_path / "personal.safetensors", rest)
+    predictor = Predictor.load(run.path, tmp_path / "personal.safetensors")
+    merged = get_arrays(predictor.model)
+    for name, array in run.arrays.items():
+        np.testing.assert_array_equal(merged[name], rest.get(name, array))
+
+
+def test_a_model_that_is_passed_on_tells_no_paths(run):
+    assert str(run.path).encode() not in (run.path / "model.safetensors").read_bytes()
+
+
+def test_what_is_no_model_is_refused(run, tmp_path, refused):
+    with refused("cannot be read"):
+        Predictor.load(tmp_path / "none.safetensors")
+    with refused("is not the model of a run"):
+        Predictor.load(run.path / "checkpoint" / "model.safetensors")
+
+
+# Pretrained models
+
+
+@pytest.mark.parametrize("shared", ["all", "lora"])
+def test_attention_of_a_pretrained_model_is_over_its_own_tokens(encoder_folder, shared):
+    predictor = Predictor(
+        classifier(encoder_folder, shared=shared), tokenizer_of(encoder_folder), LABELS
+    )
+    attention = predictor.attention("denies chest pain")
+    assert attention.tokens[1:-1] == ["denies", "chest", "pain"]
+    assert [tuple(layer.shape) for layer in attention.maps] == [(HEADS, 5, 5)] * LAYERS
+    for layer in attention.maps:
+        torch.testing.assert_close(layer.sum(-1), torch.ones(HEADS, 5))
+
+
+@pytest.mark.parametrize("shared", ["attention+head", "lora", "lora-b"])
+def test_a_trained_model_needs_neither_its_folder_nor_the_hub(tmp_path, family, shared):
+    folder = make_folder(family, tmp_path / "base")
+    config = config_of(folder, shared=shared, lora_rank=2)
+    model = build_classifier(config, len(LABELS)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in selected(model, shared).shared:
+                parameter.normal_(std=0.3)
+    expected = Predictor(model, build_tokenizer(config.model), LABELS).probabilities(TEXTS)
+    told = {"labels": json.dumps(LABELS), "config": json.dumps(config.to_run_config())}
+    write_arrays(tmp_path / "model.safetensors", view_arrays(model), told | describe(config, model))
+    shutil.rmtree(folder)
+    predictor = Predictor.load(tmp_path)
+    assert torch.equal(predictor.probabilities(TEXTS), expected)
+    attention = predictor.attention("denies chest pain")
+    assert len(attention.tokens) == len(attention.maps[0][0]) == 5
+    _, about = read_arrays(tmp_path / "model.safetensors")
+    assert [key for key, text in about.items() if str(tmp_path) in text] == ["config"]
+    settings = json.loads(about["config"])
+    assert [key for key, value in settings.items() if str(tmp_path) in str(value)] == ["model"]

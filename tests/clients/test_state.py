@@ -1,0 +1,93 @@
+"""What a node keeps between messages: it comes back bit by bit, or the user is told."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from fedattn_app.clients.node_state import ContextState, FolderState
+
+ARRAYS = {
+    "weight": np.float32([[1.5, -0.0], [np.nan, 1e-45]]),
+    "steps": np.int64([3]),
+    "column first": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "state" / "of this node"
+
+
+@pytest.fixture(params=["folder", "context"])
+def state(request, folder):
+    return FolderState(folder) if request.param == "folder" else ContextState(RecordDict())
+
+
+def assert_same(left, right):
+    assert {k: (v.dtype, v.shape) for k, v in left.items()} == {
+        k: (v.dtype, v.shape) for k, v in right.items()
+    }
+    assert {k: v.tobytes() for k, v in left.items()} == {k: v.tobytes() for k, v in right.items()}
+
+
+def test_nothing_was_saved_yet(state):
+    assert state.load("personal") is None
+
+
+def test_what_is_saved_comes_back_bit_by_bit(state):
+    state.save("personal", ARRAYS)
+    assert_same(state.load("personal"), ARRAYS)
+    assert state.load("other") is None
+
+
+def test_a_scalar_stays_a_scalar(state):
+    state.save("personal", {"scalar": np.array(2.5, np.float32)})
+    assert_same(state.load("personal"), {"scalar": np.array(2.5, np.float32)})
+
+
+def test_saving_replaces_what_was_there(state):
+    state.save("personal", ARRAYS)
+    state.save("other", {"x": np.float32([1])})
+    state.save("personal", {"y": np.float32([2])})
+    assert_same(state.load("personal"), {"y": np.float32([2])})
+    assert_same(state.load("other"), {"x": np.float32([1])})
+
+
+def test_a_new_process_finds_what_the_folder_holds(folder):
+    FolderState(folder).save("personal", ARRAYS)
+    assert_same(FolderState(folder).load("personal"), ARRAYS)
+    assert [file.name for file in folder.iterdir()] == ["personal.safetensors"]
+
+
+def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(refused, monkeypatch, folder):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state = FolderState(folder)
+    state.save("personal", ARRAYS)
+    monkeypatch.setattr(os, "fsync", full)
+    with refused(f"state-dir = {folder}", "No space left"):
+        state.save("personal", {"y": np.float32([2])})
+    assert_same(state.load("personal"), ARRAYS)
+    assert [file.name for file in folder.iterdir()] == ["personal.safetensors"]
+
+
+@pytest.mark.parametrize("kept", [0, 7, 40, -1])
+def test_a_damaged_file_is_refused(refused, folder, kept):
+    state = FolderState(folder)
+    state.save("personal", ARRAYS)
+    file = folder / "personal.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with refused(file, "cannot be read"):
+        state.load("personal")
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_place_of_the_folder_is_refused(refused, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("")
+    with refused(f"state-dir = {file / below}"):
+        FolderState(file / below).save("personal", ARRAYS)

@@ -1,0 +1,75 @@
+"""Data files, and the examples that must come of them."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from fedattn_app.config import DataConfig, ModelConfig
+from fedattn_app.data import loading as data
+from fedattn_app.data import sources
+from fedattn_app.data.loading import client_data, private_data
+from fedattn_app.models.tokenizer import HashingTokenizer
+
+MODEL = ModelConfig(max_length=16)
+FORMATS = ["csv", "jsonl", "parquet"]
+
+
+def write(path, texts, labels, text_column="text", label_column="label", **others):
+    """Write a data file in the format that its suffix names."""
+    columns = {text_column: texts, label_column: labels, **others}
+    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match path.suffix:
+        case ".csv":
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(records)
+        case ".jsonl":
+            lines = [json.dumps(record, ensure_ascii=False) for record in records]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        case ".parquet":
+            pq.write_table(pa.table(columns), path)
+    return path
+
+
+def rows(*parts):
+    """The examples as sorted pairs of ids without padding and label."""
+    return sorted(
+        (tuple(ids[:length].tolist()), int(label))
+        for part in parts
+        for ids, length, label in zip(part.ids, part.lengths, part.labels, strict=True)
+    )
+
+
+def rows_of(texts, labels, names):
+    """What `rows` must give for these texts and labels."""
+    ids, lengths = HashingTokenizer(MODEL.vocabulary, MODEL.max_length).encode(texts)
+    numbers = torch.tensor([list(names).index(label) for label in labels])
+    return rows(data.Examples(torch.from_numpy(ids), torch.from_numpy(lengths), numbers))
+
+
+def own(path, labels="a,b,NA", seed=1, **settings):
+    """What a node holds that has the private file or folder `path`."""
+    return private_data(DataConfig(labels=labels, **settings), MODEL, seed, str(path))
+
+
+def shares(config, clients, seed=1):
+    """All examples of each client."""
+    parts = [client_data(config, MODEL, seed, number, clients) for number in range(clients)]
+    return [rows(part.train, part.validation) for part in parts]
+
+
+def together(parts):
+    """All rows of all clients."""
+    return sorted(row for part in parts for row in part)
+
+
+def forget():
+    """Clear the module's caches, as a new process would start."""
+    for value in (*vars(data).values(), *vars(sources).values()):
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()

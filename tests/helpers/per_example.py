@@ -1,0 +1,103 @@
+"""What DP-SGD must come to, by torch.autograd on one example at a time."""
+
+import torch
+from torch.nn import functional as F
+
+from fedattn_app.data.examples import Examples
+from fedattn_app.privacy.gradients.selection import clipped
+from helpers.classifiers import selected
+
+TOLERANCE = 1e-5
+TOKENS, LONGEST = 40, 30  # of `random_examples`: ids below, and the longest text
+LABELS = 3
+
+
+def random_examples(lengths, seed=1):
+    """Random texts of these lengths, padded with 0."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, TOKENS, (len(lengths), max(lengths)), generator=generator)
+    labels = torch.randint(0, LABELS, (len(lengths),), generator=generator)
+    lengths = torch.tensor(lengths)
+    ids = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, 0)
+    return Examples(ids.int(), lengths.int(), labels)
+
+
+def select(model, trainable):
+    """Let the parameters that `trainable` names require gradients, and move them a little."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+        if parameter.requires_grad:  # a LoRA matrix of zeros would have its partner learn nothing
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def scoped(model, shared):
+    """Train what `shared` says, in training mode: Opacus passes over layers that are not in it."""
+    local = "personal" if shared == "lora-a" else "frozen"
+    return select(model, selected(model, shared, local).trainable).train()
+
+
+def gradients(model, examples):
+    """Each example's gradient of its loss, a list by parameter, from the text without padding."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = []
+    for ids, length, label in zip(examples.ids, examples.lengths, examples.labels, strict=True):
+        logits = model(ids[None, :length], length[None])
+        loss = F.cross_entropy(logits, label[None])
+        found.append(torch.autograd.grad(loss, parameters, materialize_grads=True))
+    return found
+
+
+def norms(examples_gradients):
+    """The norm of each example's gradient over all parameters together."""
+    return torch.tensor([flat(gradient).norm() for gradient in examples_gradients])
+
+
+def clipped_sum(examples_gradients, max_grad_norm):
+    """The sum of the gradients, each scaled to at most `max_grad_norm`."""
+    total = [torch.zeros_like(part) for part in examples_gradients[0]]
+    for gradient in examples_gradients:
+        scale = min(1.0, max_grad_norm / max(float(flat(gradient).norm()), 1e-30))
+        total = [part + scale * more for part, more in zip(total, gradient, strict=True)]
+    return total
+
+
+def between(examples_gradients):
+    """A norm that clips some of the gradients and leaves others as they are."""
+    smallest, *_, largest = norms(examples_gradients).sort().values
+    assert smallest < 0.99 * largest
+    return float(smallest + largest) / 2
+
+
+def assert_exact(engines, model, examples):
+    """Hold the engines' sums against the oracle's: with some of the examples clipped, and none."""
+    expected = gradients(model, examples)
+    for max_grad_norm in (between(expected), 1e9):
+        for engine in engines:
+            sums = clipped(engine, model, examples, max_grad_norm)
+            error = relative_error(sums, clipped_sum(expected, max_grad_norm))
+            assert error <= TOLERANCE, engine.__name__
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def relative_error(tensors, expected):
+    return float((flat(tensors) - flat(expected)).norm() / flat(expected).norm())
+
+
+def traces(model):
+    """What an engine must leave as it was: hooks, gradients, and what is noted on parameters."""
+    hooks = {
+        (name, key): len(value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key.endswith(("hooks", "hooks_with_kwargs")) and value is not None
+    }
+    parameters = {
+        name: (parameter.requires_grad, parameter.grad, set(vars(parameter)))
+        for name, parameter in model.named_parameters()
+    }
+    return hooks, parameters

@@ -1,0 +1,117 @@
+"""Tiny random models with tokenizers of their own, in folders as the hub lays them out."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+from fedattn_app.models.families import BUILT_IN, FAMILIES
+
+FAMILIES_TESTED = sorted(set(FAMILIES) - {BUILT_IN})
+UNKNOWN_FAMILIES = ["albert", "modernbert", "mpnet"]
+HIDDEN, LAYERS, HEADS, POSITIONS = 32, 2, 2, 40
+LABELS = ("one", "two", "three")
+TEXTS = [
+    "denies chest pain",
+    "Chest pain, NO fever; short of breath since yesterday.",
+    "hx of asthma, now ankle swelling and a rash on both hands " * 8,
+]
+
+_SHAPE = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 64,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.2,  # with the usual 0.02 the logits hardly depend on the text
+}
+_OWN_SHAPE = {
+    "distilbert": {
+        "dim": HIDDEN,
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "hidden_dim": 64,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.2,
+    },
+    "electra": {**_SHAPE, "embedding_size": 16},
+    "albert": {**_SHAPE, "embedding_size": 16},
+    "deberta-v2": {
+        **_SHAPE,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+}
+
+
+def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes: object) -> Path:
+    """Write a model of `family` and its tokenizer to the folder `path`, the same every time.
+
+    `auto_class` decides on the head that the weights have, by default none. `changes` are to the
+    configuration.
+    """
+    tokenizer = make_tokenizer(family)
+    settings = {
+        **_OWN_SHAPE.get(family, _SHAPE),
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        **changes,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = auto_class.from_config(AutoConfig.for_model(family, **settings))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def make_tokenizer(family: str, ends: bool = True) -> PreTrainedTokenizerFast:
+    """Make a WordPiece tokenizer of the words in `TEXTS` with the special tokens of `family`.
+
+    Without `ends`, it puts none of them around a text.
+    """
+    if family in ("roberta", "xlm-roberta", "mpnet"):
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        start, pad, end, unknown, mask = special
+    else:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        pad, unknown, start, end, mask = special
+    letters = sorted({*"".join(TEXTS).lower()} - {" "})
+    words = sorted({*re.findall(r"\w{2,}", " ".join(TEXTS).lower())})
+    vocabulary = [*special, *letters, *(f"##{letter}" for letter in letters), *words]
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    backend = Tokenizer(WordPiece(ids, unk_token=unknown))
+    backend.normalizer = BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = BertPreTokenizer()
+    if ends:
+        backend.post_processor = TemplateProcessing(
+            single=f"{start} $A {end}", special_tokens=[(start, ids[start]), (end, ids[end])]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unknown,
+        cls_token=start,
+        sep_token=end,
+        mask_token=mask,
+    )
+
+
+def change_json(folder: Path, file: str = "config.json", **changes: object) -> None:
+    """Set the given keys in a JSON file of the folder."""
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**settings, **changes}))

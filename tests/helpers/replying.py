@@ -1,0 +1,43 @@
+"""Replies as clients would send them, for tests of one rule."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedattn_app.engine.local_grid import LocalGrid
+
+
+def record(**arrays):
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def reply(node, num_examples=1, loss=1.0, more=None, **arrays):
+    metrics = {"num-examples": num_examples, "loss": loss, **(more or {})}
+    content = RecordDict({"arrays": record(**arrays), "metrics": MetricRecord(metrics)})
+    return Message(content, reply_to=Message(RecordDict(), node, "train"))
+
+
+def after_round(rule, before, replies, server_round=1):
+    """Run one round of `rule` from the arrays `before`, and return the arrays after it."""
+    grid = LocalGrid(ClientApp(), max(2, len(replies)), {})  # Flower waits for two
+    list(rule.configure_train(server_round, record(**before), ConfigRecord(), grid))
+    arrays, _ = rule.aggregate_train(server_round, replies)
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def documented_rule():
+    """Return the code of the rule that docs/strategies.md writes, and its class."""
+    text = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    namespace = {}
+    exec(compile(code, "docs/strategies.md", "exec"), namespace)
+    return code, namespace["Midrange"]
+
+
+def random_arrays(seed, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (4, 3), "b": (3,), "s": ()}
+    return {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}

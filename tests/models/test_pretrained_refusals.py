@@ -1,0 +1,106 @@
+"""A model that cannot be loaded is refused in one line that says why."""
+
+import socket
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from helpers.classifiers import classifier, tokenizer_of
+from helpers.pretrained_folders import change_json
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def without_layer(tensors):
+    return {name: tensor for name, tensor in tensors.items() if ".layer.1." not in name}
+
+
+def narrower(tensors):
+    name = "encoder.layer.1.attention.self.query.weight"
+    return {**tensors, name: tensors[name][:16].clone()}
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BROKEN = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "a config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json"),
+    "a config that is a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json"),
+    "a config of no model": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
+    "an unknown architecture": (lambda f: change_json(f, model_type="own"), "`own`"),
+    "no classifier": (lambda f: change_json(f, model_type="vit"), "SequenceClass"),
+    "an impossible shape": (lambda f: change_json(f, num_attention_heads=5), "attention heads"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "weights cut short": (lambda f: cut_short(f / "model.safetensors"), ""),
+    "no bytes": (lambda f: (f / "model.safetensors").write_bytes(b""), ""),
+    "weights that lack a layer": (lambda f: change_weights(f, without_layer), "encoder.layer.1."),
+    "weights of another shape": (lambda f: change_weights(f, narrower), "layer.1.attention.self.q"),
+    "weights of another width": (lambda f: change_json(f, hidden_size=64), "such as bert."),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_folder_is_refused(folder_copy, refused, broken):
+    break_it, clue = BROKEN[broken]
+    break_it(folder_copy)
+    with refused(f"model = {str(folder_copy)!r}", "cannot be loaded", clue):
+        classifier(folder_copy)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(family, folder_copy, refused):
+    for file in folder_copy.glob("tokenizer*"):
+        file.unlink()
+    with refused(f"model = {str(folder_copy)!r}", "tokenizer"):
+        tokenizer_of(folder_copy)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [Path.unlink, lambda file: file.write_text("{}"), cut_short],
+    ids=["missing", "empty", "cut short"],
+)
+def test_a_broken_tokenizer_is_named(folder_copy, refused, break_it):
+    break_it(folder_copy / "tokenizer.json")
+    with refused(f"model = {str(folder_copy)!r}", "tokenizer"):
+        tokenizer_of(folder_copy)
+
+
+@pytest.mark.parametrize("name", ["missing", "file", "empty"])
+@pytest.mark.parametrize("load", [classifier, tokenizer_of])
+def test_a_path_without_a_model_is_refused(tmp_path, refused, name, load):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    clue = "config.json" if name == "empty" else "there is no such folder"
+    with refused(f"model = {str(tmp_path / name)!r}", "tiny, small, base", clue):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("smal", "small"), ("Small", "small"), ("bse", "base")])
+def test_a_misspelled_size_is_answered_without_asking_the_hub(refused, monkeypatch, name, size):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it asked"))
+    with refused(f"model = {name!r}", f"did you mean {size}?"):
+        classifier(name)
+
+
+@pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing"])
+def test_a_relative_path_is_never_taken_for_a_hub_id(refused, name):
+    with refused(f"model = {name!r}", "there is no such folder"):
+        classifier(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-bsae", "someone/no-such-model", "a/b/c", "two words", "x" * 200]
+)
+@pytest.mark.parametrize("load", [classifier, tokenizer_of])
+def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch, refused, name, load):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with refused(f"model = {name!r}", "tiny, small, base", "cannot be loaded"):
+        load(name)

@@ -1,0 +1,192 @@
+"""Scopes select names: of the built-in model, of pretrained ones, and of families unknown."""
+
+import pytest
+import torch
+from helpers.classifiers import (
+    ADAPTER_SCOPES,
+    bits,
+    classifier,
+    config_of,
+    differing,
+    encoded,
+    head_names,
+    selected,
+)
+from helpers.pretrained_folders import FAMILIES_TESTED, LAYERS, UNKNOWN_FAMILIES
+from torch import nn
+
+from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.data.examples import Examples
+from fedattn_app.models.families import BUILT_IN
+from fedattn_app.models.parameters import view_arrays
+from fedattn_app.models.scopes import scope_of
+from fedattn_app.models.transformer import build_model
+from fedattn_app.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = ModelConfig(layers=2, width=8, heads=2, feedforward=12, vocabulary=10, max_length=4)
+HEAD = {"head.weight", "head.bias"}
+ATTENTION = {
+    f"layers.{layer}.attention.{part}.{kind}"
+    for layer in (0, 1)
+    for part in ("query", "key", "value", "output")
+    for kind in ("weight", "bias")
+}
+ADAPTED = ["a.lora_A.default.weight", "a.lora_B.default.weight", "a.base_layer.weight", *HEAD]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(CONFIG, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def names(model):
+    return [name for name, _ in model.named_parameters()]
+
+
+# The built-in model
+
+
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    [
+        ("attention", ATTENTION),
+        ("head", HEAD),
+        ("attention+head", ATTENTION | HEAD),
+        ("head.bias", {"head.bias"}),
+        (r".*\.1\.attention\.query\.weight", {"layers.1.attention.query.weight"}),
+        (r"head\..*|final_norm\.bias", HEAD | {"final_norm.bias"}),
+    ],
+)
+def test_a_scope_selects_whole_names(model, shared, expected):
+    assert selected(model, shared).shared == expected
+
+
+@pytest.mark.parametrize("shared", ["all", ".*"])
+def test_all_is_every_name(model, names, shared):
+    assert selected(model, shared).shared == set(names)
+
+
+@pytest.mark.parametrize("shared", ["attn", "query", "head.weigh", "ead.weight", ""])
+def test_a_scope_that_matches_no_whole_name_is_refused_with_the_names(
+    refused, model, names, shared
+):
+    with refused(f"shared = {shared!r}", "attention+head", *names):
+        selected(model, shared)
+
+
+@pytest.mark.parametrize("shared", ["(", "[a-", "*", "x{99999999999999999999}"])
+def test_a_scope_that_is_no_regex_is_refused(refused, model, shared):
+    with refused(f"shared = {shared!r}", "attention+head", "regex"):
+        selected(model, shared)
+
+
+@pytest.mark.parametrize("local", ["frozen", "personal"])
+@pytest.mark.parametrize("shared", ["attention", "head", "attention+head", r"final_norm\..*"])
+def test_every_name_is_in_exactly_one_part(model, names, shared, local):
+    scope = selected(model, shared, local)
+    parts = (scope.shared, scope.personal, scope.frozen)
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    assert scope.trainable == scope.shared | scope.personal
+    assert not (scope.frozen if local == "personal" else scope.personal)
+
+
+@pytest.mark.parametrize(
+    ("shared", "local", "travels", "personal"),
+    [
+        ("lora", "frozen", "AB", ""),
+        ("lora-b", "frozen", "B", ""),
+        ("lora-a", "personal", "A", "B"),
+    ],
+)
+def test_what_adapters_adapt_is_frozen_and_the_head_travels(shared, local, travels, personal):
+    scope = scope_of(shared, local, BUILT_IN, ADAPTED)
+    assert scope.shared == HEAD | {f"a.lora_{part}.default.weight" for part in travels}
+    assert scope.personal == {f"a.lora_{part}.default.weight" for part in personal}
+    assert "a.base_layer.weight" in scope.frozen
+
+
+# Pretrained models
+
+
+def attention_names(model):
+    """Weights and biases of every linear layer inside a module whose class is an attention."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    attentions = [
+        name for name, module in model.named_modules() if "Attention" in type(module).__name__
+    ]
+    inside = {name for name in linear if any(name.startswith(f"{a}.") for a in attentions)}
+    return {f"{name}.{kind}" for name in inside for kind in ("weight", "bias")}
+
+
+def test_attention_is_the_four_projections_of_every_layer(encoder_folder):
+    model = classifier(encoder_folder)
+    attention = selected(model, "attention").shared
+    assert len(attention) == LAYERS * 4 * 2
+    assert attention == attention_names(model)
+
+
+def test_head_is_what_follows_the_encoder(encoder_folder):
+    model = classifier(encoder_folder)
+    assert selected(model, "head").shared == head_names(model)
+
+
+def test_attention_and_head_are_disjoint_and_travel_together(encoder_folder):
+    model = classifier(encoder_folder)
+    attention, head, both = (
+        selected(model, shared).shared for shared in ("attention", "head", "attention+head")
+    )
+    assert not attention & head
+    assert both == attention | head
+    assert both < selected(model, "all").shared == set(view_arrays(model))
+
+
+@pytest.mark.parametrize("shared", ["attention+head", "head", "all", *ADAPTER_SCOPES])
+def test_training_changes_the_trainable_names_and_no_others(encoder_folder, shared):
+    model = classifier(encoder_folder, shared=shared)
+    local = config_of(encoder_folder, shared=shared).federation.local
+    trainable = selected(model, shared, local).trainable
+    before = bits(model)
+    examples = Examples(*encoded(encoder_folder), torch.tensor([0, 1, 2]))
+    train(model, trainable, examples, TrainingConfig(learning_rate=0.1, local_epochs=2), seed=1)
+    assert differing(before, bits(model)) <= trainable
+    unused = {name for name in trainable if "word_emb" in name or "position" in name}
+    assert trainable - differing(before, bits(model)) <= unused
+
+
+# A family that `FAMILIES` does not know
+
+
+def test_adapters_for_an_unknown_family_are_refused_with_the_known_ones(refused):
+    with refused("shared = 'lora'", "'albert'", "bert, deberta-v2, distilbert"):
+        scope_of("lora", "frozen", "albert", ["x.weight"])
+
+
+@pytest.mark.parametrize("shared", ["attention", "attention+head", "head"])
+def test_an_unknown_family_asks_for_a_regex_and_shows_the_names(refused, shared):
+    with refused(f"shared = {shared!r}", "'albert'", "regex", "x.weight"):
+        scope_of(shared, "frozen", "albert", ["x.weight", "y.weight"])
+
+
+def test_an_unknown_family_takes_all_and_a_regex():
+    assert scope_of("all", "frozen", "albert", ["x", "y"]).shared == {"x", "y"}
+    assert scope_of("x", "frozen", "albert", ["x", "y"]).frozen == {"y"}
+
+
+@pytest.mark.parametrize("family", UNKNOWN_FAMILIES)
+def test_an_unknown_family_takes_all_or_a_regex_and_else_shows_its_names(
+    encoder_folder, family, refused
+):
+    model = classifier(encoder_folder)
+    names = set(view_arrays(model))
+    assert selected(model, "all").shared == names
+    head = {name for name in names if name.startswith("classifier.")}
+    assert selected(model, r"classifier\..*").shared == head != set()
+    for shared in ("attention", "attention+head", "head"):
+        with refused(f"shared = {shared!r}", repr(family), "regex", *names):
+            selected(model, shared)
+    for shared in ADAPTER_SCOPES:
+        with refused(f"shared = {shared!r}", repr(family), *FAMILIES_TESTED):
+            classifier(encoder_folder, shared=shared)

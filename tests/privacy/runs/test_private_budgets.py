@@ -1,0 +1,95 @@
+"""What a private run may spend, and how it ends when that is spent."""
+
+import pytest
+from helpers.private_clients import CLIENTS, TINY, epsilons, trained
+
+from fedattn_app.errors import RunFailedError
+from fedattn_app.results.run_folder import CHECKPOINT
+from fedattn_app.simulation import simulate
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0])
+def test_the_noise_is_chosen_so_that_the_rounds_spend_the_budget(once, kind, target):
+    result, _ = once(privacy=kind, target_epsilon=target, num_rounds=3)
+    assert result.summary["rounds"] == 3
+    assert 0.95 * target < result.summary["epsilon"] <= target
+    for partition in range(CLIENTS):
+        assert len(epsilons(result, partition)) == 3
+
+
+ENDS = {
+    "dp-sgd": "0 of 3 clients have privacy budget left, 1 are needed",
+    "client-dp": "would exceed max_epsilon",
+}
+
+
+def test_a_spent_budget_ends_the_run_in_order(once, kind):
+    free, _ = once(privacy=kind, noise_multiplier=1.0, num_rounds=3)
+    spent = [row["epsilon_max"] for row in free.history]
+    target = (spent[2] + spent[3]) / 2
+    result, printed = once(privacy=kind, noise_multiplier=1.0, target_epsilon=target, num_rounds=5)
+    assert [row["round"] for row in result.history] == [0, 1, 2]
+    assert result.summary["rounds"] == 2
+    assert result.summary["epsilon"] == spent[2] <= target
+    assert result.arrays.keys() == free.arrays.keys()
+    assert (result.path / CHECKPOINT).exists()
+    assert "the run ends after round 2: " in printed
+    assert ENDS[kind] in printed
+    assert f"results in {result.path}" in printed
+
+
+def test_a_budget_too_small_for_one_round_fails_the_run(run, kind):
+    """There is no model to be taken for a trained one, and one line says what to change."""
+    with pytest.raises(RunFailedError, match=r"no round was run: .*; raise target-epsilon"):
+        run(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
+
+
+@pytest.fixture(scope="module")
+def unequal(once):
+    """Settings with which the smallest of the clients can pay for two rounds, the others for more.
+
+    A smaller client takes its examples more often, so that a round costs it more.
+    """
+    settings = {"privacy": "dp-sgd", "noise_multiplier": 2.0, "batch_size": 8}
+    settings["partitioner"] = "linear"
+    free, _ = once(**settings, num_rounds=4)
+    small, *others = (epsilons(free, partition) for partition in range(CLIENTS))
+    target = (small[1] + small[2]) / 2
+    assert all(spent[3] < target for spent in others)
+    return settings | {"target_epsilon": target, "num_rounds": 9}
+
+
+def test_a_client_that_spent_its_budget_is_asked_no_more(once, unequal):
+    result, printed = once(**unequal)
+    rounds = trained(result)
+    assert rounds == [[0, 1, 2]] * 2 + [[1, 2]] * (len(rounds) - 2)
+    assert 4 <= len(rounds) == result.summary["rounds"] < 9
+    assert "client 0: budget spent, ε " in printed
+    assert {row["failures"] for row in result.history} == {0}
+    largest = [row["epsilon_max"] for row in result.history[1:]]
+    assert largest == sorted(largest)
+    assert largest[-1] <= unequal["target_epsilon"]
+    # It is asked in the round in which it says so, and never again.
+    down = [row["bytes_down"] for row in result.history]
+    assert down[3] == pytest.approx(1.5 * down[4], rel=0.01)
+
+
+def test_a_run_ends_where_fewer_clients_are_left_than_it_needs(once, unequal):
+    result, printed = once(**unequal, min_clients=3)
+    assert result.summary["rounds"] == 3
+    assert "2 of 3 clients have privacy budget left, 3 are needed" in printed
+    assert result.arrays
+
+
+def test_a_target_that_no_noise_reaches_leaves_no_folder(tmp_path, refused, kind):
+    settings = {"privacy": kind, "target-epsilon": 1e-4, "output-dir": str(tmp_path / "run")}
+    with refused("target-epsilon = 0.0001: no noise is enough"):
+        simulate(TINY | settings, CLIENTS, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_client_dp_refuses_a_delta_too_large_for_the_clients(run, refused):
+    settings = {"privacy": "client-dp", "noise_multiplier": 1.0, "num_rounds": 1}
+    with refused("target-delta = 0.34", "1 / number of clients = 1 / 3"):
+        run(**settings, target_delta=0.34)
+    assert run(**settings, target_delta=0.33)[0].summary["delta"] == 0.33

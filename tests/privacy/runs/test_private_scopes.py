@@ -1,0 +1,43 @@
+"""Private training of every scope and kind of model."""
+
+import pytest
+from helpers.private_clients import CLIENTS, KINDS, TINY
+
+from fedattn_app.config import Config
+from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.parameters import get_arrays
+from fedattn_app.models.scopes import SCOPES, scope_of
+
+
+def start_of(config, num_labels):
+    """The arrays that a run with this configuration starts from, and its scope."""
+    model = build_classifier(config, num_labels)
+    arrays = get_arrays(model)
+    federation = config.federation
+    return arrays, scope_of(federation.shared, federation.local, model.family, arrays)
+
+
+def assert_moves_what_is_shared(run, **settings):
+    result, _ = run(noise_multiplier=1.0, num_rounds=1, **settings)
+    config = Config.from_run_config(settings | {"noise-multiplier": 1.0})
+    arrays, scope = start_of(config, num_labels=2)
+    moved = {name for name in arrays if arrays[name].tobytes() != result.arrays[name].tobytes()}
+    assert moved == scope.shared
+    assert (result.history[1]["clients"], result.history[1]["failures"]) == (CLIENTS, 0)
+
+
+@pytest.mark.parametrize("shared", [*SCOPES, r"layers\.0\..*|head\.bias"])
+def test_every_scope_trains_privately(run, shared):
+    assert_moves_what_is_shared(run, privacy="dp-sgd", shared=shared, **TINY)
+
+
+@pytest.mark.parametrize("shared", ["attention", "lora"])
+@pytest.mark.parametrize("privacy", KINDS)
+def test_a_pretrained_model_trains_privately(run, pretrained_folder, privacy, shared):
+    folder = str(pretrained_folder("distilbert"))
+    assert_moves_what_is_shared(run, privacy=privacy, shared=shared, model=folder)
+
+
+def test_personal_parameters_train_privately_and_stay_at_home(run, kind):
+    scope = {"shared": "attention", "local": "personal"}
+    assert_moves_what_is_shared(run, privacy=kind, **scope, **TINY)

@@ -1,0 +1,295 @@
+"""Every family trains a federated round under every scope, and its frozen base never travels."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from flwr.clientapp import ClientApp
+from helpers.pretrained_folders import FAMILIES_TESTED
+from safetensors.numpy import load_file, save_file
+
+from fedattn_app import client_app, server_app
+from fedattn_app.analysis.predictor import Predictor
+from fedattn_app.clients.base import FrozenClient, PersonalClient
+from fedattn_app.clients.node_state import ContextState
+from fedattn_app.config import Config
+from fedattn_app.data.loading import client_data
+from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.parameters import get_arrays
+from fedattn_app.models.scopes import SCOPES, scope_of
+from fedattn_app.results.run_folder import read_checkpoint
+from fedattn_app.server.partition_grid import PartitionGrid
+from fedattn_app.simulation import simulate
+
+CLIENTS = 3
+LABELS = ("chest", "skin")
+NOTES = [
+    ("chest pain since yesterday", "chest"),
+    ("short of breath; no fever", "chest"),
+    ("a rash on both hands", "skin"),
+    ("now a rash on both ankle", "skin"),
+]
+
+
+@pytest.fixture(scope="session")
+def notes(tmp_path_factory):
+    """A folder with 60 training and 8 test examples."""
+    folder = tmp_path_factory.mktemp("notes")
+    for name, times in (("train", 15), ("test", 2)):
+        rows = [f"{text},{label}" for text, label in NOTES * times]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def settings(pretrained_folder, notes, tmp_path):
+    """A function that gives the run-config of a short run with a tiny model of a family."""
+
+    def make(family="bert", **more):
+        return {
+            "model": str(pretrained_folder(family)),
+            "dataset": "file",
+            "data-path": str(notes),
+            "max-length": 16,
+            "learning-rate": 0.01,
+            "num-rounds": 1,
+            "output-dir": str(tmp_path / "run"),
+            **{name.replace("_", "-"): value for name, value in more.items()},
+        }
+
+    return make
+
+
+def start_of(config, num_labels=2):
+    """The arrays that a run with this configuration starts from, and its scope."""
+    config = Config.from_run_config(config)
+    model = build_classifier(config, num_labels)
+    arrays = get_arrays(model)
+    federation = config.federation
+    return arrays, scope_of(federation.shared, federation.local, model.family, arrays)
+
+
+def moved(before, after):
+    return {name for name, array in before.items() if array.tobytes() != after[name].tobytes()}
+
+
+@pytest.mark.parametrize("shared", SCOPES)
+@pytest.mark.parametrize("family", FAMILIES_TESTED)
+def test_a_round_changes_all_that_is_shared_and_nothing_else(settings, family, shared):
+    config = settings(family, shared=shared)
+    result = simulate(config, CLIENTS, quiet=True)
+    arrays, scope = start_of(config)
+    assert moved(arrays, result.arrays) == scope.shared
+    row = result.history[-1]
+    assert (row["clients"], row["failures"]) == (CLIENTS, 0)
+    assert (row["central"] is None) == (shared == "lora-a")
+    up = 4 * sum(arrays[name].size for name in scope.shared)
+    names_and_metrics = row["bytes_up"] / CLIENTS - up
+    assert 0 < names_and_metrics < 300 * len(scope.shared) + 3000
+
+
+@pytest.mark.parametrize("shared", ["attention+head", "lora", "lora-a"])
+def test_a_run_learns(settings, shared):
+    result = simulate(
+        settings(shared=shared, num_rounds=8, learning_rate=0.02), CLIENTS, quiet=True
+    )
+    assert result.summary["accuracy"] >= 0.9
+
+
+@pytest.mark.parametrize("shared", ["all", "attention+head", "lora"])
+def test_a_run_repeats_bit_for_bit(settings, tmp_path, shared):
+    config = settings(shared=shared, dropout=0.1)
+    first = simulate(config, CLIENTS, quiet=True)
+    torch.rand(7)
+    again = simulate(config | {"output-dir": str(tmp_path / "again")}, CLIENTS, quiet=True)
+    assert not moved(first.arrays, again.arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["attention+head", "lora-a"])
+def test_flowers_engine_comes_to_the_same_bits(settings, tmp_path, shared):
+    config = settings(shared=shared, num_rounds=2)
+    local = simulate(config, CLIENTS, quiet=True)
+    config["output-dir"] = str(tmp_path / "flower")
+    flower = simulate(config, CLIENTS, quiet=True, engine="flower")
+    assert not moved(local.arrays, flower.arrays)
+
+
+def with_own_models(paths):
+    """Our ClientApp on nodes that have a model of their own: `paths` by partition."""
+    app = ClientApp()
+
+    def passing(message, context):
+        path = paths.get(context.node_config["partition-id"])
+        if path is not None:
+            node_config = {**context.node_config, "model-path": str(path)}
+            context = replace(context, node_config=node_config)
+        return client_app.app(message, context)
+
+    for register in (app.train, app.evaluate, app.query):
+        register()(passing)
+    return app
+
+
+def run_with(app, config):
+    config = Config.from_run_config(config)
+    with task_identity():
+        grid = LocalGrid(app, CLIENTS, config.to_run_config())
+        return server_app.run(PartitionGrid(grid), config)
+
+
+@pytest.fixture
+def altered_folder(pretrained_folder, tmp_path):
+    """The folder of the same model, but for one value of its word embeddings."""
+    folder = shutil.copytree(pretrained_folder("bert"), tmp_path / "altered")
+    arrays = load_file(folder / "model.safetensors")
+    (name,) = (name for name in arrays if "word_embeddings" in name)
+    arrays[name][3, 5] = np.nextafter(arrays[name][3, 5], np.float32(9))
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("shared", ["attention", "lora", "lora-b", "lora-a"])
+def test_a_node_whose_frozen_weights_differ_is_refused_and_the_others_go_on(
+    settings, altered_folder, caplog, shared
+):
+    result = run_with(with_own_models({1: altered_folder}), settings(shared=shared, num_rounds=2))
+    for row in result.history[1:]:
+        assert (row["clients"], row["failures"]) == (CLIENTS - 1, 2)  # it neither trains nor scores
+    assert "client 1 failed" in caplog.text
+    assert "the frozen parameters of this node differ from the server's" in caplog.text
+    assert {row["partition"] for row in result.clients} == {0, 2}
+
+
+def test_the_same_model_in_another_place_is_welcome(settings, pretrained_folder, tmp_path):
+    elsewhere = shutil.copytree(pretrained_folder("bert"), tmp_path / "elsewhere")
+    result = run_with(with_own_models({1: elsewhere}), settings())
+    assert result.history[-1]["clients"] == CLIENTS
+
+
+def test_a_model_path_is_for_pretrained_models_only(tiny, pretrained_folder):
+    result = run_with(with_own_models({1: pretrained_folder("bert")}), tiny | {"layers": 2})
+    assert result.history[-1]["clients"] == CLIENTS
+
+
+def test_weights_and_tokenizer_that_changed_are_read_anew(settings, altered_folder, tmp_path):
+    own = tmp_path / "own"
+    config = settings(model=str(own), dropout=0.0)
+    runs = []
+    for number, base in enumerate((settings()["model"], altered_folder)):
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(base, own)
+        path = str(tmp_path / f"{number}")
+        runs.append(simulate(config | {"output-dir": path}, CLIENTS, quiet=True))
+        assert runs[-1].history[-1]["failures"] == 0
+    assert moved(runs[0].arrays, runs[1].arrays)
+
+
+def test_what_a_model_path_says_stays_on_the_node(settings, tmp_path, caplog):
+    result = run_with(with_own_models({1: tmp_path / "Jane Doe"}), settings())
+    assert result.history[-1]["clients"] == CLIENTS - 1
+    replies = [record.getMessage() for record in caplog.records if "client 1" in record.message]
+    assert replies
+    assert all("cannot load the model; its own log says why" in reply for reply in replies)
+    assert not any("Jane" in reply for reply in replies)
+
+
+def test_b_of_another_scale_is_not_used(settings):
+    names = set()
+    for alpha in (16, 64):
+        config = Config.from_run_config(settings(shared="lora-a", lora_alpha=alpha))
+        data = client_data(config.data, config.model, 1, 0, CLIENTS)
+        client = PersonalClient(config, LABELS, data, 0, ContextState(RecordDict()))
+        names.add(client.state_name)
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("model", [".", "~nobody-of-this-name/x", "x" * 300])
+def test_an_odd_path_is_a_model_or_one_line(
+    settings, pretrained_folder, refused, monkeypatch, model
+):
+    monkeypatch.chdir(pretrained_folder("bert"))
+    if model == ".":
+        result = simulate(settings(model=model), CLIENTS, quiet=True)
+        assert len(Predictor.load(result.path).predict(["a rash"])) == 1
+    else:
+        with refused(f"model = {model!r}", "no folder"):
+            simulate(settings(model=model), CLIENTS, quiet=True)
+
+
+def test_a_server_without_a_tokenizer_is_refused_before_any_training(settings, tmp_path, refused):
+    base = shutil.copytree(settings()["model"], tmp_path / "base")
+    (base / "tokenizer.json").unlink()
+    config = settings(model=str(base), data_path="", labels="chest,skin")
+    with refused("tokenizer"), task_identity():
+        server_app.run(PartitionGrid(LocalGrid(ClientApp(), 1, {})), Config.from_run_config(config))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shared", ["attention", "lora-b"])
+def test_a_client_that_joins_late_trains_as_if_it_had_always_been_there(settings, shared):
+    config = Config.from_run_config(settings(shared=shared))
+    data = client_data(config.data, config.model, 1, 0, CLIENTS)
+    early = FrozenClient(config, LABELS, data)
+    first, *_ = early.fit(early.get_parameters({}), {"server-round": 1})
+    second, *_ = early.fit(first, {"server-round": 2})
+    # Another process in between has another model of its own.
+    FrozenClient(replace(config, federation=replace(config.federation, seed=2)), LABELS, data)
+    late, *_ = FrozenClient(config, LABELS, data).fit(first, {"server-round": 2})
+    assert [array.tobytes() for array in late] == [array.tobytes() for array in second]
+
+
+@pytest.mark.parametrize("shared", ["attention+head", "lora-b"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, tmp_path, shared):
+    whole = simulate(settings(shared=shared, num_rounds=3), CLIENTS, quiet=True)
+    half = settings(shared=shared, num_rounds=2, output_dir=str(tmp_path / "half"))
+    simulate(half, CLIENTS, quiet=True)
+    resumed = simulate({"resume-from": str(tmp_path / "half"), "num-rounds": 3}, quiet=True)
+    assert not moved(whole.arrays, resumed.arrays)
+    arrays, _ = read_checkpoint(resumed.path)
+    assert arrays.keys() == start_of(half)[1].shared
+
+
+def test_a_run_is_not_carried_on_from_another_base(
+    settings, pretrained_folder, altered_folder, tmp_path, refused
+):
+    own = shutil.copytree(pretrained_folder("bert"), tmp_path / "own")
+    config = settings(model=str(own))
+    simulate(config, CLIENTS, quiet=True)
+    shutil.copy(altered_folder / "model.safetensors", own)
+    with refused("resume-from", "frozen parameters", str(own)):
+        simulate({"resume-from": config["output-dir"], "num-rounds": 3}, quiet=True)
+
+
+@pytest.mark.parametrize("shared", ["attention+head", "lora"])
+def test_the_final_model_predicts_without_its_base(settings, pretrained_folder, tmp_path, shared):
+    base = shutil.copytree(pretrained_folder("distilbert"), tmp_path / "base")
+    config = settings(model=str(base), shared=shared, num_rounds=8, learning_rate=0.02)
+    result = simulate(config, CLIENTS, quiet=True)
+    shutil.rmtree(base)
+    predictor = Predictor.load(result.path)
+    texts, labels = zip(*NOTES, strict=True)
+    right = sum(a == b for a, b in zip(predictor.predict(texts), labels, strict=True))
+    assert right / len(NOTES) == result.summary["accuracy"]
+    seen = predictor.attention("chest pain")
+    assert seen.tokens == ["[CLS]", "chest", "pain", "[SEP]"]
+    assert [tuple(layer.shape) for layer in seen.maps] == [(2, 4, 4)] * 2
+
+
+def test_adapters_are_for_the_built_in_model_too(tiny):
+    result = simulate(tiny | {"shared": "lora", "num-rounds": 1}, CLIENTS, quiet=True)
+    arrays, scope = start_of(tiny | {"shared": "lora"}, num_labels=6)
+    assert len(scope.shared) == 2 * 4 + 2
+    assert {name.replace("base_layer.", "") for name in scope.frozen} > {"embedding.weight"}
+    assert result.summary["shared_parameters"] == sum(arrays[n].size for n in scope.shared)
+
+
+def test_the_learning_rate_of_the_built_in_model_is_warned_of(settings, capsys):
+    simulate(settings(learning_rate=0.003), CLIENTS, quiet=True)
+    assert "learning-rate = 0.003 suits the built-in model" in capsys.readouterr().err
+    simulate(settings(learning_rate=0.001, output_dir=settings()["output-dir"] + "2"), CLIENTS)
+    assert "suits the built-in model" not in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""The script as its user runs it: what it prints, and how a mistake ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_simulation
+from fedattn_app.results.run_folder import RunResult
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, capsys):
+    """Call the script in a scratch folder: its exit status, output lines and error lines."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run_simulation.py", *arguments])
+        status = run_simulation.main()
+        output = capsys.readouterr()
+        return status, output.out.splitlines(), output.err.splitlines()
+
+    return call
+
+
+def files(folder):
+    (folder / "good.csv").write_text("text,label\n" + "a b,x\nc d,y\n" * 20)
+    (folder / "no_label.csv").write_text("text,target\nhello,yes\n")
+    (folder / "latin.csv").write_bytes("text,label\ncaf\xe9,x\n".encode("latin-1"))
+    (folder / "one.csv").write_text("text,label\n" + "a b,x\n" * 40)
+    (folder / "empty.csv").write_text("")
+    (folder / "bad.toml").write_text("num-rounds = = 3")
+    (folder / "typo.toml").write_text("num-round = 3")
+    (folder / "occupied").write_text("a file, not a folder")
+
+
+MISTAKES = {
+    "unknown key": ("num-round=3", "num-round: no such run-config key; did you mean num-rounds?"),
+    "misspelt key in a file": ("typo.toml", "did you mean num-rounds?"),
+    "broken file": ("bad.toml", "not a TOML file"),
+    "missing file": ("none.toml", "cannot be read"),
+    "wrong type": ('num-rounds="three"', "num-rounds = 'three': must be a whole number >= 1"),
+    "no rounds": ("num-rounds=0", "num-rounds = 0: must be a whole number >= 1"),
+    "not a number": ("learning-rate=nan", "learning-rate = nan"),
+    "wrong choice": ('strategy="fedsomething"', "must be one of"),
+    "bare word": ("shared=all", "put text in quotes"),
+    "no pairs": ("hello", "must be key=value pairs"),
+    "empty scope": ('shared="atention"', "matches no parameter; the names are"),
+    "broken scope": ('shared="("', "nor a regex"),
+    "nothing personal": ('shared="all" local="personal"', "leaves nothing personal"),
+    "no data path": ('dataset="file"', "needs the path of a file"),
+    "missing data": ('dataset="file" data-path="none.csv"', "does not exist"),
+    "missing column": ('dataset="file" data-path="no_label.csv"', "no column 'label'"),
+    "odd encoding": ('dataset="file" data-path="latin.csv"', "not UTF-8"),
+    "empty data": ('dataset="file" data-path="empty.csv"', "empty.csv: is empty"),
+    "unknown label": ('dataset="file" data-path="good.csv" labels="x,z"', "label 'y' is unknown"),
+    "one label": ('dataset="file" data-path="one.csv"', "at least 2"),
+    "too many clients": ('dataset="file" data-path="good.csv"', "only 40 training examples"),
+    "unknown partition column": (
+        'dataset="file" data-path="good.csv" partitioner="natural" partition-by="ward"',
+        "no column 'ward' (partition-by)",
+    ),
+    "hub out of reach": ('dataset="no/such"', 'use dataset = "file"'),
+    "no path": (r'output-dir="a\u0000b"', "cannot be used as a path"),
+    "too long a path": (f'data-path="{"x" * 300}.csv" dataset="file"', "cannot be used as a path"),
+    "no such home": ('output-dir="~nobody-here/x"', "cannot be used as a path"),
+    "output is a file": ('output-dir="occupied"', "cannot be written"),
+    "output below a file": ('output-dir="occupied/run"', "cannot be written"),
+    "nothing to carry on": ('resume-from="none"', "holds no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(script, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    files(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    given, expected = MISTAKES[name]
+    clients = "50" if name == "too many clients" else "4"
+    status, out, err = script("--num-supernodes", clients, "--run-config", given)
+    assert (status, len(err)) == (2, 1), err
+    assert err[0].startswith("error: ")
+    assert expected in err[0]
+    assert not any("round" in line for line in out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_shows_no_traceback_in_a_shell(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, ROOT / "run_simulation.py", "--run-config", "num-rounds=0"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == "error: num-rounds = 0: must be a whole number >= 1\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--num-supernodes", "abc"),
+        ("--engine", "spark"),
+        ("--workers", "two"),
+        ("--workers", "0"),
+        ("--workers", "-1"),
+        ("--workers", "2", "--engine", "flower"),
+        ("stray",),
+        ("--nothing",),
+    ],
+)
+def test_wrong_arguments_are_one_line_too(script, arguments):
+    status, out, err = script(*arguments)
+    assert (status, out, len(err)) == (2, [], 1)
+
+
+TINY = 'model="tiny" vocabulary=512 num-rounds=1'
+
+
+def test_a_run_ends_with_its_folder(script, tmp_path):
+    status, out, err = script("--num-supernodes", "2", "--run-config", TINY)
+    assert (status, err) == (0, [])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert out[-1] == f"results in {folder}"
+
+
+def test_a_quiet_run_prints_the_folder_alone(script, tmp_path):
+    arguments = ("--num-supernodes", "2", "--run-config", TINY, "--quiet", "--output-dir", "here")
+    assert script(*arguments) == (0, [str(tmp_path / "here")], [])
+
+
+def test_a_runs_own_config_repeats_it(script, tmp_path):
+    given = TINY + " learning-rate=0.01"
+    script("--num-supernodes", "2", "--run-config", given, "--output-dir", "first")
+    again = ("--run-config", "first/config.toml", "--output-dir", "second", "--num-supernodes", "2")
+    assert script(*again)[0] == 0
+    first, second = (RunResult(tmp_path / name).arrays for name in ("first", "second"))
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_results_are_never_overwritten(script):
+    arguments = ("--num-supernodes", "2", "--run-config", TINY, "--output-dir", "here")
+    assert script(*arguments)[0] == 0
+    status, _, err = script(*arguments)
+    assert status == 2
+    assert "holds a run already" in err[0]
+
+
+def test_a_failed_run_is_one_line_and_status_1(script):
+    given = TINY + " learning-rate=1e30"
+    status, _, err = script("--num-supernodes", "2", "--run-config", given)
+    assert status == 1
+    assert "all 2 clients failed" in err[-1]
+    assert not any("Traceback" in line for line in err)

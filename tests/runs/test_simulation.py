@@ -1,0 +1,480 @@
+"""Whole runs on the local engine, and the same one on Flower's."""
+
+import tomllib
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from flwr.app import Array, Message
+from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_to_proto
+from helpers.runs import same_arrays, settled
+
+from fedattn_app import client_app, server_app
+from fedattn_app.clients.base import FrozenClient
+from fedattn_app.config import Config
+from fedattn_app.data.loading import client_data
+from fedattn_app.data.triage import LABELS
+from fedattn_app.engine.local_grid import LocalGrid, one_thread, task_identity
+from fedattn_app.errors import RunFailedError
+from fedattn_app.files import write_arrays
+from fedattn_app.models.parameters import get_arrays
+from fedattn_app.models.transformer import build_model
+from fedattn_app.results.run_folder import CHECKPOINT, RunResult, read_checkpoint
+from fedattn_app.server.partition_grid import PartitionGrid
+from fedattn_app.simulation import simulate
+
+CLIENTS = 3
+
+
+def run_with(app, config, num_supernodes=CLIENTS):
+    """Run the server against another ClientApp than ours."""
+    config = Config.from_run_config(config)
+    with task_identity():
+        grid = LocalGrid(app, num_supernodes, dict(config.to_run_config()))
+        return server_app.run(PartitionGrid(grid), config)
+
+
+@pytest.fixture
+def ran(tiny):
+    return simulate(tiny, CLIENTS, quiet=True)
+
+
+def test_one_seed_is_one_result_bit_for_bit(tiny, ran, tmp_path):
+    again = simulate(tiny | {"output-dir": str(tmp_path / "b")}, CLIENTS, quiet=True)
+    assert settled(ran) == settled(again)
+    assert same_arrays(ran, again)
+
+
+def test_another_seed_is_another_result(tiny, ran, tmp_path):
+    other = simulate(tiny | {"output-dir": str(tmp_path / "b"), "seed": 2}, CLIENTS, quiet=True)
+    assert settled(ran) != settled(other)
+
+
+@pytest.fixture
+def scratch_for_ray(monkeypatch):
+    """A folder with a path short enough for Ray's sockets."""
+    with TemporaryDirectory(prefix="ray") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("FLWR_HOME", f"{folder}/flwr")
+        monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+        yield folder
+
+
+@pytest.mark.usefixtures("scratch_for_ray")
+def test_flowers_engine_gives_the_same_bits(tiny, ran, tmp_path):
+    config = tiny | {"output-dir": str(tmp_path / "flower")}
+    flower = simulate(config, CLIENTS, engine="flower", quiet=True)
+    assert settled(ran) == settled(flower)
+    assert same_arrays(ran, flower)
+
+
+def test_one_client_that_shares_all_is_local_training(tiny):
+    result = simulate(tiny | {"shared": "all"}, 1, quiet=True)
+    config = Config.from_run_config(tiny | {"shared": "all"})
+    data = client_data(config.data, config.model, 1, 0, 1)
+    client = FrozenClient(config, LABELS, data)
+    arrays = client.get_parameters({})
+    with one_thread():
+        for server_round in (1, 2):
+            arrays, *_ = client.fit(arrays, {"server-round": server_round})
+    for name, array in zip(client.shared, arrays, strict=True):
+        assert result.arrays[name].tobytes() == array.tobytes(), name
+
+
+def test_frozen_parameters_never_move_in_ten_rounds(tiny):
+    config = tiny | {"shared": "attention", "num-rounds": 10, "fraction-evaluate": 0.0}
+    result = simulate(config, CLIENTS, quiet=True)
+    start = get_arrays(build_model(Config.from_run_config(config).model, len(LABELS), 1))
+    for name, array in start.items():
+        moved = result.arrays[name].tobytes() != array.tobytes()
+        assert moved == (".attention." in name), name
+
+
+def test_personal_parameters_stay_at_home(tiny):
+    config = tiny | {"shared": "attention", "local": "personal"}
+    result = simulate(config, CLIENTS, quiet=True)
+    start = get_arrays(build_model(Config.from_run_config(config).model, len(LABELS), 1))
+    for name, array in start.items():
+        moved = result.arrays[name].tobytes() != array.tobytes()
+        assert moved == (".attention." in name), name
+    assert all(row["central"] is None for row in result.history)
+    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
+
+
+@pytest.fixture
+def opinions(tmp_path):
+    """A file of 200 examples that are easy to tell apart."""
+    path = tmp_path / "train.csv"
+    rows = [f"{'good fine' if k % 2 else 'bad poor'} {k},{'np'[k % 2]}" for k in range(200)]
+    path.write_text("\n".join(["text,label", *rows]))
+    return {"dataset": "file", "data-path": str(path)}
+
+
+@pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
+def test_every_scope_learns_what_is_easy(tiny, opinions, shared):
+    settings = {"shared": shared, "num-rounds": 5, "local-epochs": 3}
+    result = simulate(tiny | opinions | settings, CLIENTS, quiet=True)
+    assert result.history[0]["central"] is None
+    assert result.summary["accuracy"] > 0.9
+
+
+def test_sampling_takes_the_asked_share_and_repeats_by_seed(tiny, tmp_path):
+    config = tiny | {"fraction-train": 0.4, "fraction-evaluate": 0.0, "num-rounds": 4}
+
+    def trained(name, seed):
+        more = {"output-dir": str(tmp_path / name), "seed": seed}
+        result = simulate(config | more, 5, quiet=True)
+        return [(row["round"], row["partition"]) for row in result.clients]
+
+    first = trained("a", 1)
+    assert [r for r, _ in first] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert first == trained("b", 1)
+    assert first != trained("c", 2)
+    assert len({p for _, p in first}) > 2
+
+
+def test_the_folder_holds_what_the_contract_says(tiny, ran):
+    names = {path.relative_to(ran.path).as_posix() for path in ran.path.rglob("*")}
+    assert names == {
+        "best.safetensors",
+        "checkpoint/best.safetensors",
+        "config.toml",
+        "history.jsonl",
+        "clients.jsonl",
+        "summary.json",
+        "model.safetensors",
+        "checkpoint",
+        "checkpoint/model.safetensors",
+    }
+    settings = tomllib.loads((ran.path / "config.toml").read_text())
+    assert set(settings.pop("versions")) >= {"python", "flwr", "torch", "opacus"}
+    assert Config.from_run_config(settings) == Config.from_run_config(tiny)
+    assert [row["round"] for row in ran.history] == [0, 1, 2]
+    for row in ran.history:
+        assert set(row) == {
+            *("round", "seconds", "clients", "failures", "bytes_up", "bytes_down"),
+            *("train", "evaluate", "central", "epsilon_max", "dropped"),
+        }
+    assert [(row["round"], row["partition"]) for row in ran.clients] == [
+        (r, p) for r in (1, 2) for p in range(CLIENTS)
+    ]
+    for row in ran.clients:
+        assert set(row) == {
+            *("round", "partition", "num_examples", "accuracy", "loss", "epsilon", "seconds"),
+            *("recall_per_class", "f1_per_class"),
+        }
+    summary = ran.summary
+    assert set(summary) == {
+        *("strategy", "shared", "privacy", "model", "dataset", "num_clients", "rounds"),
+        *("accuracy", "macro_f1", "recall_per_class", "worst_client_accuracy"),
+        *("epsilon", "delta", "bytes_up_per_client_round", "bytes_total"),
+        *("shared_parameters", "total_parameters", "seconds", "best_round", "f1_per_class"),
+        *("best_client_accuracy", "client_accuracy_deviation"),
+    }
+    last = ran.history[-1]
+    assert summary["accuracy"] == last["central"]["accuracy"]
+    assert summary["num_clients"] == CLIENTS
+    assert set(summary["recall_per_class"]) == set(LABELS)
+    worst = min(row["accuracy"] for row in ran.clients if row["round"] == 2)
+    assert summary["worst_client_accuracy"] == worst
+    total = sum(row["bytes_up"] + row["bytes_down"] for row in ran.history)
+    assert summary["bytes_total"] == total
+    assert summary["shared_parameters"] == sum(
+        array.size
+        for name, array in ran.arrays.items()
+        if ".attention." in name or name.startswith("head")
+    )
+
+
+def test_federated_scores_pool_the_clients(ran):
+    rows = [row for row in ran.clients if row["round"] == 2]
+    sizes = [len(client_data_of(row["partition"]).validation) for row in rows]
+    pooled = np.average([row["accuracy"] for row in rows], weights=sizes)
+    assert ran.history[2]["evaluate"]["accuracy"] == pytest.approx(pooled)
+
+
+def client_data_of(partition):
+    config = Config.from_run_config({"model": "tiny", "vocabulary": 512})
+    return client_data(config.data, config.model, 1, partition, CLIENTS)
+
+
+def test_a_run_carried_on_is_the_run_not_interrupted(tiny, tmp_path):
+    whole = simulate(tiny | {"num-rounds": 4}, CLIENTS, quiet=True)
+    half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
+    # Only what changes is given: the rest is read from the run's own config.toml.
+    resumed = simulate({"num-rounds": 4, "resume-from": str(half.path)}, quiet=True)
+    assert resumed.path == half.path
+    assert same_arrays(whole, resumed)
+    expected, expected_summary = settled(whole)
+    rows, summary = settled(resumed)
+    # Carrying on asks the nodes once more who they are, which costs a few bytes.
+    for row, other in zip(rows, expected, strict=True):
+        if "bytes_up" in row:
+            row["bytes_up"] = row["bytes_down"] = other["bytes_up"] = other["bytes_down"] = None
+    assert rows == expected
+    assert summary["accuracy"] == expected_summary["accuracy"]
+
+
+def test_bytes_are_those_of_the_messages(tiny):
+    sizes = {"up": 0, "down": 0}
+    app = ClientApp()
+
+    def passing(message, context):
+        sizes["down"] += recorddict_to_proto(message.content).ByteSize()
+        reply = client_app.app(message, context)
+        sizes["up"] += recorddict_to_proto(reply.content).ByteSize()
+        return reply
+
+    for register in (app.train, app.evaluate, app.query):
+        register()(passing)
+    result = run_with(app, tiny)
+    for direction in sizes:
+        counted = sum(row[f"bytes_{direction}"] for row in result.history)
+        assert counted == pytest.approx(sizes[direction], rel=0.01)
+
+
+def test_a_checkpoint_is_carried_on_though_its_last_row_was_lost(tiny, tmp_path):
+    whole = simulate(tiny | {"num-rounds": 3}, CLIENTS, quiet=True)
+    half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
+    history = half.path / "history.jsonl"
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]) + '{"rou')
+    resumed = simulate({"num-rounds": 3, "resume-from": str(half.path)}, CLIENTS, quiet=True)
+    assert [row["round"] for row in resumed.history] == [0, 1, 3]
+    assert same_arrays(whole, resumed)
+
+
+def test_a_run_is_not_carried_on_with_another_split(tiny, ran, refused):
+    with refused("4 clients", "split its data over 3", "--num-supernodes 3"):
+        simulate({"num-rounds": 3, "resume-from": str(ran.path)}, 4, quiet=True)
+    # A refusal takes nothing away from what the run had come to.
+    assert RunResult(ran.path).summary == ran.summary
+    assert RunResult(ran.path).arrays.keys() == ran.arrays.keys()
+
+
+def test_a_personal_simulation_is_not_carried_on(tiny, refused):
+    config = tiny | {"local": "personal", "shared": "attention"}
+    result = simulate(config, CLIENTS, quiet=True)
+    with refused("resume-from", "personal"):
+        simulate({"num-rounds": 3, "resume-from": str(result.path)}, CLIENTS, quiet=True)
+
+
+def test_a_checkpoint_holds_only_what_travels(ran):
+    arrays, _ = read_checkpoint(ran.path)
+    assert arrays.keys() == {name for name in ran.arrays if ".attention." in name or "head" in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda arrays, about: about.update({"frozen-fingerprint": "0" * 64}), "frozen parameters"),
+        (lambda arrays, about: about.pop("frozen-fingerprint"), "frozen parameters"),
+        (lambda arrays, about: arrays.pop("head.bias"), "head.bias"),
+        (lambda arrays, about: arrays.update(x=np.zeros(1)), "x"),
+        (lambda arrays, about: arrays.update({"head.bias": np.zeros(7)}), "head.bias"),
+    ],
+    ids=["other frozen part", "no frozen part", "one less", "one more", "another shape"],
+)
+def test_a_checkpoint_of_another_model_is_refused(ran, refused, change, part):
+    arrays, about = read_checkpoint(ran.path)
+    change(arrays, about)
+    write_arrays(ran.path / CHECKPOINT, arrays, about)
+    with refused("resume-from", part):
+        simulate({"num-rounds": 3, "resume-from": str(ran.path)}, CLIENTS, quiet=True)
+    assert RunResult(ran.path).summary == ran.summary
+
+
+def altered(change):
+    """Our ClientApp, but `change` alters the training replies of node 1."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context):
+        reply = client_app.app(message, context)
+        if context.node_config["partition-id"] == 1:
+            change(reply.content)
+        return reply
+
+    app.evaluate()(client_app.app)
+    app.query()(client_app.describe)
+    return app
+
+
+def replace_bias(value):
+    def change(content):
+        content["arrays"]["head.bias"] = Array(np.asarray(value))
+
+    return change
+
+
+UNSOUND = {
+    "another shape": (replace_bias(np.zeros(9, np.float32)), "head.bias is float32 (9,)"),
+    "a shape that broadcasts": (replace_bias(np.zeros(1, np.float32)), "head.bias is float32 (1,)"),
+    "another dtype": (replace_bias(np.zeros(6)), "head.bias is float64"),
+    "not a number": (replace_bias(np.full(6, np.nan, np.float32)), "head.bias holds NaN"),
+    "a missing array": (lambda c: c["arrays"].pop("head.bias"), "arrays differ in head.bias"),
+    "a missing metric": (lambda c: c["metrics"].pop("loss"), "metrics differ in loss"),
+    "one metric more": (lambda c: c["metrics"].update(extra=1), "metrics differ in extra"),
+    "a metric that is no number": (lambda c: c["metrics"].update(loss=np.inf), "loss is not"),
+    "less than no loss": (lambda c: c["metrics"].update(loss=-1.0), "loss is -1"),
+    "less than no examples": (
+        lambda c: c["metrics"].update({"num-examples": -3}),
+        "num-examples is -3",
+    ),
+    "more than can be added up": (lambda c: c["metrics"].update(loss=1e308), "loss is 1e+308"),
+    "no metrics": (lambda c: c.pop("metrics"), "one record of metrics"),
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_an_unsound_reply_is_a_failed_one(tiny, caplog, name):
+    change, reason = UNSOUND[name]
+    result = run_with(altered(change), tiny)
+    assert [row["failures"] for row in result.history] == [0, 1, 1]
+    dropped = "client 1: its update is dropped" in caplog.text
+    assert dropped != ("client 1 failed: unsound reply" in caplog.text)
+    assert [row["dropped"] for row in result.history] == [0, int(dropped), int(dropped)]
+    assert reason in caplog.text
+    assert all(np.isfinite(array).all() for array in result.arrays.values())
+
+
+def app_where(partition, change):
+    """Our ClientApp, but node `partition` gets its context through `change`."""
+    app = ClientApp()
+
+    def passing(message: Message, context):
+        if context.node_config["partition-id"] == partition:
+            context = change(context)
+        return client_app.app(message, context)
+
+    for register in (app.train, app.evaluate):
+        register()(passing)
+    app.query()(client_app.describe)
+    return app
+
+
+def with_run_config(**settings):
+    return lambda context: replace(context, run_config={**context.run_config, **settings})
+
+
+# A node that cannot train can still evaluate; one that is set up wrongly can do neither.
+FAILURES = {"not finite": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"seed": 9}, "frozen parameters of this node differ"),
+        ({"shared": "head"}, "shares other parameters"),
+        ({"learning-rate": 1e30}, "not finite"),
+        ({"dataset": "file", "data-path": "/nowhere.csv"}, "does not exist"),
+    ],
+)
+def test_a_node_that_fails_is_named_and_the_others_go_on(tiny, caplog, settings, reason):
+    result = run_with(app_where(1, with_run_config(**settings)), tiny)
+    assert [row["failures"] for row in result.history] == [0, *FAILURES.get(reason, (2, 2))]
+    trained = {row["partition"] for row in result.clients if row["num_examples"] is not None}
+    assert trained == {0, 2}
+    assert "client 1 failed" in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_round_in_which_all_fail_ends_the_run_and_keeps_what_was(tiny):
+    with pytest.raises(RunFailedError, match=r"round 1: all 3 clients failed: .*not finite"):
+        simulate(tiny | {"learning-rate": 1e30}, CLIENTS, quiet=True)
+
+
+def test_a_global_model_that_diverges_ends_the_run_and_keeps_what_was(tiny, tmp_path):
+    more = {"optimizer": "sgd", "learning-rate": 1e6, "shared": "all", "num-rounds": 3}
+    with pytest.raises(RunFailedError, match=r"round \d: .*not finite; lower learning-rate"):
+        simulate(tiny | more, CLIENTS, quiet=True)
+    rounds = {row["round"] for row in RunResult(tmp_path / "run").history}
+    assert {row["round"] for row in RunResult(tmp_path / "run").clients} == rounds - {0}
+
+
+def test_clients_without_examples_take_part_in_name_only(tiny, tmp_path):
+    path = tmp_path / "train.csv"
+    rows = [f"word{k % 7} text,{'ab'[k % 2]}" for k in range(40)]
+    path.write_text("\n".join(["text,label", *rows]))
+    config = tiny | {
+        "dataset": "file",
+        "data-path": str(path),
+        "partitioner": "dirichlet",
+        "alpha": 0.01,
+    }
+    result = simulate(config, 8, quiet=True)
+    sizes = [row["num_examples"] for row in result.clients if row["round"] == 1]
+    assert 0 in sizes
+    assert len(sizes) == 8
+    assert sum(sizes) > 30
+    assert result.summary["accuracy"] is not None
+
+
+def test_without_a_test_split_the_clients_validation_decides(tiny, opinions):
+    result = simulate(tiny | opinions, 2, quiet=True)
+    assert result.history[-1]["central"] is None
+    assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
+    assert set(result.summary["recall_per_class"]) == {"n", "p"}
+
+
+def test_lines_tell_each_round(tiny, capsys):
+    result = simulate(tiny, CLIENTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"results in {result.path}"
+    rounds = [line for line in lines if line.startswith("round ")]
+    assert len(rounds) == 3
+    for word in ("accuracy", "loss", "up", "down", " s", "left"):
+        assert word in rounds[1]
+
+
+def test_quiet_prints_nothing(tiny, capsys):
+    simulate(tiny, CLIENTS, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "parts"),
+    [
+        ({"num_supernodes": 0}, {}, ["num-supernodes = 0"]),
+        ({"num_supernodes": "3"}, {}, ["num-supernodes = '3'"]),
+        ({"num_supernodes": True}, {}, ["num-supernodes = True"]),
+        ({"engine": "spark"}, {}, ["engine = 'spark'", "local, flower"]),
+        ({"workers": 0}, {}, ["workers = 0: must be a whole number >= 1"]),
+        ({"workers": -1}, {}, ["workers = -1"]),
+        ({"workers": "two"}, {}, ["workers = 'two'"]),
+        ({"workers": True}, {}, ["workers = True"]),
+        ({"workers": 2, "engine": "flower"}, {}, ["workers = 2", 'needs engine = "local"']),
+        ({}, {"min-clients": 4}, ["min-clients = 4", "only 3"]),
+    ],
+)
+def test_wrong_arguments_are_refused(tiny, refused, arguments, settings, parts):
+    with refused(*parts):
+        simulate(tiny | settings, **{"num_supernodes": CLIENTS, **arguments})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shared", "at_least"), [("all", 0.77), ("attention+head", 0.72)])
+def test_trec_reaches_what_the_prototype_did(tmp_path, shared_data, shared, at_least):
+    result = simulate(
+        {
+            "dataset": "file",
+            "data-path": str(shared_data / "trec"),
+            "partitioner": "dirichlet",
+            "num-rounds": 10,
+            "shared": shared,
+            "output-dir": str(tmp_path / "run"),
+        },
+        quiet=True,
+    )
+    assert result.summary["accuracy"] >= at_least
+    if shared != "all":
+        everything = 4 * result.summary["total_parameters"]
+        for row in result.history[1:]:
+            assert row["bytes_up"] < 10 * everything / 10
+
+
+@pytest.mark.slow
+def test_the_main_job_reaches_what_is_promised(tmp_path):
+    result = simulate({"output-dir": str(tmp_path / "run")}, quiet=True)
+    assert result.summary["accuracy"] >= 0.85

@@ -1,0 +1,153 @@
+"""Training the rows in use against training all rows."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.pretrained_folders import FAMILIES_TESTED
+from torch import nn
+
+from fedattn_app.config import Config, TrainingConfig
+from fedattn_app.data.examples import Examples
+from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.parameters import get_arrays
+from fedattn_app.training import loop as training
+from fedattn_app.training import sparse_embedding as compact
+from fedattn_app.training.loop import TrainingDivergedError, train
+from fedattn_app.training.sparse_embedding import compact_embedding
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LABELS = 3
+OPTIMIZERS = [
+    ("sgd", 0.0),
+    ("sgd", 0.1),
+    ("adam", 0.0),
+    ("adam", 0.1),
+    ("adamw", 0.0),
+    ("adamw", 0.1),
+]
+
+
+@pytest.fixture
+def examples():
+    """Texts of few of the words that a model knows, padding among them."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 20, (24, 6), generator=generator)
+    lengths = torch.randint(1, 7, (24,), generator=generator)
+    ids = torch.where(torch.arange(6) < lengths[:, None], ids, 0)
+    return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
+
+
+@pytest.fixture
+def build(pretrained_folder):
+    def build(kind):
+        settings = {"model": "tiny", "vocabulary": 400}
+        if kind != "built-in":
+            settings = {"model": str(pretrained_folder(kind))}
+        return build_classifier(Config.from_run_config({**settings, "max-length": 8}), LABELS)
+
+    return build
+
+
+def trained(model, examples, trainable=None, **settings):
+    names = {name for name, _ in model.named_parameters()} if trainable is None else trainable
+    config = TrainingConfig(**{"local_epochs": 2, "batch_size": 5, **settings})
+    result = train(model, names, examples, config, seed=1)
+    return result, get_arrays(model)
+
+
+@pytest.fixture
+def everything(monkeypatch):
+    """Lets all rows be trained from here on."""
+
+    def switch():
+        monkeypatch.setattr(compact, "_is_plain", lambda *_: False)
+
+    return switch
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["built-in", "bert", "roberta", "distilbert"])
+def test_the_parameters_are_those_of_training_all_rows(
+    build, examples, everything, kind, optimizer, decay
+):
+    settings = {"optimizer": optimizer, "weight_decay": decay, "learning_rate": 0.01}
+    result, rows = trained(build(kind), examples, **settings)
+    everything()
+    expected, whole = trained(build(kind), examples, **settings)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert result.accuracy == expected.accuracy
+    assert rows.keys() == whole.keys()
+    for name, array in whole.items():
+        # Where Adam's gradient is nearly zero its step is a matter of rounding.
+        np.testing.assert_allclose(rows[name], array, rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), OPTIMIZERS)
+def test_words_that_do_not_occur_move_by_decay_alone(build, examples, optimizer, decay):
+    model = build("built-in")
+    before = model.embedding.weight.detach().clone()
+    trained(model, examples, optimizer=optimizer, weight_decay=decay, learning_rate=0.01)
+    unused = torch.arange(400) >= 20
+    moved = (model.embedding.weight - before)[unused].abs().max() > 0
+    assert moved == (decay > 0)
+    if decay and optimizer != "adam":
+        steps = 2 * 5  # epochs of 24 examples in batches of 5
+        torch.testing.assert_close(
+            model.embedding.weight[unused], before[unused] * (1 - 0.01 * decay) ** steps
+        )
+
+
+def passed_over(model, examples, **settings):
+    """Whether the context leaves the embedding in its place."""
+    config = TrainingConfig(**settings)
+    before = model.token_embedding
+    with compact_embedding(model, examples.ids, 1, config):
+        return model.token_embedding is before
+
+
+@pytest.mark.parametrize("kind", ["built-in", *FAMILIES_TESTED])
+def test_the_rows_stand_in_for_the_embedding_only_while_they_train(build, examples, kind):
+    model = build(kind)
+    embedding = model.token_embedding
+    assert not passed_over(model, examples)
+    assert model.token_embedding is embedding
+
+
+def test_an_embedding_is_left_alone_where_that_would_be_wrong_or_gain_nothing(build, examples):
+    model = build("built-in")
+    assert passed_over(model, examples, optimizer="adam", weight_decay=0.1)
+    model.embedding.max_norm = 1.0
+    assert passed_over(model, examples)
+    model.embedding.max_norm = None
+    tied = build("built-in")
+    tied.also = nn.Linear(64, 400, bias=False)
+    tied.also.weight = tied.embedding.weight
+    assert passed_over(tied, examples)
+    model.embedding.weight.requires_grad_(False)
+    assert passed_over(model, examples)
+    model.embedding.weight.requires_grad_(True)
+    every_word = torch.arange(400, dtype=torch.int32)[:, None]
+    assert passed_over(model, Examples(every_word, torch.ones(400), torch.zeros(400)))
+    assert not passed_over(model, examples)
+
+
+def test_a_frozen_embedding_stays_as_it_is(build, examples):
+    model = build("built-in")
+    before = get_arrays(model)
+    head = {name for name in before if name.startswith("head.")}
+    _, after = trained(model, examples, trainable=head, weight_decay=0.1)
+    assert {n for n in before if before[n].tobytes() != after[n].tobytes()} == head
+
+
+def test_training_that_fails_leaves_the_model_whole(build, examples, monkeypatch):
+    model = build("built-in")
+    embedding, before = model.embedding, get_arrays(model)["embedding.weight"]
+    with pytest.raises(TrainingDivergedError):
+        trained(model, examples, optimizer="sgd", learning_rate=1e30)
+    assert model.embedding is embedding
+    monkeypatch.setattr(training, "FlatOptimizer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trained(build("built-in"), examples)
+    assert np.isfinite(before).all()
+    assert (get_arrays(model)["embedding.weight"] == before).all()
