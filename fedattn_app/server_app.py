@@ -170,7 +170,11 @@ def _carry_on(
 def _check_patience(config: Config, tested: bool) -> None:
     """Raise `UserError` where `patience` has no score to go by."""
     privacy, federation = config.privacy.privacy, config.federation
-    told = config.fraction_evaluate and privacy != "client-dp" and config.rule.strategy != "fedbuff"
+    told = (
+        config.fraction_evaluate
+        and privacy != "client-dp"
+        and config.aggregation.strategy != "fedbuff"
+    )
     noisy = privacy == "dp-sgd" and federation.score == "loss"
     if federation.patience and not tested and (noisy or not told):
         raise UserError(
@@ -221,7 +225,7 @@ def _plan(
     warmup = config.federation.warmup_rounds
     return (
         f"{config.data.dataset}: {len(labels)} labels; {config.model.model} model; "
-        f"{config.rule.strategy} shares {config.federation.shared}: "
+        f"{config.aggregation.strategy} shares {config.federation.shared}: "
         f"{travelling:,} of {total:,} parameters"
         + (f", after {warmup} rounds of all" if warmup else "")
     )
@@ -243,7 +247,7 @@ def _summary(
     spent, clients_did = outcome.spending.largest, outcome.client_accuracies
     sizes = {name: array.numpy().size for name, array in outcome.arrays.items()}
     return {
-        "strategy": config.rule.strategy,
+        "strategy": config.aggregation.strategy,
         "shared": config.federation.shared,
         "privacy": config.privacy.privacy,
         "model": config.model.model,

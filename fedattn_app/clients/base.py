@@ -156,7 +156,7 @@ class FrozenClient(NumPyClient):
 
     def _effective_number(self) -> dict[str, Scalar]:
         """Return the effective number of examples, where replies are weighed by it."""
-        if self.config.rule.weighting != "effective":
+        if self.config.aggregation.weighting != "effective":
             return {}
         counts = np.bincount(self.data.train.labels.numpy(), minlength=len(self.labels))
         return {"effective-number": effective_number(counts)}

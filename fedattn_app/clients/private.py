@@ -22,7 +22,7 @@ from fedattn_app.privacy.gradients.engine import Engine
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training.loop import EVALUATION_BATCH, choose, evaluate
+from fedattn_app.training.loop import EVALUATION_BATCH, evaluate, set_trainable
 
 # One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
@@ -246,5 +246,5 @@ class PrivateClient(PersonalClient):
 
 @lru_cache(maxsize=1)
 def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[Engine]:
-    choose(model, trainable)
+    set_trainable(model, trainable)
     return engine_for(model, max_length)

@@ -1,6 +1,6 @@
 """What a run is: every run-config key, its allowed values, and what cannot be combined."""
 
-from fedattn_app.config.aggregation import RULES, AggregationRule, RuleConfig
+from fedattn_app.config.aggregation import RULES, AggregationConfig, AggregationRule
 from fedattn_app.config.command_line import parse_run_config
 from fedattn_app.config.data import DataConfig
 from fedattn_app.config.model import (
@@ -28,6 +28,7 @@ __all__ = [
     "MODEL_SIZES",
     "RULES",
     "SETTINGS",
+    "AggregationConfig",
     "AggregationRule",
     "Config",
     "ConfigValue",
@@ -38,7 +39,6 @@ __all__ = [
     "ModelSize",
     "OutputConfig",
     "PrivacyConfig",
-    "RuleConfig",
     "TrainingConfig",
     "parse_run_config",
     "settings_table",

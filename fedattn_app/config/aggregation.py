@@ -21,7 +21,7 @@ class AggregationRule:
 
     name: str
     keywords: Mapping[str, str] = field(default_factory=dict)
-    least: Callable[["RuleConfig"], int] = lambda config: 1
+    least: Callable[["AggregationConfig"], int] = lambda config: 1
 
 
 _STEP = {"server_learning_rate": "server_learning_rate", "server_momentum": "server_momentum"}
@@ -65,7 +65,7 @@ RULES: Mapping[str, AggregationRule] = {
 
 
 @dataclass(frozen=True)
-class RuleConfig(Section):
+class AggregationConfig(Section):
     """How replies are combined, and which are refused."""
 
     strategy: str = setting("fedavg", "rule that combines the replies", choices=tuple(RULES))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
-from fedattn_app.config.aggregation import RULES, RuleConfig, owners_of
+from fedattn_app.config.aggregation import RULES, AggregationConfig, owners_of
 from fedattn_app.config.data import DataConfig
 from fedattn_app.config.model import LORA_SCOPES, LoraConfig, ModelConfig
 from fedattn_app.config.privacy import PrivacyConfig
@@ -158,7 +158,7 @@ class Config:
     """Every setting of one run."""
 
     federation: FederationConfig = field(default_factory=FederationConfig)
-    rule: RuleConfig = field(default_factory=RuleConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -168,29 +168,29 @@ class Config:
 
     def __post_init__(self) -> None:
         equal = self.privacy.privacy != "none" and not self.privacy.num_examples_public
-        if self.rule.weighting not in ("auto", "uniform") and (
-            equal or (self.rule.weighting != "examples" and self.privacy.privacy != "none")
+        if self.aggregation.weighting not in ("auto", "uniform") and (
+            equal or (self.aggregation.weighting != "examples" and self.privacy.privacy != "none")
         ):
             hint = ", or num-examples-public = true" * (
-                self.privacy.privacy == "dp-sgd" and self.rule.weighting == "examples"
+                self.privacy.privacy == "dp-sgd" and self.aggregation.weighting == "examples"
             )
             raise UserError(
-                f'weighting = "{self.rule.weighting}": with privacy = "{self.privacy.privacy}" '
+                f'weighting = "{self.aggregation.weighting}": with privacy = "{self.privacy.privacy}" '
                 f'every reply must weigh the same; give weighting = "uniform"{hint}'
             )
-        refused = NOT_WITH_PRIVACY.get(self.privacy.privacy, {}).get(self.rule.strategy)
+        refused = NOT_WITH_PRIVACY.get(self.privacy.privacy, {}).get(self.aggregation.strategy)
         if refused:
             raise UserError(
-                f'strategy = "{self.rule.strategy}": not with privacy = "{self.privacy.privacy}", '
+                f'strategy = "{self.aggregation.strategy}": not with privacy = "{self.privacy.privacy}", '
                 f"{refused}"
             )
         self._refuse_what_does_nothing()
-        if self.rule.strategy == "fedbuff" and self.federation.warmup_rounds:
+        if self.aggregation.strategy == "fedbuff" and self.federation.warmup_rounds:
             raise UserError(
                 f"warmup-rounds = {self.federation.warmup_rounds}: not with strategy = "
                 '"fedbuff", whose clients may still be at work on all when less is shared'
             )
-        if self.rule.strategy == "fedsgd" and self.federation.local == "personal":
+        if self.aggregation.strategy == "fedsgd" and self.federation.local == "personal":
             raise UserError(
                 'local = "personal": with strategy = "fedsgd" no client trains anything of its own'
             )
@@ -208,27 +208,29 @@ class Config:
     @property
     def weighting(self) -> str:
         """The weighting in effect."""
-        if self.rule.weighting != "auto":
-            return self.rule.weighting
+        if self.aggregation.weighting != "auto":
+            return self.aggregation.weighting
         return "examples" if self.privacy.privacy == "none" else "uniform"
 
     def _refuse_what_does_nothing(self) -> None:
         for section in (self.federation, self.training):
             for entry in fields(section):
                 value = getattr(section, entry.name)
-                if value != entry.default and entry.name in UNUSED.get(self.rule.strategy, ()):
+                if value != entry.default and entry.name in UNUSED.get(
+                    self.aggregation.strategy, ()
+                ):
                     raise UserError(
                         f"{key_of(entry)} = {value}: does nothing with strategy = "
-                        f'"{self.rule.strategy}"'
+                        f'"{self.aggregation.strategy}"'
                     )
 
     @property
     def rule_settings(self) -> Mapping[str, Any]:
         """The keywords of the rule's class; those that the class decides are left out."""
-        values = {**asdict(self.rule), "weighting": self.weighting}
-        chosen = self.rule.rule
+        values = {**asdict(self.aggregation), "weighting": self.weighting}
+        chosen = self.aggregation.rule
         given = {keyword: values[name] for name, keyword in chosen.keywords.items()}
-        if not self.rule.server_learning_rate and "server_learning_rate" in chosen.keywords:
+        if not self.aggregation.server_learning_rate and "server_learning_rate" in chosen.keywords:
             del given[chosen.keywords["server_learning_rate"]]
         return given
 
@@ -279,7 +281,7 @@ class Config:
 
 SECTIONS: Mapping[str, type[Section]] = {
     "federation": FederationConfig,
-    "rule": RuleConfig,
+    "aggregation": AggregationConfig,
     "privacy": PrivacyConfig,
     "model": ModelConfig,
     "lora": LoraConfig,

@@ -17,7 +17,7 @@ from fedattn_app.data.examples import Examples
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.privacy.gradients.engine import Engine, trained
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training.loop import TrainingDivergedError, choose
+from fedattn_app.training.loop import TrainingDivergedError, set_trainable
 from fedattn_app.training.optimizer import FlatOptimizer, Proximal
 
 
@@ -72,7 +72,7 @@ def train_privately(
     reason only texts that are padded alike pass together: a mask hides finite numbers only. Raises
     `TrainingDivergedError` when the parameters are not finite.
     """
-    choose(model, trainable)
+    set_trainable(model, trainable)
     model.train()
     flat = FlatOptimizer(trained(model), config, proximal.pull_on(model) if proximal else [])
     with closing(flat), closing(engine(model)) as gradients:

@@ -212,7 +212,7 @@ class RunResult:
 
 def _choose_path(config: Config) -> Path:
     output = config.output
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.rule.strategy}"
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.aggregation.strategy}"
     default = output.resume_from or f"runs/{name}-{os.getpid()}"
     path = user_path("output-dir", output.output_dir or default)
     resumed = output.resume_from and path == user_path("resume-from", output.resume_from)

@@ -84,9 +84,9 @@ class Rounds:
         self.accountant = accountant
         self._best = -math.inf
         self.stream: Stream | None = None
-        if config.rule.strategy == "fedbuff":
-            self.buffer_size = config.rule.buffer_size
-            self.stream = Stream(grid, config.rule.concurrency, self.config.round_timeout)
+        if config.aggregation.strategy == "fedbuff":
+            self.buffer_size = config.aggregation.buffer_size
+            self.stream = Stream(grid, config.aggregation.concurrency, self.config.round_timeout)
 
     def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
         """Run from the folder's start round to the last one, from the global `arrays`.

@@ -43,7 +43,7 @@ class Phase:
 
         `with_rest`: clients are sent the other parameters too.
         """
-        chosen = config.rule
+        chosen = config.aggregation
         least = chosen.rule.least(chosen)
         checks = UpdateChecks(rule, chosen.drop_norm, chosen.clip_norm, least)
         # Noise goes out whoever answers: that nobody had anything to say is private too.
@@ -72,7 +72,7 @@ def make_rule(config: Config) -> FedAvg:
     }
     if config.privacy.privacy == "client-dp":
         return FedAvg(**settings)  # Flower's accounting knows no other; it averages uniformly
-    kind = getattr(strategies, config.rule.rule.name)
+    kind = getattr(strategies, config.aggregation.rule.name)
     rule: FedAvg = kind(**settings, **config.rule_settings)
     return rule
 
@@ -80,17 +80,21 @@ def make_rule(config: Config) -> FedAvg:
 def check_cohort(config: Config, clients: int) -> None:
     """Raise `UserError` where a round has too few of the `clients` for the rule."""
     cohort = max(1, int(clients * config.federation.fraction_train))
-    if config.rule.strategy == "fedbuff" and config.rule.buffer_size > clients:
+    if config.aggregation.strategy == "fedbuff" and config.aggregation.buffer_size > clients:
         raise UserError(
-            f"buffer-size = {config.rule.buffer_size}: must be at most the number of clients = "
+            f"buffer-size = {config.aggregation.buffer_size}: must be at most the number of clients = "
             f"{clients}, each of which answers once for a step"
         )
-    needed = config.rule.rule.least(config.rule)
+    needed = config.aggregation.rule.least(config.aggregation)
     if cohort < needed:
         own = ("malicious", "selected", "trimmed")
-        given = [f"{k} = {getattr(config.rule, k)}" for k in own if k in config.rule.rule.keywords]
+        given = [
+            f"{k} = {getattr(config.aggregation, k)}"
+            for k in own
+            if k in config.aggregation.rule.keywords
+        ]
         raise UserError(
-            f'strategy = "{config.rule.strategy}": needs {needed} clients in a round with '
+            f'strategy = "{config.aggregation.strategy}": needs {needed} clients in a round with '
             f"{' and '.join(given)}, there are {cohort}"
         )
 

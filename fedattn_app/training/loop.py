@@ -50,7 +50,7 @@ def train(
     the same gradient with little padding. Raises `TrainingDivergedError` when the loss is not
     finite. `examples` must not be empty.
     """
-    choose(model, trainable)
+    set_trainable(model, trainable)
     model.train()
     pull = proximal.pull_on(model) if proximal else []
     steps = config.local_epochs * math.ceil(len(examples) / config.batch_size)
@@ -92,7 +92,7 @@ def gradient(
     It is over all `examples`, which must not be empty, or over `batch` of them that `seed` chooses.
     Raises `TrainingDivergedError` when the loss is not finite.
     """
-    choose(model, trainable)
+    set_trainable(model, trainable)
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -111,7 +111,7 @@ def gradient(
     return arrays, TrainingResult(float(loss) / len(index), int(right) / len(index))
 
 
-def choose(model: nn.Module, trainable: Collection[str]) -> None:
+def set_trainable(model: nn.Module, trainable: Collection[str]) -> None:
     """Let the `trainable` parameters have gradients, and no others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)

@@ -5,7 +5,7 @@ import pytest
 from helpers.runs import QUICK, Failing, same_arrays, settled
 
 from fedattn_app import client_app
-from fedattn_app.config import RULES, Config, RuleConfig
+from fedattn_app.config import RULES, AggregationConfig, Config
 from fedattn_app.config.schema import key_of
 from fedattn_app.errors import RunFailedError
 from fedattn_app.models.factory import build_classifier
@@ -92,7 +92,7 @@ def test_a_rules_settings_reach_it():
 
 OWNED = [
     (key_of(entry), entry, [rule for rule, its in RULES.items() if entry.name in its.keywords])
-    for entry in RuleConfig.__dataclass_fields__.values()
+    for entry in AggregationConfig.__dataclass_fields__.values()
 ]
 
 
