@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
+# The counts of `Scores`, each one number per label, as clients report them.
+COUNT_NAMES = ("support", "predicted", "correct")
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -11,7 +11,7 @@ from fedattn_app.config.model import (
     ModelConfig,
     ModelSize,
 )
-from fedattn_app.config.privacy import PrivacyConfig
+from fedattn_app.config.privacy import PROTECTIONS, PrivacyConfig
 from fedattn_app.config.schema import ConfigValue
 from fedattn_app.config.settings import (
     SETTINGS,
@@ -26,6 +26,7 @@ __all__ = [
     "ATTENTION_ROLES",
     "LORA_SCOPES",
     "MODEL_SIZES",
+    "PROTECTIONS",
     "RULES",
     "SETTINGS",
     "AggregationConfig",

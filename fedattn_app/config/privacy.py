@@ -21,6 +21,20 @@ _KINDS_OF = {
 
 
 @dataclass(frozen=True)
+class RegisteredProtection:
+    """A class by its dotted name, and the settings that only some protections have."""
+
+    class_path: str
+
+
+PROTECTIONS = {
+    "none": RegisteredProtection("fedattn_app.privacy.protections.base:NoProtection"),
+    "dp-sgd": RegisteredProtection("fedattn_app.privacy.protections.dp_sgd:DpSgd"),
+    "client-dp": RegisteredProtection("fedattn_app.privacy.protections.client_dp:ClientDp"),
+}
+
+
+@dataclass(frozen=True)
 class PrivacyConfig(Section):
     """Differential privacy: of an example on its node, or of a client on the server."""
 

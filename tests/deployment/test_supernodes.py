@@ -19,7 +19,7 @@ from helpers.pretrained_folders import make_folder
 from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.privacy.accounting import epsilon_of
 from fedattn_app.privacy.ledger import Entry
-from fedattn_app.results.run_folder import RunResult
+from fedattn_app.results.run_result import RunResult
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

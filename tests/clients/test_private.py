@@ -523,5 +523,5 @@ def test_a_ledger_that_is_lost_while_a_node_runs_stops_it(trainings, tmp_path):
     path, copy = tmp_path / "ledger.json", RecordDict()
     fit(client_of(Ledger(copy, path)))
     path.unlink()
-    with pytest.raises(UserError, match="lacks what this node has spent"):
+    with pytest.raises(UserError, match="lacks entries that this node has written"):
         Ledger(copy, path)
