@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import Message, MetricRecord
-
-from strategies.common.replies import failed_reply
+from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 COUNTS = ("support", "predicted", "correct")
 # What no count, loss or time comes near, and what can still be added up and written.
@@ -22,7 +21,7 @@ def sound(reply: Message, keys: set[str], spent: float) -> Message:
     if reply.has_error():
         return reply
     fault = _metrics_fault(reply, keys, spent)
-    return failed_reply(reply, f"unsound reply: {fault}") if fault else reply
+    return _failed_reply(reply, f"unsound reply: {fault}") if fault else reply
 
 
 def metrics_of(reply: Message) -> MetricRecord:
@@ -89,3 +88,14 @@ def _metrics_fault(reply: Message, keys: set[str], spent: float) -> str | None:
             "ledger is lost"
         )
     return None
+
+
+def _failed_reply(reply: Message, reason: str) -> Message:
+    """Return a failed reply from the node of `reply`."""
+    node = reply.metadata.src_node_id
+    failed = Message(
+        Error(ErrorCode.UNKNOWN, reason),
+        reply_to=Message(RecordDict(), node, reply.metadata.message_type),
+    )
+    failed.metadata.__dict__["_src_node_id"] = node  # Flower sets it from the environment
+    return failed

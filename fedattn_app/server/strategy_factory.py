@@ -12,8 +12,8 @@ from fedattn_app.errors import UserError
 from fedattn_app.privacy.accounting import Steps, noise_for
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.types import NDArray
-from strategies import AttentionOnly, ClientLevelDP, UpdateChecks
-from strategies.common.memory import memory_of, remember
+from strategies import AttentionOnly, ClientLevelDP, FedSGD, NormBounds, UpdateChecks
+from strategies.common.state import load_state, state_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Phase:
         """
         chosen = config.aggregation
         least = chosen.rule.least(chosen)
-        checks = UpdateChecks(rule, chosen.drop_norm, chosen.clip_norm, least)
+        bounds = NormBounds(chosen.drop_norm, chosen.clip_norm, isinstance(rule, FedSGD))
+        checks = UpdateChecks(rule, bounds, least)
         # Noise goes out whoever answers: that nobody had anything to say is private too.
         noisy = isinstance(rule, ClientLevelDP)
         strategy = AttentionOnly(checks, shared.__contains__, noisy, with_rest)
@@ -54,11 +55,11 @@ class Phase:
     @property
     def memory(self) -> dict[str, NDArray]:
         """What the rule keeps from round to round."""
-        return memory_of(self.rule)
+        return state_of(self.rule)
 
     def remember(self, memory: Mapping[str, NDArray]) -> None:
         """Give the rule back what it kept in the run that is carried on."""
-        remember(self.rule, memory)
+        load_state(self.rule, memory)
 
 
 def make_rule(config: Config) -> FedAvg:
