@@ -73,7 +73,7 @@ def test_only_the_servers_side_knows_the_strategies():
         for path in modules("fedattn_app")
         if "strategies" in {name.split(".")[0] for name in imported(path)}
     }
-    assert users == {"server_app", "strategy_factory", "reply_checks"}
+    assert users == {"server_app", "strategy_factory"}
 
 
 def test_answering_the_servers_question_needs_no_torch():

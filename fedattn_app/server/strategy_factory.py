@@ -14,7 +14,7 @@ from fedattn_app.models.scopes import Scope
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.transport.codec import codec_of
 from fedattn_app.types import NDArray
-from strategies import AttentionOnly, ClientLevelDP, DecodedReplies, UpdateChecks
+from strategies import AttentionOnly, ClientLevelDP, DecodedReplies, NormBounds, UpdateChecks
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,12 @@ def build_pipeline(
     # Noise must be released whoever answers: that nobody answered is private too.
     needs_no_replies = isinstance(rule, ClientLevelDP)
 
-    checked = UpdateChecks(
-        rule,
+    norm_bounds = NormBounds(
         settings.drop_norm,
         settings.clip_norm,
-        settings.rule.least(settings),
         replies_are_gradients=getattr(rule, "replies_are_gradients", False),
     )
+    checked = UpdateChecks(rule, norm_bounds, settings.rule.least(settings))
     scoped = AttentionOnly(checked, shared.__contains__, needs_no_replies, sends_rest)
     decoded = DecodedReplies(scoped, codec_of(config).decode)
     return Phase(first_round, rule, decoded, (decoded, checked), message_config or {})
