@@ -1,6 +1,7 @@
 """How a model did on some examples: the one form for a client, the server and the results."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,4 +64,11 @@ class Scores:
     def row(self) -> dict[str, float | None]:
         """Return what ``history.jsonl`` keeps of it."""
         loss = None if math.isnan(self.loss) else self.loss
-        return {"loss": loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+        return {"loss": loss, **{name: metric(self) for name, metric in METRICS.items()}}
+
+
+# By the name in ``history.jsonl`` and ``summary.json``.
+METRICS: Mapping[str, Callable[[Scores], float]] = {
+    "accuracy": lambda scores: scores.accuracy,
+    "macro_f1": lambda scores: scores.macro_f1,
+}

@@ -15,8 +15,8 @@ from fedattn_app.types import NDArray
 class StartingPoint:
     """A model, its scope, and the values of its trainable parameters at the start.
 
-    The trainable parameters are in `arrays`, those of them that are personal in `personal`. The frozen ones change only where the server sends
-    them, which it then does in every message.
+    The trainable parameters are in `arrays`, the personal ones among them in `personal`. The frozen
+    ones change only where the server sends them, which it then does in every message.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:

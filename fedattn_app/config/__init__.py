@@ -21,9 +21,11 @@ from fedattn_app.config.settings import (
     TrainingConfig,
     settings_table,
 )
+from fedattn_app.config.transport import CODECS, TransportConfig
 
 __all__ = [
     "ATTENTION_ROLES",
+    "CODECS",
     "LORA_SCOPES",
     "MODEL_SIZES",
     "PROTECTIONS",
@@ -41,6 +43,7 @@ __all__ = [
     "OutputConfig",
     "PrivacyConfig",
     "TrainingConfig",
+    "TransportConfig",
     "parse_run_config",
     "settings_table",
 ]

@@ -6,7 +6,8 @@ read this too, who need no strategy.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from fedattn_app.config.schema import Section, setting
 from fedattn_app.errors import UserError
@@ -129,8 +130,25 @@ class AggregationConfig(Section):
 
     @property
     def rule(self) -> AggregationRule:
-        """The rule of that name."""
+        """The rule that `strategy` names."""
         return RULES[self.strategy]
+
+    def rule_settings(self, weighting: str) -> dict[str, Any]:
+        """Return the keywords of the rule's class; one that is left out has the class's default.
+
+        `weighting` is the weighting in effect.
+        """
+        values = {**asdict(self), "weighting": weighting}
+        given = {keyword: values[name] for name, keyword in self.rule.keywords.items()}
+        if not self.server_learning_rate and "server_learning_rate" in self.rule.keywords:
+            del given[self.rule.keywords["server_learning_rate"]]
+        return given
+
+    @property
+    def size_settings(self) -> dict[str, float]:
+        """The settings, by key, that decide how many updates the rule needs."""
+        names = ("malicious", "selected", "trimmed")
+        return {name: getattr(self, name) for name in names if name in self.rule.keywords}
 
 
 def owners_of(name: str) -> list[str]:

@@ -6,7 +6,7 @@ with one line that names key, value and what is allowed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeAlias, cast
 
@@ -20,7 +20,7 @@ class Constraint:
     """What a value may be: one of `choices`, or a number within the bounds."""
 
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
     above: float = -math.inf

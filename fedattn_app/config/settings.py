@@ -17,6 +17,7 @@ from fedattn_app.config.data import DataConfig
 from fedattn_app.config.model import LORA_SCOPES, LoraConfig, ModelConfig
 from fedattn_app.config.privacy import PrivacyConfig
 from fedattn_app.config.schema import ConfigValue, Section, key_of, setting
+from fedattn_app.config.transport import TransportConfig
 from fedattn_app.errors import UserError
 
 WARM_ALREADY = ("all", *LORA_SCOPES)  # nothing is left to warm up, or no one could train it
@@ -164,6 +165,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
@@ -205,13 +207,6 @@ class Config:
                 "fraction-evaluate = 0"
             )
 
-    @property
-    def weighting(self) -> str:
-        """The weighting in effect."""
-        if self.aggregation.weighting != "auto":
-            return self.aggregation.weighting
-        return "examples" if self.privacy.privacy == "none" else "uniform"
-
     def _refuse_what_does_nothing(self) -> None:
         for section in (self.federation, self.training):
             for entry in fields(section):
@@ -223,30 +218,6 @@ class Config:
                         f"{key_of(entry)} = {value}: does nothing with strategy = "
                         f'"{self.aggregation.strategy}"'
                     )
-
-    @property
-    def rule_settings(self) -> Mapping[str, Any]:
-        """The keywords of the rule's class; those that the class decides are left out."""
-        values = {**asdict(self.aggregation), "weighting": self.weighting}
-        chosen = self.aggregation.rule
-        given = {keyword: values[name] for name, keyword in chosen.keywords.items()}
-        if not self.aggregation.server_learning_rate and "server_learning_rate" in chosen.keywords:
-            del given[chosen.keywords["server_learning_rate"]]
-        return given
-
-    @property
-    def fraction_evaluate(self) -> float:
-        """The share of the clients that evaluate: none where that would tell of private data."""
-        if self.privacy.privacy == "dp-sgd" and not self.privacy.evaluate_epsilon:
-            return 0.0
-        return self.federation.fraction_evaluate
-
-    @property
-    def kept_by_clients(self) -> str:
-        """What clients must still have from the round before, in words; empty: nothing."""
-        if self.privacy.privacy == "dp-sgd":
-            return "privacy ledgers"
-        return "personal parameters" if self.federation.local == "personal" else ""
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
@@ -287,6 +258,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "lora": LoraConfig,
     "data": DataConfig,
     "training": TrainingConfig,
+    "transport": TransportConfig,
     "output": OutputConfig,
 }
 

@@ -114,7 +114,7 @@ class RunFolder:
     def finish(
         self, summary: Row, arrays: Mapping[str, NDArray], metadata: Mapping[str, str]
     ) -> None:
-        """Write ``model.safetensors``, ``best.safetensors`` where a round was best, and the summary.
+        """Write the final model, the best one where a round has a score, and the summary.
 
         Args:
             summary: the content of ``summary.json``.

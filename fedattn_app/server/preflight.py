@@ -133,7 +133,7 @@ def check_num_clients(
     per_round = max(1, int(num_clients * config.federation.fraction_train))
     needed = settings.rule.least(settings)
     if per_round < needed:
-        chosen = " and ".join(f"{key} = {value}" for key, value in settings.least_settings.items())
+        chosen = " and ".join(f"{key} = {value}" for key, value in settings.size_settings.items())
         raise UserError(
             f'strategy = "{settings.strategy}": needs {needed} clients in a round with {chosen}, '
             f"there are {per_round}"

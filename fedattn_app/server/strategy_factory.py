@@ -6,7 +6,6 @@ from typing import Any
 
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.privacy_accounting import PrivacyAccountant
-from strategies.common.state import load_state, state_of
 
 import strategies
 from fedattn_app.config import Config
@@ -15,6 +14,7 @@ from fedattn_app.privacy.protections import Protection
 from fedattn_app.transport.codec import codec_of
 from fedattn_app.types import NDArray
 from strategies import AttentionOnly, ClientLevelDP, DecodedReplies, NormBounds, UpdateChecks
+from strategies.common.state import load_state, state_of
 
 
 @dataclass(frozen=True)

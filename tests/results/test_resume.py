@@ -58,7 +58,7 @@ def test_a_resumed_run_can_be_resumed_again(interrupted):
 def test_a_line_that_was_cut_off_while_it_was_written_does_no_harm(interrupted, name):
     file = interrupted / name
     file.write_bytes(file.read_bytes()[:-9])
-    folder, earlier = resume(interrupted)
+    _, earlier = resume(interrupted)
     assert earlier.history == rounds(0, 1, 2)
     assert RunResult(interrupted).clients == [*clients(1), *clients(2)]
 

@@ -38,10 +38,9 @@ class Protection:
     @property
     def client_class(self) -> str:
         """The dotted name of the client's class, ``module:class``, imported where it is used."""
-        personal = self.config.federation.local == "personal"
-        return (
-            f"fedattn_app.clients.{'personal:PersonalClient' if personal else 'base:FrozenClient'}"
-        )
+        if self.config.federation.local == "personal":
+            return "fedattn_app.clients.personal:PersonalClient"
+        return "fedattn_app.clients.base:FrozenClient"
 
     @property
     def kept_by_clients(self) -> str:
