@@ -91,9 +91,9 @@ class ReplyFilter(StrategyWrapper):
 
     def _accepted(self, replies: Iterable[Message]) -> Iterator[Message]:
         self.dropped = {}
-        return self._not_refused(replies)
+        return self._filtered(replies)
 
-    def _not_refused(self, replies: Iterable[Message]) -> Iterator[Message]:
+    def _filtered(self, replies: Iterable[Message]) -> Iterator[Message]:
         for reply in valid_replies(replies):
             node = reply.metadata.src_node_id
             sent = self._sent.pop(node, None)

@@ -90,7 +90,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
 
         Raises `ValueError` for arrays that cannot be clipped.
         """
-        check_clippable({name: array.numpy() for name, array in arrays.items()})
+        _check_clippable({name: array.numpy() for name, array in arrays.items()})
         self.current_arrays = arrays
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._cohort = [message.metadata.dst_node_id for message in messages]
@@ -144,7 +144,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         return Message(content, node, MessageType.TRAIN)
 
 
-def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
+def _check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Raise `ValueError` unless each array is float32 or float64, of at least one dimension."""
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64) or not array.ndim or not array.size:
