@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flwr.serverapp import PrivacyAccountant
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.supercore.privacy_accounting import PrivacyAccountant
 
 import strategies
 from fedattn_app.config import Config
@@ -13,7 +13,14 @@ from fedattn_app.models.scopes import Scope
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.transport.codec import codec_of
 from fedattn_app.types import NDArray
-from strategies import AttentionOnly, ClientLevelDP, DecodedReplies, NormBounds, UpdateChecks
+from strategies import (
+    AttentionOnly,
+    ClientLevelDP,
+    DecodedReplies,
+    FedSGD,
+    NormBounds,
+    UpdateChecks,
+)
 from strategies.common.state import load_state, state_of
 
 
@@ -135,7 +142,7 @@ def build_pipeline(
     norm_bounds = NormBounds(
         settings.drop_norm,
         settings.clip_norm,
-        replies_are_gradients=getattr(rule, "replies_are_gradients", False),
+        replies_are_gradients=isinstance(rule, FedSGD),
     )
     checked = UpdateChecks(rule, norm_bounds, settings.rule.least(settings))
     scoped = AttentionOnly(checked, shared.__contains__, needs_no_replies, sends_rest)
