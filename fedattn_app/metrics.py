@@ -1,6 +1,7 @@
 """How a model did on some examples: the one form for a client, the server and the results."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,3 +62,10 @@ class Scores:
         """Return what ``history.jsonl`` keeps of it."""
         loss = None if math.isnan(self.loss) else self.loss
         return {"loss": loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
+
+# Every score that a best model may be chosen by, besides the loss. Larger is better.
+METRICS: Mapping[str, Callable[[Scores], float]] = {
+    "accuracy": lambda scores: scores.accuracy,
+    "macro_f1": lambda scores: scores.macro_f1,
+}

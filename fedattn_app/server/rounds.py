@@ -85,8 +85,9 @@ class Rounds:
         self._best = -math.inf
         self.stream: Stream | None = None
         if config.aggregation.strategy == "fedbuff":
-            self.buffer_size = config.aggregation.buffer_size
-            self.stream = Stream(grid, config.aggregation.concurrency, self.config.round_timeout)
+            self.buffer_size = config.aggregation.fedbuff_buffer_size
+            concurrency = config.aggregation.fedbuff_concurrency
+            self.stream = Stream(grid, concurrency, self.config.round_timeout)
 
     def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
         """Run from the folder's start round to the last one, from the global `arrays`.

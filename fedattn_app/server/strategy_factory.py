@@ -44,8 +44,8 @@ class Phase:
         `with_rest`: clients are sent the other parameters too.
         """
         chosen = config.aggregation
-        least = chosen.rule.least(chosen)
-        checks = UpdateChecks(rule, chosen.drop_norm, chosen.clip_norm, least)
+        least = chosen.min_updates
+        checks = UpdateChecks(rule, chosen.update_drop_norm, chosen.update_clip_norm, least)
         # Noise goes out whoever answers: that nobody had anything to say is private too.
         noisy = isinstance(rule, ClientLevelDP)
         strategy = AttentionOnly(checks, shared.__contains__, noisy, with_rest)
@@ -72,7 +72,7 @@ def make_rule(config: Config) -> FedAvg:
     }
     if config.privacy.privacy == "client-dp":
         return FedAvg(**settings)  # Flower's accounting knows no other; it averages uniformly
-    kind = getattr(strategies, config.aggregation.rule.name)
+    kind = getattr(strategies, config.aggregation.rule.class_name)
     rule: FedAvg = kind(**settings, **config.rule_settings)
     return rule
 
@@ -80,19 +80,15 @@ def make_rule(config: Config) -> FedAvg:
 def check_cohort(config: Config, clients: int) -> None:
     """Raise `UserError` where a round has too few of the `clients` for the rule."""
     cohort = max(1, int(clients * config.federation.fraction_train))
-    if config.aggregation.strategy == "fedbuff" and config.aggregation.buffer_size > clients:
+    buffer_size = config.aggregation.fedbuff_buffer_size
+    if config.aggregation.strategy == "fedbuff" and buffer_size > clients:
         raise UserError(
-            f"buffer-size = {config.aggregation.buffer_size}: must be at most the number of clients = "
+            f"fedbuff-buffer-size = {buffer_size}: must be at most the number of clients = "
             f"{clients}, each of which answers once for a step"
         )
-    needed = config.aggregation.rule.least(config.aggregation)
+    needed = config.aggregation.min_updates
     if cohort < needed:
-        own = ("malicious", "selected", "trimmed")
-        given = [
-            f"{k} = {getattr(config.aggregation, k)}"
-            for k in own
-            if k in config.aggregation.rule.keywords
-        ]
+        given = [f"{k} = {v}" for k, v in config.aggregation.min_updates_settings.items()]
         raise UserError(
             f'strategy = "{config.aggregation.strategy}": needs {needed} clients in a round with '
             f"{' and '.join(given)}, there are {cohort}"

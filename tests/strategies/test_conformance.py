@@ -15,7 +15,10 @@ from fedattn_app.server.strategy_factory import make_rule
 from strategies import AttentionOnly, UpdateChecks
 
 CLIENTS = 5
-SETTINGS = {"krum": {"malicious": 1}, "multikrum": {"malicious": 1, "selected": 3}}
+SETTINGS = {
+    "krum": {"malicious-clients": 1},
+    "multikrum": {"malicious-clients": 1, "multikrum-selected": 3},
+}
 
 
 def factory(rule, **settings):
