@@ -57,7 +57,6 @@ def simulate(
             Linux and in a process that may not start others.
         quiet: print warnings only.
         clients: the app that answers for all clients, the project's or one that calls it.
-
     """
     config = _completed(config)
     if num_supernodes is None:

@@ -9,7 +9,7 @@ from helpers.data_files import write
 
 from fedattn_app import client_app
 from fedattn_app.clients.factory import make_client
-from fedattn_app.clients.private import STEP
+from fedattn_app.clients.private import PADDING_MULTIPLE
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
 from fedattn_app.engine.local_grid import LocalGrid, task_identity
@@ -306,10 +306,10 @@ def test_how_one_text_is_padded_shows_in_no_other(private_node, tmp_path):
     embedding[0] = 3e38
     record["embedding.weight"] = Array(embedding)
     told = []
-    for number, last in enumerate(("bad " * STEP, "bad " * (STEP + 1))):
+    for number, last in enumerate(("bad " * PADDING_MULTIPLE, "bad " * (PADDING_MULTIPLE + 1))):
         folder = tmp_path / f"site {number}"
         for split in ("train", "test"):
-            write(folder / f"{split}.csv", ["bad " * STEP] * 39 + [last], ["no"] * 40)
+            write(folder / f"{split}.csv", ["bad " * PADDING_MULTIPLE] * 39 + [last], ["no"] * 40)
         node = private_node(run_config, data_path=str(folder), ledger=f"ledger-{number}")
         metrics = client_app.app(asked, node).content["metrics"]
         told.append([metrics[f"{kind}-{k}"] for kind in ("predicted", "correct") for k in (0, 1)])

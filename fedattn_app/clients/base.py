@@ -42,7 +42,6 @@ class FrozenClient(NumPyClient):
         labels: the label names, in the order of the model's outputs.
         data: the examples to train on and those held out; either may be empty.
         partition: the number of this client, from 0; its random choices depend on it.
-
     """
 
     def __init__(

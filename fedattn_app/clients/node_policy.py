@@ -35,7 +35,6 @@ def is_real(node: "UserConfig") -> bool:
 
     Args:
         node: the node-config.
-
     """
     return not OWNER_KEYS.isdisjoint(node)
 

@@ -25,7 +25,6 @@ class PersonalClient(FrozenClient):
         data: the examples to train on and those held out.
         partition: the number of this client, from 0.
         state: where the personal parameters are kept between messages.
-
     """
 
     def __init__(

@@ -57,7 +57,6 @@ class PrivateClient(PersonalClient):
         ledger: what this node has spent so far, in all runs.
         run: Flower's id of the run; the noise multiplier is chosen once per run.
         max_epsilon: the owner's limit on ε for all runs together.
-
     """
 
     def __init__(

@@ -1,11 +1,12 @@
-"""The run-config keys of what travels: how an update is encoded."""
+"""The run-config keys of what travels between nodes and server, and the registry of codecs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedattn_app.config.schema import Section, setting
 
-# Class paths, ``module:class``, by the name of the codec.
+# Name of a codec → its class, as "module:class". Nodes import only the class that a run uses.
 CODECS: Mapping[str, str] = {
     "float32": "fedattn_app.transport.codec:Float32",
     "float16": "fedattn_app.transport.codec:Float16",
@@ -14,11 +15,13 @@ CODECS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class TransportConfig(Section):
-    """How an update is encoded on its way to the server."""
+    """The encoding of an update on its way from a client to the server."""
+
+    title: ClassVar[str] = "Transport"
 
     codec: str = setting(
         "float32",
-        "how the arrays of an update are encoded on their way up: as they are, or rounded to half "
-        "precision",
+        "how a client encodes its update for the server: `float32` sends it unchanged; `float16` "
+        "rounds it to half precision, which halves the bytes",
         choices=CODECS,
     )

@@ -38,7 +38,6 @@ class Entry:
         server_round: the round.
         epsilon: ε at `delta` of all entries up to this one, as it was reported.
         delta: the δ of `epsilon`, between 0 and 1.
-
     """
 
     kind: str
@@ -81,7 +80,6 @@ class Ledger:
     Args:
         copy: Flower's `context.state`, or any `RecordDict`.
         path: the file, or None for a node that exists no longer than `copy`.
-
     """
 
     def __init__(self, copy: RecordDict, path: Path | None = None) -> None:

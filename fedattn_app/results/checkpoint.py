@@ -41,7 +41,6 @@ class Checkpoint:
         rule_state: the arrays that the rule keeps from round to round.
         num_partitions: the number of clients that the data are split over; 0: they are not split.
         frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty without any.
-
     """
 
     server_round: int

@@ -31,7 +31,6 @@ class EarlierRun:
         num_partitions: the number of clients that its data were split over; 0: they were not.
         history: its rows of ``history.jsonl`` up to `last_round`.
         clients: its rows of ``clients.jsonl`` up to `last_round`.
-
     """
 
     path: Path | None = None

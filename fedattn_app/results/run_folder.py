@@ -42,7 +42,6 @@ class RunFolder:
     Attributes:
         path: the folder, absolute.
         best: the model of the round with the best score so far.
-
     """
 
     def __init__(
@@ -120,7 +119,6 @@ class RunFolder:
             summary: the content of ``summary.json``.
             arrays: every parameter of the final model.
             metadata: what `Predictor` needs to use the models.
-
         """
         write_arrays(self.path / "model.safetensors", arrays, metadata)
         if self.best.arrays:

@@ -41,7 +41,6 @@ class AsyncMessages:
             make_messages: given a limit, returns at most as many messages to free clients; called
                 at the start and whenever clients have answered.
             fills_buffer: whether a reply filled a place; called once the caller asks for the next.
-
         """
         self._answered = set()
         num_filled, begun = 0, False

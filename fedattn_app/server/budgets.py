@@ -32,7 +32,6 @@ class Budgets:
         retired: clients without budget for another round, or without their ledger; they are not
             asked again.
         common: what the server's own noise has cost every client that has taken part.
-
     """
 
     epsilon: dict[int, float] = field(default_factory=dict)

@@ -28,7 +28,6 @@ class Cohort:
         metrics: the metrics of each valid reply, by partition.
         failures: why each of the other clients failed, by partition.
         out_of_budget: the metrics of the clients whose privacy budget did not suffice.
-
     """
 
     def __init__(

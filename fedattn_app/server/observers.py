@@ -28,7 +28,6 @@ class RoundEnd:
         changed_arrays: the parameters that training may have changed, by name.
         rule_state: the arrays that the rule keeps from round to round.
         num_partitions: the number of clients that the data are split over, 0 where they are not.
-
     """
 
     outcome: Outcome

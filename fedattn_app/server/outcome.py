@@ -22,7 +22,6 @@ class Outcome:
         client_accuracies: the accuracy of each client that evaluated, 0 to 1.
         history: the rows of ``history.jsonl``.
         budgets: what the clients have spent.
-
     """
 
     arrays: ArrayRecord

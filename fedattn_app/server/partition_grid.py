@@ -48,7 +48,6 @@ class PartitionGrid(Grid):
         num_partitions: the largest ``num-partitions`` that a node has reported.
         retired: partitions that are not asked again.
         busy: partitions that are not asked at present.
-
     """
 
     def __init__(self, inner: Grid) -> None:

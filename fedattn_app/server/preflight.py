@@ -30,7 +30,6 @@ class Setup:
         model: the classifier; its parameters are the global model's whenever it is scored.
         scope: which parameters are shared, personal and frozen.
         test: the server's test set, or None where it has none or has no whole model to test.
-
     """
 
     labels: tuple[str, ...]
@@ -116,7 +115,6 @@ def check_num_clients(
         earlier: the run that this one resumes.
         num_clients: the number of clients that are connected.
         num_partitions: the number of clients that the data are split over, as the nodes say.
-
     """
     split_over = earlier.num_partitions
     if server_has_data(config.data) and split_over not in (0, num_partitions):
@@ -125,18 +123,18 @@ def check_num_clients(
             f"--num-supernodes {split_over}"
         )
     settings = config.aggregation
-    if settings.strategy == "fedbuff" and settings.buffer_size > num_clients:
+    if settings.strategy == "fedbuff" and settings.fedbuff_buffer_size > num_clients:
         raise UserError(
-            f"buffer-size = {settings.buffer_size}: must be at most the number of clients = "
-            f"{num_clients}, each of which answers once per step"
+            f"fedbuff-buffer-size = {settings.fedbuff_buffer_size}: must be at most the number of "
+            f"clients = {num_clients}, each of which answers once per step"
         )
     per_round = max(1, int(num_clients * config.federation.fraction_train))
-    needed = settings.rule.least(settings)
+    needed = settings.min_updates
     if per_round < needed:
-        chosen = " and ".join(f"{key} = {value}" for key, value in settings.size_settings.items())
+        given = [f"{key} = {value}" for key, value in settings.min_updates_settings.items()]
         raise UserError(
-            f'strategy = "{settings.strategy}": needs {needed} clients in a round with {chosen}, '
-            f"there are {per_round}"
+            f'strategy = "{settings.strategy}": needs {needed} clients in a round with '
+            f"{' and '.join(given)}, there are {per_round}"
         )
     protection.check_num_clients(num_clients)
 

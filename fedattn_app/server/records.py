@@ -36,7 +36,6 @@ def round_row(
         trained: the clients that trained; None in round 0.
         num_failed: the number of messages without a valid reply.
         num_dropped: the number of updates that were refused.
-
     """
     records = list(trained.metrics.values()) if trained else []
     return {
@@ -74,7 +73,6 @@ def client_rows(
         epsilon: what each client has spent.
         num_labels: the number of labels.
         with_num_examples: whether the reported numbers of examples are the true ones.
-
     """
     rows = []
     for partition in sorted({*trained, *evaluated}):

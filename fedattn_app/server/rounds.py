@@ -50,7 +50,6 @@ class Rounds:
         num_labels: the number of labels.
         evaluate: scores arrays on the server's test set; None where it has none.
         observers: what happens after each round, in this order.
-
     """
 
     def __init__(
@@ -77,9 +76,9 @@ class Rounds:
         self.accountant = phases[0].accountant
         self.asynchronous: AsyncMessages | None = None
         if config.aggregation.strategy == "fedbuff":
-            self.buffer_size = config.aggregation.buffer_size
+            self.buffer_size = config.aggregation.fedbuff_buffer_size
             self.asynchronous = AsyncMessages(
-                grid, config.aggregation.concurrency, self.config.round_timeout
+                grid, config.aggregation.fedbuff_concurrency, self.config.round_timeout
             )
 
     def run(self, outcome: Outcome, rule_state: Mapping[str, NDArray]) -> None:

@@ -34,7 +34,6 @@ class Phase:
         strategy: the rule in all wrappers; the server calls this one.
         refusing: the wrappers that refuse single replies.
         message_config: goes with every message.
-
     """
 
     first_round: int
@@ -85,7 +84,6 @@ def build_phases(
             empty where none is frozen.
         accountant_state: the server's accountant in the run that is resumed, else empty.
         num_rounds: the number of rounds still to run.
-
     """
     rule = make_rule(config, protection, accountant_state, num_rounds)
     warmup_rounds = config.federation.warmup_rounds
@@ -133,25 +131,27 @@ def build_pipeline(
         message_config: goes with every message.
         first_round: the first round of the phase, from 1.
         sends_rest: whether clients are sent all other parameters too.
-
     """
     settings = config.aggregation
     # Noise must be released whoever answers: that nobody answered is private too.
     needs_no_replies = isinstance(rule, ClientLevelDP)
 
     norm_bounds = NormBounds(
-        settings.drop_norm,
-        settings.clip_norm,
+        settings.update_drop_norm,
+        settings.update_clip_norm,
         replies_are_gradients=isinstance(rule, FedSGD),
     )
-    checked = UpdateChecks(rule, norm_bounds, settings.rule.least(settings))
+    checked = UpdateChecks(rule, norm_bounds, settings.min_updates)
     scoped = AttentionOnly(checked, shared.__contains__, needs_no_replies, sends_rest)
     decoded = DecodedReplies(scoped, codec_of(config).decode)
     return Phase(first_round, rule, decoded, (decoded, checked), message_config or {})
 
 
 def make_rule(
-    config: Config, protection: Protection, accountant_state: Mapping[str, Any], num_rounds: int
+    config: Config,
+    protection: Protection,
+    accountant_state: Mapping[str, Any] | None = None,
+    num_rounds: int = 1,
 ) -> FedAvg | ClientLevelDP:
     """Make the rule that the key ``strategy`` names, as the protection wants it.
 
@@ -160,7 +160,6 @@ def make_rule(
         protection: the protection of the run.
         accountant_state: the server's accountant in the run that is resumed, else empty.
         num_rounds: the number of rounds still to run.
-
     """
     flower_settings: dict[str, Any] = {
         "fraction_train": config.federation.fraction_train,
@@ -170,9 +169,9 @@ def make_rule(
         "min_available_nodes": 1,
     }
     return protection.build_rule(
-        getattr(strategies, config.aggregation.rule.name),
+        getattr(strategies, config.aggregation.rule.class_name),
         flower_settings,
         config.aggregation.rule_settings(protection.weighting),
-        accountant_state,
+        accountant_state or {},
         num_rounds,
     )

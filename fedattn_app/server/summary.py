@@ -45,7 +45,6 @@ def summary_of(
         num_clients: the number of clients that were connected when the run began.
         best_round: the round with the best score; -1 where no round has one.
         seconds: the time of all rounds, those of a resumed run included.
-
     """
     scores, last = outcome.scores, outcome.history[-1]
     reported = last["central"] or last["evaluate"] or {}

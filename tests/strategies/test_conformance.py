@@ -9,6 +9,7 @@ from flwr.serverapp.strategy import FedAvg
 from helpers.replying import documented_rule, failed_reply, grid, record, reply
 
 from fedattn_app.config import RULES, Config
+from fedattn_app.privacy.protections import protection_of
 from fedattn_app.server.strategy_factory import make_rule
 from strategies import AttentionOnly, NormBounds, UpdateChecks, WeightedFedAvg
 from strategies.common.state import load_state, state_of
@@ -19,15 +20,16 @@ SHARED = {"attention.weight", "attention.scale"}
 
 # Settings that a rule needs for five clients, or that make it keep a state.
 SETTINGS = {
-    "krum": {"malicious": 1},
-    "multikrum": {"malicious": 1, "selected": 3},
+    "krum": {"malicious-clients": 1},
+    "multikrum": {"malicious-clients": 1, "multikrum-selected": 3},
     "fedavgm": {"server-momentum": 0.9},
     "fedsgd": {"server-momentum": 0.9},
 }
 
 
 def factory(rule, **settings):
-    return lambda: make_rule(Config.from_run_config({"strategy": rule, **settings}))
+    config = Config.from_run_config({"strategy": rule, **settings})
+    return lambda: make_rule(config, protection_of(config))
 
 
 FACTORIES = {rule: factory(rule, **SETTINGS.get(rule, {})) for rule in RULES}

@@ -13,9 +13,9 @@ ARRAYS = {
     "weight": RNG.normal(size=(5, 3)).astype(np.float32),
     "bias": np.zeros(3, dtype=np.float32),
     "counts": np.arange(4, dtype=np.int64),
-    "scalar": np.float32(1.5).reshape(()),
+    "scalar": np.asarray(1.5, dtype=np.float32),
 }
-SENT = ArrayRecord({name: Array(array) for name, array in ARRAYS.items()})
+SENT = ArrayRecord({name: Array(np.asarray(array)) for name, array in ARRAYS.items()})
 
 
 def roundtrip(codec, arrays=ARRAYS):

@@ -104,7 +104,6 @@ class Protection:
             rule_settings: the keywords that only this rule has.
             accountant_state: the server's accountant in the run that is resumed, else empty.
             num_rounds: the number of rounds still to run.
-
         """
         return rule_class(**flower_settings, **rule_settings)
 
