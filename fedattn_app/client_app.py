@@ -105,7 +105,8 @@ def _logging(context: Context) -> AbstractContextManager[None]:
 def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
     """Make this node's client from its run-config and node-config, for a round if it says which."""
     from fedattn_app.clients.base import FrozenClient, PersonalClient
-    from fedattn_app.data.loading import client_data, label_names, private_data
+    from fedattn_app.data.labels import label_names
+    from fedattn_app.data.loading import client_data, private_data
     from fedattn_app.models.factory import build_tokenizer
 
     config = _settings(tuple((k, type(v), v) for k, v in context.run_config.items()))

@@ -14,7 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.console import printing
 from fedattn_app.data.examples import Examples
-from fedattn_app.data.loading import label_names, server_has_data, server_test_set
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.loading import server_has_data, server_test_set
 from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.files import folder_of
 from fedattn_app.metrics import Scores
@@ -28,7 +29,7 @@ from fedattn_app.server.outcome import Outcome
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.server.rounds import Rounds
 from fedattn_app.server.strategy_factory import Phase, check_cohort, make_rule, with_noise
-from fedattn_app.training.loop import evaluate
+from fedattn_app.training.evaluation import evaluate
 from fedattn_app.types import NDArray, Row
 from strategies import ClientLevelDP
 

@@ -8,11 +8,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from helpers.data_files import write
 
 from fedattn_app import client_app
-from fedattn_app.clients.private import STEP
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
 from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from fedattn_app.errors import UserError
+from fedattn_app.models.batch import PADDING_MULTIPLE
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of
@@ -272,7 +272,7 @@ def test_no_answer_tells_of_a_single_row(private_node, tmp_path, caplog, row, ro
             message(kind, run_config), private_node(run_config, data_path=str(path))
         )
         assert not reply.has_error()
-    assert f"{path}: 1 of {rows + 1} examples add nothing" in caplog.text
+    assert f"{path}: 1 of {rows + 1} examples have no effect" in caplog.text
     assert {entry.kind for entry in ledger_of(tmp_path).entries} >= {"train"}
 
 
@@ -305,10 +305,10 @@ def test_how_one_text_is_padded_shows_in_no_other(private_node, tmp_path):
     embedding[0] = 3e38
     record["embedding.weight"] = Array(embedding)
     told = []
-    for number, last in enumerate(("bad " * STEP, "bad " * (STEP + 1))):
+    for number, last in enumerate(("bad " * PADDING_MULTIPLE, "bad " * (PADDING_MULTIPLE + 1))):
         folder = tmp_path / f"site {number}"
         for split in ("train", "test"):
-            write(folder / f"{split}.csv", ["bad " * STEP] * 39 + [last], ["no"] * 40)
+            write(folder / f"{split}.csv", ["bad " * PADDING_MULTIPLE] * 39 + [last], ["no"] * 40)
         node = private_node(run_config, data_path=str(folder), ledger=f"ledger-{number}")
         metrics = client_app.app(asked, node).content["metrics"]
         told.append([metrics[f"{kind}-{k}"] for kind in ("predicted", "correct") for k in (0, 1)])

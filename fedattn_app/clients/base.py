@@ -22,7 +22,8 @@ from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.factory import build_classifier, files_of
 from fedattn_app.models.parameters import fingerprint, get_arrays, set_arrays, view_arrays, without
 from fedattn_app.models.scopes import Scope, scope_of
-from fedattn_app.training.loop import TrainingResult, evaluate, gradient, train
+from fedattn_app.training.evaluation import evaluate
+from fedattn_app.training.loop import TrainingResult, gradient, train
 from fedattn_app.training.optimizer import Proximal
 from fedattn_app.types import NDArray
 

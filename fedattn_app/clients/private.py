@@ -15,19 +15,17 @@ from fedattn_app.config import Config
 from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
-from fedattn_app.models.factory import build_tokenizer
 from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.engine import Engine
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training.loop import EVALUATION_BATCH, evaluate, set_trainable
+from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE, evaluate
+from fedattn_app.training.loop import set_trainable
 
 # One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
-# Texts are padded to a multiple of so many tokens: fewer make smaller batches, more longer ones.
-STEP = 8
 
 log = logging.getLogger("fedattn")
 
@@ -51,9 +49,9 @@ class PrivateClient(PersonalClient):
         run: int = 0,
         max_epsilon: float = math.inf,
     ) -> None:
-        most, padding = config.model.max_length, build_tokenizer(config.model).padding
-        apart = (part.apart(STEP, most, padding) for part in (data.train, data.validation))
-        super().__init__(config, labels, ClientData(*apart), partition, state)
+        parts = (data.train, data.validation)
+        padded = (part.pad_independently(config.model.max_length) for part in parts)
+        super().__init__(config, labels, ClientData(*padded), partition, state)
         self.privacy = config.privacy
         self.ledger = ledger
         self.run = run
@@ -149,7 +147,7 @@ class PrivateClient(PersonalClient):
         self, examples: Examples, deviation: float, random: SecretRandom
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         known = examples[(examples.labels != UNKNOWN_LABEL).nonzero()[:, 0]]
-        batches = known.by_width(torch.arange(len(known)), EVALUATION_BATCH)
+        batches = known.inputs.split_by_equal_size(torch.arange(len(known)), EVALUATION_BATCH_SIZE)
         result = evaluate(self.model, known, len(self.labels), batches)
         counts = np.stack([result.support, result.predicted, result.correct])  # (3, K)
         noisy = torch.from_numpy(counts).double().flatten()

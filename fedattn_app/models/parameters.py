@@ -1,4 +1,4 @@
-"""The arrays behind a model's parameter names."""
+"""Read and write the parameters of a model as numpy arrays by name."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -11,9 +11,9 @@ from fedattn_app.types import NDArray
 
 
 def get_arrays(model: nn.Module, names: Collection[str] | None = None) -> dict[str, NDArray]:
-    """Copy parameters and persistent buffers out of `model`, by name, in its own order.
+    """Return copies of the parameters and persistent buffers of `model`, by name, in its order.
 
-    With `names`, only those.
+    With `names`, return only those.
     """
     return {
         name: view.copy()
@@ -23,9 +23,10 @@ def get_arrays(model: nn.Module, names: Collection[str] | None = None) -> dict[s
 
 
 def view_arrays(model: nn.Module) -> dict[str, NDArray]:
-    """Return every parameter and persistent buffer of `model` in its own order, without copying.
+    """Return every parameter and persistent buffer of `model`, by name, in its order.
 
-    A tensor with several names (tied weights) has the first of them only.
+    The arrays share the model's memory. A tensor with several names (tied weights) appears once,
+    under its first name.
     """
     return {name: tensor.detach().numpy() for name, tensor in _state(model).items()}
 
@@ -33,22 +34,22 @@ def view_arrays(model: nn.Module) -> dict[str, NDArray]:
 def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
     """Copy `arrays` into the parameters and buffers of the same names.
 
-    Raises `ValueError` for an unknown name or another shape.
+    Raises `ValueError` for an unknown name or a different shape.
     """
     state = _state(model)
     for name, array in arrays.items():
         if name not in state:
-            raise ValueError(f"parameter {name!r} is not in the model")
+            raise ValueError(f"the model has no parameter {name!r}")
         if state[name].shape != array.shape:
             raise ValueError(
-                f"parameter {name!r} has shape {array.shape}, the model's has "
+                f"parameter {name!r} has shape {array.shape}, in the model "
                 f"{tuple(state[name].shape)}: do the nodes agree on the model and its labels?"
             )
         np.copyto(state[name].detach().numpy(), array)
 
 
 def fingerprint(arrays: Mapping[str, NDArray]) -> str:
-    """Return the SHA-256 (hex) of names, dtypes, shapes and bytes, in the order of names."""
+    """Return the SHA-256 (hex) over the names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
@@ -58,7 +59,7 @@ def fingerprint(arrays: Mapping[str, NDArray]) -> str:
 
 
 def without(arrays: Mapping[str, NDArray], names: Collection[str]) -> dict[str, NDArray]:
-    """Return `arrays` less those named."""
+    """Return `arrays` except those called `names`."""
     return {name: array for name, array in arrays.items() if name not in names}
 
 
