@@ -9,6 +9,7 @@ import paths  # noqa: F401
 import torch
 
 from fedattn_app.data.examples import Examples
+from fedattn_app.models.batch import TextBatch
 
 
 def text_like(count: int, length: int, vocabulary: int, labels: int, seed: int = 1) -> Examples:
@@ -20,8 +21,9 @@ def text_like(count: int, length: int, vocabulary: int, labels: int, seed: int =
     frequency = 1 / np.arange(1, vocabulary)
     ids = rng.choice(vocabulary - 1, (count, length), p=frequency / frequency.sum()) + 1
     return Examples(
-        torch.from_numpy(ids.astype(np.int32)),
-        torch.full((count,), length, dtype=torch.int32),
+        TextBatch.of(
+            torch.from_numpy(ids.astype(np.int32)), torch.full((count,), length, dtype=torch.int32)
+        ),
         torch.from_numpy(rng.integers(0, labels, count)),
     )
 

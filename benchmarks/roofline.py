@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedattn_app.config import ModelConfig, TrainingConfig
-from fedattn_app.models.fast_linear import available, product, speed_up
+from fedattn_app.models.fast_linear import is_faster, product, speed_up
 from fedattn_app.models.transformer import build_model
 from fedattn_app.training.loop import train
 
@@ -44,7 +44,7 @@ def peak() -> dict[str, float]:
     """Return the GFLOP/s of a large product by each library."""
     x, weight = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     ways = {"torch": lambda: F.linear(x, weight)}
-    if available():
+    if is_faster():
         ways["oneDNN"] = lambda: product(x, weight)
     return {name: 2 * SIDE**3 / seconds(way) / 1e9 for name, way in ways.items()}
 

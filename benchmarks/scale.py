@@ -69,7 +69,7 @@ def write_texts(path: Path, clients: int, words: int) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("text", "label"))
-        for ids, label in zip(texts.ids.tolist(), texts.labels.tolist(), strict=True):
+        for ids, label in zip(texts.inputs["ids"].tolist(), texts.labels.tolist(), strict=True):
             rows.writerow((" ".join(f"w{word}" for word in ids), label))
 
 

@@ -93,7 +93,11 @@ def settings(task: Task) -> Row:
 def prepare(task: Task) -> None:
     """Write the texts into the task's folder, and what our tokenizer makes of them."""
     shape = SHAPES[task.shape]
-    words = text_like(CLIENTS * EXAMPLES, shape.max_length, shape.vocabulary, LABELS).ids.numpy()
+    words = (
+        text_like(CLIENTS * EXAMPLES, shape.max_length, shape.vocabulary, LABELS)
+        .inputs["ids"]
+        .numpy()
+    )
     votes = np.random.default_rng(SEED).standard_normal((shape.vocabulary, LABELS))[words].mean(1)
     labels = (votes - votes.mean(0)).argmax(1)
     with Path(task.folder, "train.csv").open("w", newline="") as file:
@@ -105,7 +109,9 @@ def prepare(task: Task) -> None:
         )
     config = Config.from_run_config(settings(task))
     shares = (client_data(config.data, shape, SEED, k, CLIENTS).train for k in range(CLIENTS))
-    write_clients(Path(task.folder), [(s.ids, s.lengths, s.labels) for s in shares])
+    write_clients(
+        Path(task.folder), [(s.inputs["ids"], s.inputs["lengths"], s.labels) for s in shares]
+    )
 
 
 class Marks(logging.Handler):

@@ -1,4 +1,7 @@
-"""How a model did on some examples: the one form for a client, the server and the results."""
+"""Scores of a model on labelled examples, in one form for clients, server and results.
+
+To add a metric, write a function of `Scores` and add it to `METRICS`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,10 +18,13 @@ COUNT_NAMES = ("support", "predicted", "correct")
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy in nats, and per-class counts, each int64 of shape (K,).
+    """The mean loss on some examples, and counts per label, each int64 (K,).
 
-    The loss is NaN where only counts were told. `support` counts the examples of each label,
-    `predicted` the answers, `correct` those that are right.
+    Args:
+        loss: Mean cross-entropy in nats; NaN if only the counts were reported.
+        support: The number of examples with each label.
+        predicted: The number of examples for which the model predicts each label.
+        correct: The number of correct predictions of each label.
     """
 
     loss: float
@@ -28,17 +34,20 @@ class Scores:
 
     @property
     def num_examples(self) -> int:
-        """How many examples were scored."""
+        """The number of examples."""
         return int(self.support.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, 0 to 1; 0 without examples."""
+        """The share of correct predictions, 0 to 1; 0 without examples."""
         return float(self.correct.sum() / max(self.num_examples, 1))
 
     @property
     def recall(self) -> list[float | None]:
-        """Share of right answers for each label; None for one that has no examples."""
+        """For each label, the share of its examples that are predicted correctly, 0 to 1.
+
+        None for a label without examples.
+        """
         return [
             float(right / count) if count else None
             for right, count in zip(self.correct, self.support, strict=True)
@@ -46,9 +55,9 @@ class Scores:
 
     @property
     def f1(self) -> list[float | None]:
-        """F1, 2·correct / (support + predicted), of each label.
+        """For each label, its F1 score, 2·correct / (support + predicted), 0 to 1.
 
-        None for one that does not occur: it has no examples and is not predicted.
+        None for a label that has no examples and is never predicted.
         """
         return [
             float(2 * right / total) if total else None
@@ -57,17 +66,17 @@ class Scores:
 
     @property
     def macro_f1(self) -> float:
-        """Unweighted mean of F1 over the labels that occur; 0 where none does."""
-        known = [value for value in self.f1 if value is not None]
-        return float(np.mean(known)) if known else 0.0
+        """The unweighted mean of the F1 scores that are not None; 0 if all are None."""
+        defined = [value for value in self.f1 if value is not None]
+        return float(np.mean(defined)) if defined else 0.0
 
     def row(self) -> dict[str, float | None]:
-        """Return what ``history.jsonl`` keeps of it."""
+        """Return the loss (None if unknown) and every metric of `METRICS`, by name."""
         loss = None if math.isnan(self.loss) else self.loss
         return {"loss": loss, **{name: metric(self) for name, metric in METRICS.items()}}
 
 
-# By the name in ``history.jsonl`` and ``summary.json``.
+# The metrics that each row of history.jsonl reports. Larger is better.
 METRICS: Mapping[str, Callable[[Scores], float]] = {
     "accuracy": lambda scores: scores.accuracy,
     "macro_f1": lambda scores: scores.macro_f1,

@@ -10,16 +10,23 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers.data_files import forget
 from helpers.pretrained_folders import FAMILIES_TESTED, LABELS, make_folder
 from transformers import AutoModelForSequenceClassification
 
+from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.engine import local_grid as local_engine
 from fedattn_app.errors import UserError
+from fedattn_app.models.fast_linear import is_faster, is_supported
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))  # last: one of its scripts has our package's name
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_report_header():
+    """Say by which library linear layers multiply in this session: see `models.fast_linear`."""
+    used = "oneDNN" if is_faster() else "torch"
+    return f"linear layers: {used}; oneDNN {'is' if is_supported() else 'is not'} supported"
 
 
 @pytest.fixture
@@ -83,7 +90,7 @@ def shared_data():
 @pytest.fixture
 def fresh_caches():
     """No data is known from an earlier test."""
-    forget()
+    PROCESS_CACHE.clear()
 
 
 @pytest.fixture

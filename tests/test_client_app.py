@@ -9,11 +9,11 @@ from helpers.data_files import write
 
 from fedattn_app import client_app
 from fedattn_app.clients.factory import make_client
-from fedattn_app.clients.private import PADDING_MULTIPLE
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
 from fedattn_app.engine.local_grid import LocalGrid, task_identity
 from fedattn_app.errors import UserError
+from fedattn_app.models.batch import PADDING_MULTIPLE
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of
@@ -101,7 +101,7 @@ def test_what_a_private_file_says_never_leaves_in_an_error(tmp_path, caplog, con
         client_app.app(message(), context(data_path=str(path)))
     assert str(caught.value) == "this node cannot use its data-path; its own log says why"
     assert caught.value.__suppress_context__
-    assert "Jane Doe" in caplog.text  # the node's own log has the reason
+    assert "Jane Doe" in caplog.text
 
 
 PERSONAL = SETTINGS | {"local": "personal", "shared": "attention"}
@@ -273,7 +273,7 @@ def test_no_answer_tells_of_a_single_row(private_node, tmp_path, caplog, row, ro
             message(kind, run_config), private_node(run_config, data_path=str(path))
         )
         assert not reply.has_error()
-    assert f"{path}: 1 of {rows + 1} examples add nothing" in caplog.text
+    assert f"{path}: 1 of {rows + 1} examples have no effect" in caplog.text
     assert {entry.kind for entry in ledger_of(tmp_path).entries} >= {"train"}
 
 
@@ -363,9 +363,7 @@ def test_a_ledger_that_cannot_be_read_stops_the_node(private_node, tmp_path, cap
         ask(private_node())
     assert str(caught.value) == KEPT_HERE
     assert caught.value.__suppress_context__
-    assert (
-        f"{file}: is not a readable privacy ledger" in caplog.text
-    )  # the node's own log has the reason
+    assert f"{file}: is not a readable privacy ledger" in caplog.text
     assert file.read_text() == content
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedattn_app.models.batch import TextBatch
 from rivals.task import BATCH, CLIENTS, COHORT, LEARNING_RATE, SEED, WEIGHT_DECAY, Task
 
 PROCESSES = 2
@@ -70,6 +71,6 @@ def _train(client: int, state: State) -> tuple[State, int]:
     ids, lengths, labels = clients[client]
     for index in torch.randperm(len(labels)).split(BATCH):
         optimizer.zero_grad()
-        F.cross_entropy(model(ids[index], lengths[index]), labels[index]).backward()
+        F.cross_entropy(model(TextBatch.of(ids[index], lengths[index])), labels[index]).backward()
         optimizer.step()
     return arrays_of(model), len(labels)

@@ -22,6 +22,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.transformer import TransformerClassifier
 from rivals.task import (
     BATCH,
@@ -42,13 +43,13 @@ class Net(TransformerClassifier):
     def loss(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a batch to train on."""
         self.train()
-        return F.cross_entropy(self(ids, lengths), labels)
+        return F.cross_entropy(self(TextBatch.of(ids, lengths)), labels)
 
     @torch.no_grad()
     def metrics(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> dict[str, Weighted]:
         """Return the summed loss of a batch."""
         self.eval()
-        loss = F.cross_entropy(self(ids, lengths), labels, reduction="sum")
+        loss = F.cross_entropy(self(TextBatch.of(ids, lengths)), labels, reduction="sum")
         return {"loss": Weighted(loss.item(), len(labels))}
 
 

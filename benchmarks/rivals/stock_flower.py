@@ -16,6 +16,7 @@ from flwr.simulation import run_simulation
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.transformer import TransformerClassifier
 from rivals.task import BATCH, CLIENTS, COHORT, LABELS, LEARNING_RATE, SHAPES, WEIGHT_DECAY, Task
 
@@ -46,7 +47,7 @@ def fit(model: nn.Module, loader: DataLoader, rate: float) -> float:
     running_loss = 0.0
     for ids, lengths, labels in loader:
         optimizer.zero_grad()
-        loss = criterion(model(ids, lengths), labels)
+        loss = criterion(model(TextBatch.of(ids, lengths)), labels)
         loss.backward()
         optimizer.step()
         running_loss += loss.item()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedattn_app.config import ModelConfig
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.transformer import TransformerClassifier, build_model
 
 SHAPES = {
@@ -57,7 +58,7 @@ class Task:
         model.load_state_dict(state)
         ids, lengths, labels = (torch.cat(parts) for parts in zip(*self.clients(), strict=True))
         with torch.no_grad():
-            loss = F.cross_entropy(model(ids, lengths), labels)
+            loss = F.cross_entropy(model(TextBatch.of(ids, lengths)), labels)
         seconds = [end - start for start, end in pairwise(marks[1:])]
         return json.dumps({"seconds": seconds, "loss": float(loss)})
 

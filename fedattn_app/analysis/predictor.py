@@ -1,4 +1,4 @@
-"""Use a trained model: from a run's ``model.safetensors`` to labels for new texts."""
+"""Use a trained model: load it from a run's folder and predict the labels of new texts."""
 
 import json
 from collections.abc import Sequence
@@ -16,15 +16,17 @@ from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.factory import rebuild
 from fedattn_app.models.parameters import set_arrays
 from fedattn_app.models.tokenizer import Tokenizer
-from fedattn_app.training.loop import EVALUATION_BATCH, by_length
+from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What each layer attended to in one text of T tokens.
+    """The attention of every layer over one text of T tokens.
 
-    `tokens` has length T; `maps` holds one (H, T, T) tensor per layer: for each head, how much
-    token i (row) drew from token j (column). Rows sum to 1.
+    Args:
+        tokens: The T tokens.
+        maps: One float32 tensor (H, T, T) per layer. For each of H heads, row i holds the
+            attention of token i to every token j, and sums to 1.
     """
 
     tokens: Sequence[str]
@@ -32,7 +34,10 @@ class Attention:
 
 
 class Predictor:
-    """A trained classifier with its tokenizer and label names."""
+    """A trained classifier with its tokenizer and its label names.
+
+    `labels` are in the order of the model's outputs.
+    """
 
     def __init__(self, model: Classifier, tokenizer: Tokenizer, labels: Sequence[str]) -> None:
         self.model = model.eval()
@@ -41,27 +46,31 @@ class Predictor:
 
     @classmethod
     def load(cls, run: str | Path, personal: str | Path | None = None) -> Self:
-        """Load the final model of a run's folder, or a ``model.safetensors`` file.
+        """Load the final model of a run.
 
-        `personal` is the file in a node's `state-dir` that holds the parameters it kept: a run
-        with ``local = "personal"`` has no whole model without one. Raises `UserError` for a file
-        that is missing, is not a run's model, or does not fit the other.
+        Args:
+            run: The run's folder, or a ``model.safetensors`` file.
+            personal: The file with a node's personal parameters, from its `state-dir`. A run with
+                ``local = "personal"`` needs one, because its own model is incomplete.
+
+        Raises:
+            UserError: If a file is missing, is not the model of a run, or does not fit the other.
         """
         path = Path(run)
         path = path / "model.safetensors" if path.is_dir() else path
-        arrays, about = read_arrays(path)
-        if not {"labels", "config"} <= about.keys():
-            raise UserError(f"{path}: is not the model of a run (no labels and config in it)")
-        labels = json.loads(about["labels"])
-        config = Config.from_run_config(json.loads(about["config"]))
+        arrays, metadata = read_arrays(path)
+        if not {"labels", "config"} <= metadata.keys():
+            raise UserError(f"{path}: is not the model of a run (it has no labels and no config)")
+        labels = json.loads(metadata["labels"])
+        config = Config.from_run_config(json.loads(metadata["config"]))
         if personal is not None:
             arrays |= read_arrays(Path(personal))[0]
         elif config.federation.local == "personal":
             raise UserError(
-                f"{path}: was trained with personal parameters; give the file that a node keeps "
-                "its own in, too"
+                f"{path}: was trained with personal parameters; also pass the file in which a node "
+                "keeps its own"
             )
-        model, tokenizer = rebuild(config, len(labels), about)
+        model, tokenizer = rebuild(config, len(labels), metadata)
         try:
             set_arrays(model, arrays)
         except ValueError as error:
@@ -69,29 +78,23 @@ class Predictor:
         return cls(model, tokenizer, labels)
 
     def predict(self, texts: Sequence[str]) -> list[str]:
-        """Return the likeliest label of each text."""
+        """Return the most probable label of each text."""
         return [self.labels[k] for k in self.probabilities(texts).argmax(1).tolist()]
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str]) -> Tensor:
-        """Return the float32 (N, K) probability of each label for each text."""
+        """Return the probability of each of K labels for each of N texts, float32 (N, K)."""
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of texts, not one text")
-        ids, lengths = self._encode(texts)
+        inputs = self.tokenizer.batch(texts)
         probabilities = torch.zeros(len(texts), len(self.labels))
-        for index in by_length(torch.arange(len(texts)), lengths, EVALUATION_BATCH):
-            longest = int(lengths[index].max())
-            logits = self.model(ids[index, :longest], lengths[index])
-            probabilities[index] = logits.softmax(1)
+        for index in inputs.split_by_size(torch.arange(len(texts)), EVALUATION_BATCH_SIZE):
+            probabilities[index] = self.model(inputs.select(index)).softmax(1)
         return probabilities
 
     def attention(self, text: str) -> Attention:
-        """Return what the layers attend to in `text`."""
+        """Return the attention of every layer over `text`."""
         if not isinstance(text, str):
             raise TypeError(f"text must be one text, not {type(text).__name__}")
-        maps = self.model.attention_maps(*self._encode([text]))
+        maps = self.model.attention_maps(self.tokenizer.batch([text]))
         return Attention(self.tokenizer.tokens(text), [layer[0] for layer in maps])
-
-    def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids, lengths = self.tokenizer.encode(texts)
-        return torch.from_numpy(ids), torch.from_numpy(lengths)

@@ -19,7 +19,8 @@ from fedattn_app.data.examples import ClientData
 from fedattn_app.errors import UserError
 from fedattn_app.metrics import COUNT_NAMES, Counts
 from fedattn_app.models.parameters import copy_arrays, get_arrays, set_arrays
-from fedattn_app.training.loop import TrainingResult, evaluate, gradient, train
+from fedattn_app.training.evaluation import evaluate
+from fedattn_app.training.loop import TrainingResult, gradient, train
 from fedattn_app.training.optimizer import Proximal
 from fedattn_app.types import NDArray
 

@@ -100,7 +100,8 @@ def _data(
     config: "Config", protection: "Protection", context: Context
 ) -> "tuple[tuple[str, ...], ClientData, int]":
     """Return the label names, this node's examples, and its partition."""
-    from fedattn_app.data.loading import client_data, label_names, private_data
+    from fedattn_app.data.labels import label_names
+    from fedattn_app.data.loading import client_data, private_data
 
     node, seed = context.node_config, config.federation.seed
     partition = int(node.get("partition-id", 0))

@@ -20,14 +20,14 @@ from fedattn_app.config import Config
 from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
-from fedattn_app.models.factory import build_tokenizer
 from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.engine import Engine
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.privacy.randomness import SecretRandom
-from fedattn_app.training.loop import EVALUATION_BATCH, evaluate, set_trainable
+from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE, evaluate
+from fedattn_app.training.loop import set_trainable
 
 if TYPE_CHECKING:
     from fedattn_app.clients.factory import Node
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 # The L2 norm of what one held-out example adds to the counts: one in `support`, one in
 # `predicted` and at most one in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
-# Texts are padded to a multiple of this number of tokens. Only texts of one width pass together,
-# so a smaller number makes smaller batches, a larger one more padding.
-PADDING_MULTIPLE = 8
 
 log = logging.getLogger("fedattn")
 
@@ -70,11 +67,9 @@ class PrivateClient(PersonalClient):
         run: int = 0,
         max_epsilon: float = math.inf,
     ) -> None:
-        most, padding = config.model.max_length, build_tokenizer(config.model).padding
-        apart = (
-            part.apart(PADDING_MULTIPLE, most, padding) for part in (data.train, data.validation)
-        )
-        super().__init__(config, labels, ClientData(*apart), partition, state)
+        parts = (data.train, data.validation)
+        padded = (part.pad_independently(config.model.max_length) for part in parts)
+        super().__init__(config, labels, ClientData(*padded), partition, state)
         self.privacy = config.privacy
         self.ledger = ledger
         self.run = run
@@ -182,7 +177,7 @@ class PrivateClient(PersonalClient):
         self, examples: Examples, deviation: float, random: SecretRandom
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         known = examples[(examples.labels != UNKNOWN_LABEL).nonzero()[:, 0]]
-        batches = known.by_width(torch.arange(len(known)), EVALUATION_BATCH)
+        batches = known.inputs.split_by_equal_size(torch.arange(len(known)), EVALUATION_BATCH_SIZE)
         result = evaluate(self.model, known, len(self.labels), batches)
         counts = np.stack([result.support, result.predicted, result.correct])  # (3, K)
         noisy = torch.from_numpy(counts).double().flatten()

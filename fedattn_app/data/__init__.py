@@ -1,1 +1,1 @@
-"""Examples: read from files, hubs or the built-in corpus, split over clients and tokenised."""
+"""Examples: loaded from files, the hub or the built-in corpus, split over clients and tokenised."""

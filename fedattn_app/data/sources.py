@@ -1,32 +1,34 @@
-"""Where raw examples come from: files and data hubs.
+"""Load tables of texts and labels from files and from the Hugging Face hub.
 
-Files are read with the standard library and pyarrow, every cell as it is written: a reader that
-guesses types turns the text "007" into 7 and the label "true" into True, and `datasets` reports
-each load of a local file over the network. Nothing here writes, so no copy of private text is left
-in a cache.
+Nothing here writes to disk, so no copy of private text is left in a cache. Local files are not read
+with `datasets`, which reports each load over the network.
 """
 
-import csv
-import json
 import logging
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import DataConfig
+from fedattn_app.data.readers import READERS, Columns, first_line, read_columns
 from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
-
-Columns = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of `texts` and `labels`, of equal length; `groups` is the ``partition-by`` column."""
+    """N rows of text and label.
+
+    Args:
+        texts: N texts.
+        labels: N label names; an empty one is missing.
+        source: What error texts call the table, such as the file's path.
+        groups: N values of the column ``partition-by``, if the table has it.
+    """
 
     texts: Sequence[str]
     labels: Sequence[str]
@@ -37,63 +39,107 @@ class Table:
         return len(self.texts)
 
     def take(self, rows: Sequence[int]) -> Self:
-        """Return the texts and labels of these rows."""
+        """Return the texts and labels of `rows`, in their order, without groups."""
         texts, labels = ([column[row] for row in rows] for column in (self.texts, self.labels))
         return replace(self, texts=texts, labels=labels, groups=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The training and the test rows of a data set; it has one of them at least."""
+    """The training and test rows of a data set. At least one of them is not None."""
 
     train: Table | None
     test: Table | None
 
     def training(self) -> Table:
-        """Return the training rows; raises `UserError` where there are none."""
+        """Return the training rows; raises `UserError` if there are none."""
         if self.train is None:
             raise UserError("data-path: no train.csv, .jsonl or .parquet in the folder")
         return self.train
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels of all rows, in alphabetical order."""
+        """The labels that occur in any row, in alphabetical order."""
         tables = [table for table in (self.train, self.test) if table is not None]
         return tuple(sorted({label for table in tables for label in table.labels}))
 
 
-def load(config: DataConfig, secret: bool = False) -> Splits:
-    """Load the file, folder or hub data set that `config` names, once until it changes on disk.
+def load_files(config: DataConfig, secret: bool = False) -> Splits:
+    """Load the file or folder `data_path`. The result is cached until the files change on disk.
 
-    Raises `UserError` for what cannot be found or read, lacks a column, or lacks a label. Not so
-    for what single rows of a `secret` one hold or lack, since that would tell of them: a label that
-    is missing is empty.
+    Raises `UserError` for files that cannot be found or read, for a missing column, and for a row
+    without a label or with lists in a cell. With `secret`, an error about a single row would reveal
+    something about that row, so such a cell counts as empty.
     """
-    return _load(config, secret, _stamp(config))
+    return _load_files(config, secret, _file_states(config))
 
 
-@lru_cache(maxsize=2)
-def _load(config: DataConfig, secret: bool, stamp: tuple[int, ...]) -> Splits:
-    if config.dataset != "file":
-        return _load_hub(config)
+@PROCESS_CACHE.keep(max_entries=2)
+def _load_files(config: DataConfig, secret: bool, states: tuple[int, ...]) -> Splits:
     tables = {
-        split: _table(_read(file), config, str(file), split, secret)
-        for split, file in _files(config.data_path).items()
+        split: _make_table(read_columns(file), config, str(file), split, secret)
+        for split, file in _split_files(config.data_path).items()
     }
     return Splits(tables.get("train"), tables.get("test"))
 
 
-def _table(
+@PROCESS_CACHE.keep(max_entries=2)
+def load_hub(config: DataConfig) -> Splits:
+    """Load the splits ``train`` and ``test`` of a hub data set; `dataset` is its id.
+
+    Raises `UserError` for a data set that cannot be loaded, for a missing ``train`` split or
+    column, and for a row without a label.
+    """
+    import datasets
+
+    source = f"dataset {config.dataset}"
+    try:
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises as well
+        splits = datasets.load_dataset(config.dataset)
+    except Exception as error:  # the hub, the network and the format raise many types
+        raise UserError(
+            f"dataset = {config.dataset!r}: cannot be loaded from the hub ({first_line(error)}); "
+            'offline, use dataset = "file" with data-path, or "triage"'
+        ) from None
+    if "train" not in splits:
+        raise UserError(
+            f"dataset = {config.dataset!r}: has no train split, only {', '.join(splits)}"
+        )
+    tables = {
+        split: _make_table(_hub_columns(splits[split]), config, f"{source}, split {split}", split)
+        for split in ("train", "test")
+        if split in splits
+    }
+    return Splits(tables["train"], tables.get("test"))
+
+
+def _hub_columns(split: Any) -> Columns:
+    """Return the columns of a `datasets.Dataset`, with class names in place of class numbers.
+
+    The class number -1 means that there is no label.
+    """
+    columns: dict[str, Sequence[Any]] = {}
+    for name, feature in split.features.items():
+        values = split[name][:]
+        names = getattr(feature, "names", None)
+        if names:
+            values = [None if k is None or k < 0 else names[k] for k in values]
+        columns[name] = values
+    return columns
+
+
+def _make_table(
     columns: Columns, config: DataConfig, source: str, split: str, secret: bool = False
 ) -> Table:
-    grouped = bool(config.partition_by) and split == "train"
+    """Check the columns that `config` names, and return them as a table."""
+    has_groups = bool(config.partition_by) and split == "train"
     if not columns:
         raise UserError(f"{source}: is empty")
     needed = {"text-column": config.text_column, "label-column": config.label_column}
-    if grouped:
+    if has_groups:
         needed["partition-by"] = config.partition_by
     if secret:
-        columns = _forgiving(columns, needed.values(), Path(source).suffix.lower())
+        columns = _without_lists(columns, needed.values(), Path(source).suffix.lower())
     for key, column in needed.items():
         if column not in columns:
             raise UserError(
@@ -104,53 +150,51 @@ def _table(
     for column in needed.values():
         if any(isinstance(value, (list, dict)) for value in columns[column]):
             raise UserError(f"{source}: column {column!r} holds lists, not single values")
-    labels = _strings(columns[config.label_column])
+    labels = _as_strings(columns[config.label_column])
     if "" in labels and not secret:
         raise UserError(f"{source}: row {labels.index('') + 1} has no label")
-    groups = _strings(columns[config.partition_by]) if grouped else None
+    groups = _as_strings(columns[config.partition_by]) if has_groups else None
     if groups and "" in groups:
         raise UserError(
             f"{source}: row {groups.index('') + 1} has no {config.partition_by!r} (partition-by)"
         )
-    return Table(_strings(columns[config.text_column]), labels, source, groups)
+    return Table(_as_strings(columns[config.text_column]), labels, source, groups)
 
 
-def _forgiving(columns: Columns, needed: Iterable[str], kind: str) -> Columns:
-    """Return `columns`, those that are `needed` with nothing where a row has no single value.
+def _without_lists(columns: Columns, needed: Iterable[str], suffix: str) -> Columns:
+    """Return `columns` where every list or object in a `needed` column is None.
 
-    Of JSON, which columns there are is itself a matter of single rows.
+    A JSON file has a column as soon as one row has it. Whether it is there would reveal something
+    about that row, so a missing column is added, all None.
     """
-    rows = len(next(iter(columns.values())))
-    nothing = [None] * rows
-    names = [name for name in needed if name in columns or kind in (".json", ".jsonl")]
-    single = {
+    num_rows = len(next(iter(columns.values())))
+    names = [name for name in needed if name in columns or suffix in (".json", ".jsonl")]
+    single_values = {
         name: [
             None if isinstance(value, (list, dict)) else value
-            for value in columns.get(name, nothing)
+            for value in columns.get(name, [None] * num_rows)
         ]
         for name in names
     }
-    return {**columns, **single}
+    return {**columns, **single_values}
 
 
-def _strings(values: Sequence[Any]) -> list[str]:
-    return ["" if _missing(value) else str(value) for value in values]
+def _as_strings(values: Sequence[Any]) -> list[str]:
+    return ["" if _is_missing(value) else str(value) for value in values]
 
 
-def _missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _stamp(config: DataConfig) -> tuple[int, ...]:
-    """Identify the present content of the files behind `config`."""
-    if config.dataset != "file":
-        return ()
-    states = [file.stat() for file in _files(config.data_path).values()]
-    return tuple(number for state in states for number in (state.st_mtime_ns, state.st_size))
+def _file_states(config: DataConfig) -> tuple[int, ...]:
+    """Return the modification time (ns) and size of each file: the key of the cache."""
+    stats = [file.stat() for file in _split_files(config.data_path).values()]
+    return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
 
 
-def _files(data_path: str) -> dict[str, Path]:
-    """Find the file of each split: the path itself, or train.* and test.* in the folder."""
+def _split_files(data_path: str) -> dict[str, Path]:
+    """Return the file of each split: the path itself, or train.* and test.* in the folder."""
     if not data_path:
         raise UserError('data-path = "": dataset = "file" needs the path of a file or folder')
     path = user_path("data-path", data_path)
@@ -161,7 +205,7 @@ def _files(data_path: str) -> dict[str, Path]:
             raise UserError(f"data-path = {data_path}: must end in {', '.join(READERS)}")
         return {"train": path}
     files: dict[str, Path] = {}
-    for file in _listed(path):
+    for file in _list_folder(path):
         if file.stem in ("train", "test") and file.suffix.lower() in READERS:
             if file.stem in files:
                 raise UserError(
@@ -173,101 +217,8 @@ def _files(data_path: str) -> dict[str, Path]:
     return files
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"data-path = {folder}: cannot be listed ({error.strerror})") from None
-
-
-def _read(file: Path) -> Columns:
-    kind = file.suffix.lower()
-    try:
-        return READERS[kind](file)
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not UTF-8 text; save it as UTF-8") from None
-    except (ValueError, OSError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read as {kind} ({_first_line(error)})") from None
-
-
-def _read_csv(file: Path) -> Columns:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        names = list(reader.fieldnames or ())
-        if len(set(names)) < len(names):
-            raise ValueError("a column stands twice in the header")
-        columns: dict[str, list[str | None]] = {name: [] for name in names}
-        for row in reader:
-            if None in row:
-                raise ValueError(f"line {reader.line_num} has more than {len(names)} cells")
-            for name in names:
-                columns[name].append(row[name])
-    return columns
-
-
-def _read_json(file: Path) -> Columns:
-    text = file.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = [_row(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _row(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number}: {error.msg}") from None
-
-
-def _read_parquet(file: Path) -> Columns:
-    from pyarrow import parquet
-
-    columns: Columns = parquet.read_table(file).to_pydict()
-    return columns
-
-
-READERS = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_json, ".parquet": _read_parquet}
-
-
-def _load_hub(config: DataConfig) -> Splits:
-    import datasets
-
-    source = f"dataset {config.dataset}"
-    try:
-        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises as well
-        splits = datasets.load_dataset(config.dataset)
-    except Exception as error:  # whatever the hub, the network and the format may raise
-        raise UserError(
-            f"dataset = {config.dataset!r}: cannot be loaded from the hub ({_first_line(error)}); "
-            'offline, use dataset = "file" with data-path, or "triage"'
-        ) from None
-    if "train" not in splits:
-        raise UserError(
-            f"dataset = {config.dataset!r}: has no train split, only {', '.join(splits)}"
-        )
-    tables = {
-        split: _table(_hub_columns(splits[split]), config, f"{source}, split {split}", split)
-        for split in ("train", "test")
-        if split in splits
-    }
-    return Splits(tables["train"], tables.get("test"))
-
-
-def _hub_columns(split: Any) -> Columns:
-    """Return the columns of a `datasets.Dataset`, class numbers as names, -1 as no label."""
-    columns: dict[str, Sequence[Any]] = {}
-    for name, feature in split.features.items():
-        values = split[name][:]
-        names = getattr(feature, "names", None)
-        if names:
-            values = [None if k is None or k < 0 else names[k] for k in values]
-        columns[name] = values
-    return columns
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

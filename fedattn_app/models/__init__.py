@@ -1,1 +1,1 @@
-"""Classifiers and their tokenizers, and the parameters that each scope selects."""
+"""Classifiers, their inputs and tokenizers, and which of their parameters travel."""

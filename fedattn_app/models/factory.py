@@ -1,9 +1,9 @@
-"""Make the classifier and the tokenizer that a run's settings ask for."""
+"""Build the classifier and the tokenizer that the settings of a run name."""
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 
+from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import Config, ModelConfig
 from fedattn_app.files import folder_of
 from fedattn_app.models.classifier import Classifier
@@ -13,9 +13,9 @@ from fedattn_app.models.transformer import build_model
 
 
 def build_classifier(config: Config, num_labels: int) -> Classifier:
-    """Build the classifier with the same parameters wherever settings and weights are the same.
+    """Build the classifier: the same settings and weights give the same parameters everywhere.
 
-    Raises `UserError` for one that cannot be loaded.
+    Raises `UserError` for a model that cannot be loaded.
     """
     seed = config.federation.seed
     model: Classifier
@@ -25,19 +25,22 @@ def build_classifier(config: Config, num_labels: int) -> Classifier:
         model = pretrained.load_model(config.model, num_labels, seed)
     else:
         model = build_model(config.model, num_labels, seed)
-    return _finished(model, config)
+    return _prepare(model, config)
 
 
 def build_tokenizer(config: ModelConfig) -> Tokenizer:
-    """Return the tokenizer, the same object until its files change.
+    """Return the tokenizer: the same object for the same settings until its files change.
 
-    Raises `UserError` for one that cannot be loaded.
+    Raises `UserError` for a tokenizer that cannot be loaded.
     """
     return _tokenizer(config, files_of(config))
 
 
 def files_of(config: ModelConfig) -> frozenset[tuple[str, int, int]]:
-    """Return name, size and time of each file of a model in a folder: part of a cache's key."""
+    """Return name, size and modification time (ns) of each file of a model in a local folder.
+
+    They are part of a cache's key. Empty for a model that is not in a local folder.
+    """
     folder = folder_of(config.model) if config.pretrained else None
     if folder is None:
         return frozenset()
@@ -45,7 +48,7 @@ def files_of(config: ModelConfig) -> frozenset[tuple[str, int, int]]:
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-@lru_cache(maxsize=2)
+@PROCESS_CACHE.keep(max_entries=2)
 def _tokenizer(config: ModelConfig, files: frozenset[tuple[str, int, int]]) -> Tokenizer:
     if config.pretrained:
         from fedattn_app.models import pretrained
@@ -55,7 +58,10 @@ def _tokenizer(config: ModelConfig, files: frozenset[tuple[str, int, int]]) -> T
 
 
 def describe(config: Config, model: Classifier) -> dict[str, str]:
-    """Return what, beside the settings, `rebuild` needs to make such a model anywhere."""
+    """Return what `rebuild` needs in addition to the settings, as text by name.
+
+    Empty for the built-in model, which the settings describe completely.
+    """
     from fedattn_app.models import pretrained
 
     if not isinstance(model, pretrained.PretrainedClassifier):
@@ -66,23 +72,24 @@ def describe(config: Config, model: Classifier) -> dict[str, str]:
 
 
 def rebuild(
-    config: Config, num_labels: int, about: Mapping[str, str]
+    config: Config, num_labels: int, description: Mapping[str, str]
 ) -> tuple[Classifier, Tokenizer]:
-    """Make a classifier whose parameters are yet to be set, and its tokenizer.
+    """Build a classifier whose parameters are still to be set, and its tokenizer.
 
-    A pretrained one is made from what `describe` said `about` it, without its folder or the hub.
+    A pretrained model is built from the `description` that `describe` returned, without its folder
+    or the hub.
     """
-    if "architecture" not in about:
+    if "architecture" not in description:
         return build_classifier(config, num_labels), build_tokenizer(config.model)
     from fedattn_app.models import pretrained
 
-    model = pretrained.untrained(json.loads(about["architecture"]))
-    tokenizer = pretrained.PretrainedTokenizer.from_json(about["tokenizer"])
-    return _finished(model, config), tokenizer
+    model = pretrained.build_untrained(json.loads(description["architecture"]))
+    tokenizer = pretrained.PretrainedTokenizer.from_json(description["tokenizer"])
+    return _prepare(model, config), tokenizer
 
 
-def _finished(model: Classifier, config: Config) -> Classifier:
-    """Add the adapters that the run trains, and use the faster products."""
+def _prepare(model: Classifier, config: Config) -> Classifier:
+    """Add the adapters that the run trains, and switch to the fastest linear layers."""
     if config.federation.uses_lora:
         from fedattn_app.models.lora import add_adapters
 

@@ -1,6 +1,6 @@
 """Where each family of models keeps its self-attention and its head.
 
-Every family names its parts in its own way; `FAMILIES` is the one place that knows how.
+Every family has its own parameter names. A row of `FAMILIES` describes those of one family.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,13 +14,17 @@ BUILT_IN = "fedattn"
 
 @dataclass(frozen=True)
 class Family:
-    """Where the models of one family keep their self-attention and their head.
+    """Regular expressions over the parameter names of one family.
 
-    `attention` is a regex for the dotted name of one layer's self-attention, final dot included;
-    `query`, `key`, `value` and `output` are regexes for the names of the four projections below
-    it. `head` is a regex for the parameters between the encoder's output and the logits.
-    With `positions_after_padding` the positions of tokens count from the number after that of the
-    padding token.
+    Args:
+        attention: The dotted name of one layer's self-attention, with the final dot.
+        query: The name of the query projection below `attention`.
+        key: The name of the key projection.
+        value: The name of the value projection.
+        output: The name of the output projection.
+        head: The full names of the parameters between the encoder's output and the logits.
+        positions_after_padding: Whether token positions count from the padding token's id plus 1,
+            which reduces the maximum length.
     """
 
     attention: str
@@ -32,12 +36,12 @@ class Family:
     positions_after_padding: bool = False
 
     def projections(self, roles: Iterable[str] = ATTENTION_ROLES) -> str:
-        """Return a regex for the module names of the projections with these `roles`."""
-        below = "|".join(getattr(self, role) for role in roles)
-        return f"{self.attention}(?:{below})"
+        """Return a regex for the module names of the projections `roles` (query, key, …)."""
+        names = "|".join(getattr(self, role) for role in roles)
+        return f"{self.attention}(?:{names})"
 
 
-def _like_bert(
+def _bert_layout(
     prefix: str, head: str, projection: str = "", positions_after_padding: bool = False
 ) -> Family:
     return Family(
@@ -51,16 +55,16 @@ def _like_bert(
     )
 
 
-# By the `model_type` of a model's configuration. MiniLM models are BERT or XLM-RoBERTa by theirs.
+# Keys are the `model_type` of a model's configuration. MiniLM models are BERT or XLM-RoBERTa.
 FAMILIES: Mapping[str, Family] = {
     BUILT_IN: Family(
         r"layers\.\d+\.attention\.", "query", "key", "value", "output", head=r"head\..*"
     ),
-    "bert": _like_bert("bert", head=r"bert\.pooler\..*|classifier\..*"),
-    "roberta": _like_bert("roberta", head=r"classifier\..*", positions_after_padding=True),
-    "xlm-roberta": _like_bert("roberta", head=r"classifier\..*", positions_after_padding=True),
-    "electra": _like_bert("electra", head=r"classifier\..*"),
-    "deberta-v2": _like_bert("deberta", head=r"(pooler|classifier)\..*", projection="_proj"),
+    "bert": _bert_layout("bert", head=r"bert\.pooler\..*|classifier\..*"),
+    "roberta": _bert_layout("roberta", head=r"classifier\..*", positions_after_padding=True),
+    "xlm-roberta": _bert_layout("roberta", head=r"classifier\..*", positions_after_padding=True),
+    "electra": _bert_layout("electra", head=r"classifier\..*"),
+    "deberta-v2": _bert_layout("deberta", head=r"(pooler|classifier)\..*", projection="_proj"),
     "distilbert": Family(
         attention=r"distilbert\.transformer\.layer\.\d+\.attention\.",
         query="q_lin",
@@ -73,15 +77,19 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(family: str, names: Iterable[str], shared: str) -> Family:
-    """Return the entry of `FAMILIES`; raises `UserError` that asks for a regex if there is none."""
+    """Return the row of `FAMILIES` for `family`.
+
+    `names` are the parameter names of the model, and `shared` is the value of that key, both for
+    the error text. Raises `UserError` for an unknown family.
+    """
     if family in FAMILIES:
         return FAMILIES[family]
     if shared in LORA_SCOPES:
         raise UserError(
-            f"shared = {shared!r}: the model family {family!r} is not one of those that adapters "
-            f"are known for: {', '.join(sorted(set(FAMILIES) - {BUILT_IN}))}"
+            f"shared = {shared!r}: adapters are not supported for the model family {family!r}, "
+            f"only for {', '.join(sorted(set(FAMILIES) - {BUILT_IN}))}"
         )
     raise UserError(
-        f"shared = {shared!r}: is not known for the model family {family!r}; give a regex "
+        f"shared = {shared!r}: not defined for the model family {family!r}; use a regex "
         f"over its parameter names, which are {', '.join(sorted(names))}"
     )

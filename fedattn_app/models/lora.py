@@ -1,27 +1,26 @@
 """Low-rank adapters on the attention projections, through `peft`.
 
 LoRA (Hu et al., "LoRA: Low-rank adaptation of large language models", 2021, arXiv 2106.09685)
-keeps a projection W frozen and trains its change as a product of two thin matrices, with rank r
-and scale α:
+freezes a projection W and trains a change to it, the product of two thin matrices of rank r, with
+scale α:
 
-    W' = W + (α / r) B A,    A: (r, d_in), random at the start;  B: (d_out, r), zero at the start
+    W' = W + (α / r) B A,    A: (r, d_in), initially random;    B: (d_out, r), initially zero
 
-Clients k with weights p_k want the mean of their changes, Σ p_k B_k A_k. Averaging A and B
-separately gives (Σ p_k B_k)(Σ p_k A_k) instead, which differs by Σ p_k (B_k − B̄)(A_k − Ā): by how
-much the clients' A and B vary together. The scopes answer this differently:
+The average of the changes of clients k with weights p_k is Σ p_k B_k A_k. Averaging A and B
+separately gives (Σ p_k B_k)(Σ p_k A_k), which differs by Σ p_k (B_k − B̄)(A_k − Ā), the covariance
+of A and B over the clients. Each scope handles this difference in its own way:
 
-- ``lora`` sends both and accepts the difference. It is small while clients stay close, and grows
-  with local steps and with differences between the clients' data.
-- ``lora-b`` freezes A at the same random start on every node and sends B: with A_k = A the average
-  is exact, Σ p_k B_k A = B̄ A, at half the adapters' bytes. (FFA-LoRA: Sun, Li, Li and Ding,
-  "Improving LoRA in privacy-preserving federated learning", 2024, arXiv 2403.12313. Under
-  differential privacy, noise is not multiplied by noise either.)
-- ``lora-a`` sends A and keeps B on the node. No product is averaged: what B says is each client's
-  own, what A reads is common. (FedSA-LoRA: Guo, Zeng, Wang, Fan, Wang and Qu, "Selective
-  aggregation for low-rank adaptation in federated learning", 2024, arXiv 2410.01463.) Each client
-  then has a model of its own, and the server none.
+- ``lora`` sends A and B and accepts the difference. It is small while clients stay close. It grows
+  with the number of local steps and with the differences between the clients' data.
+- ``lora-b`` freezes A at the same random values on every node and sends B. The average is then
+  exact, Σ p_k B_k A = B̄ A, and the adapters need half the bytes. Under differential privacy, noise
+  is never multiplied by noise. (FFA-LoRA: Sun, Li, Li and Ding, "Improving LoRA in
+  privacy-preserving federated learning", 2024, arXiv 2403.12313.)
+- ``lora-a`` sends A and keeps B on the node, so no product is averaged. Each client has its own
+  model, and the server has no complete one. (FedSA-LoRA: Guo, Zeng, Wang, Fan, Wang and Qu,
+  "Selective aggregation for low-rank adaptation in federated learning", 2024, arXiv 2410.01463.)
 
-All three train and send the head too: a new one is random, and no adapter reaches it.
+All three also train and send the head, because a new head is random and has no adapter.
 """
 
 import torch
@@ -33,9 +32,10 @@ from fedattn_app.optional_dependency import needing_extra
 
 
 def add_adapters(model: Classifier, config: LoraConfig, seed: int, shared: str) -> None:
-    """Put adapters on the attention projections of `model`, in place; A depends on `seed` alone.
+    """Add adapters to the attention projections of `model`, in place.
 
-    Raises `UserError` for a family whose projections are not known and where `peft` is missing.
+    The initial A depends only on `seed`. `shared` is the value of that key, for the error text.
+    Raises `UserError` for a family that is not in `FAMILIES`, and if `peft` is not installed.
     """
     family = family_of(model.family, model.state_dict(), shared)
     with needing_extra(f"shared = {shared!r}: LoRA"):

@@ -1,4 +1,4 @@
-"""The arrays behind a model's parameter names."""
+"""Read and write the parameters of a model as numpy arrays by name."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -11,9 +11,9 @@ from fedattn_app.types import NDArray
 
 
 def get_arrays(model: nn.Module, names: Collection[str] | None = None) -> dict[str, NDArray]:
-    """Copy parameters and persistent buffers out of `model`, by name, in its own order.
+    """Return copies of the parameters and persistent buffers of `model`, by name, in its order.
 
-    With `names`, only those.
+    With `names`, return only those.
     """
     return {
         name: view.copy()
@@ -23,9 +23,10 @@ def get_arrays(model: nn.Module, names: Collection[str] | None = None) -> dict[s
 
 
 def view_arrays(model: nn.Module) -> dict[str, NDArray]:
-    """Return every parameter and persistent buffer of `model` in its own order, without copying.
+    """Return every parameter and persistent buffer of `model`, by name, in its order.
 
-    A tensor with several names (tied weights) has the first of them only.
+    The arrays share the model's memory. A tensor with several names (tied weights) appears once,
+    under its first name.
     """
     return {name: tensor.detach().numpy() for name, tensor in _state(model).items()}
 
@@ -33,12 +34,12 @@ def view_arrays(model: nn.Module) -> dict[str, NDArray]:
 def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
     """Copy `arrays` into the parameters and buffers of the same names.
 
-    Raises `ValueError` for an unknown name or another shape.
+    Raises `ValueError` for an unknown name or a different shape.
     """
     present = view_arrays(model)
     for name in arrays:
         if name not in present:
-            raise ValueError(f"parameter {name!r} is not in the model")
+            raise ValueError(f"the model has no parameter {name!r}")
     copy_arrays(list(arrays.values()), [present[name] for name in arrays], list(arrays))
 
 
@@ -47,19 +48,20 @@ def copy_arrays(
 ) -> None:
     """Copy each of the `sources` into the target at the same place.
 
-    Raises `ValueError`, with the name at that place, for another number of arrays or another shape.
+    Raises `ValueError` for a different number of arrays, and for a different shape with the name at
+    that place.
     """
     for source, target, name in zip(sources, targets, names, strict=True):
         if target.shape != source.shape:
             raise ValueError(
-                f"parameter {name!r} has shape {source.shape}, the model's has {target.shape}: do "
-                "the nodes agree on the model and its labels?"
+                f"parameter {name!r} has shape {source.shape}, in the model {target.shape}: do the "
+                "nodes agree on the model and its labels?"
             )
         np.copyto(target, source)
 
 
 def fingerprint(arrays: Mapping[str, NDArray]) -> str:
-    """Return the SHA-256 (hex) of names, dtypes, shapes and bytes, in the order of names."""
+    """Return the SHA-256 (hex) over the names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
@@ -69,7 +71,7 @@ def fingerprint(arrays: Mapping[str, NDArray]) -> str:
 
 
 def without(arrays: Mapping[str, NDArray], names: Collection[str]) -> dict[str, NDArray]:
-    """Return `arrays` less those named."""
+    """Return `arrays` except those called `names`."""
     return {name: array for name, array in arrays.items() if name not in names}
 
 

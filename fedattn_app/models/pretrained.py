@@ -1,7 +1,7 @@
-"""Pretrained encoders of the Hugging Face hub, or of a local folder, through `transformers`.
+"""Pretrained encoders from the Hugging Face hub or a local folder, through `transformers`.
 
-Weights are read from safetensors files only, and no code that comes with a model is ever run. A
-local folder is read without asking any network.
+Weights are read from safetensors files only, and code that comes with a model is never run. A
+local folder is read without any network access.
 """
 
 import difflib
@@ -20,7 +20,8 @@ from torch import Tensor
 from fedattn_app.config import MODEL_SIZES, ModelConfig
 from fedattn_app.errors import UserError
 from fedattn_app.files import folder_of
-from fedattn_app.models.classifier import Classifier, real_tokens
+from fedattn_app.models.batch import Batch
+from fedattn_app.models.classifier import TextClassifier, real_tokens
 from fedattn_app.models.families import FAMILIES
 from fedattn_app.models.tokenizer import Tokenizer, pad
 from fedattn_app.optional_dependency import needing_extra
@@ -29,55 +30,59 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# transformers would load them into the model, under other parameter names.
-ADAPTERS = "adapters lie beside its weights; merge them into the weights first"
+# transformers would load adapters into the model, under other parameter names.
+ADAPTERS_MESSAGE = "its folder holds adapters; merge them into the weights first"
 
 
-class PretrainedClassifier(Classifier):
-    """A `transformers` sequence classifier behind the built-in model's interface.
+class PretrainedClassifier(TextClassifier):
+    """A `transformers` sequence classifier as a `Classifier`.
 
-    Its parameters keep the names that they have in `transformers`.
+    Its parameters keep their names from `transformers`.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
-        # The very same submodules under the same names; a tuple hides the whole from torch.
+        # Share the submodules under their own names. The tuple hides `model` itself from torch,
+        # which would otherwise register it as one more submodule.
         self._modules, self._parameters = model._modules, model._parameters
         self._buffers = model._buffers
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._whole = (model,)
+        self._wrapped = (model,)
         self.family = model.config.model_type
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The configuration from which `untrained` builds a model of the same shape."""
-        settings: dict[str, Any] = self._whole[0].config.to_dict()
-        settings.pop("_name_or_path", None)  # where it lay on this machine
-        settings.pop("auto_map", None)  # where code of its own would be
+        """The configuration from which `build_untrained` makes a model of the same shape."""
+        settings: dict[str, Any] = self._wrapped[0].config.to_dict()
+        settings.pop("_name_or_path", None)  # a path on this machine
+        settings.pop("auto_map", None)  # names of code that comes with the model
         return settings
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Score the labels."""
-        mask = real_tokens(ids, lengths).long()
-        logits: Tensor = self._whole[0](input_ids=ids, attention_mask=mask).logits
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits (B, K)."""
+        mask = real_tokens(batch["ids"], batch["lengths"]).long()
+        logits: Tensor = self._wrapped[0](input_ids=batch["ids"], attention_mask=mask).logits
         return logits
 
     @property
     def token_embedding(self) -> torch.nn.Module:
-        """What `transformers` calls the input embeddings."""
-        embedding: torch.nn.Module = self._whole[0].get_input_embeddings()
+        """The input embeddings, as `transformers` calls them."""
+        embedding: torch.nn.Module = self._wrapped[0].get_input_embeddings()
         return embedding
 
     @torch.no_grad()
-    def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-        """Return what each layer attends to, by the plain implementation that keeps its maps."""
-        (model,) = self._whole
+    def attention_maps(self, batch: Batch) -> Sequence[Tensor]:
+        """Return the attention probabilities of each layer, float32 (B, H, T, T).
+
+        Only the "eager" implementation of `transformers` returns them.
+        """
+        (model,) = self._wrapped
         usual = model.config._attn_implementation
         model.set_attn_implementation("eager")
         try:
-            mask = real_tokens(ids, lengths).long()
+            mask = real_tokens(batch["ids"], batch["lengths"]).long()
             maps: Sequence[Tensor] = model(
-                input_ids=ids, attention_mask=mask, output_attentions=True
+                input_ids=batch["ids"], attention_mask=mask, output_attentions=True
             ).attentions
         finally:
             model.set_attn_implementation(usual)
@@ -85,7 +90,10 @@ class PretrainedClassifier(Classifier):
 
 
 class PretrainedTokenizer(Tokenizer):
-    """A model's own tokenizer; it cuts texts as `backend` says, special tokens counted."""
+    """The tokenizer that belongs to a pretrained model.
+
+    `backend` truncates the texts. `padding` is the id of the padding token.
+    """
 
     def __init__(self, backend: "Backend", padding: int) -> None:
         backend.no_padding()
@@ -94,32 +102,33 @@ class PretrainedTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Make the tokenizer that `to_json` described."""
+        """Make the tokenizer that `to_json` wrote."""
         from tokenizers import Tokenizer as Backend
 
-        about = json.loads(text)
-        return cls(Backend.from_str(about["tokenizer"]), about["padding"])
+        saved = json.loads(text)
+        return cls(Backend.from_str(saved["tokenizer"]), saved["padding"])
 
     def to_json(self) -> str:
-        """Describe the whole tokenizer, vocabulary included."""
+        """Return the whole tokenizer, vocabulary included, as JSON."""
         return json.dumps({"tokenizer": self.backend.to_str(), "padding": self.padding})
 
     def tokens(self, text: str) -> list[str]:
-        """Cut `text` into tokens, special ones included."""
-        tokens: list[str] = self.backend.encode(_sound(text)).tokens
+        """Split `text` into tokens, special ones included."""
+        tokens: list[str] = self.backend.encode(_without_surrogates(text)).tokens
         return tokens
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Encode texts, padded with the model's own token."""
-        encoded = self.backend.encode_batch([_sound(text) for text in texts])
+        """Encode texts, padded with the model's padding token."""
+        encoded = self.backend.encode_batch([_without_surrogates(text) for text in texts])
         return pad([row.ids or [self.padding] for row in encoded], self.padding)
 
 
 def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedClassifier:
-    """Load the weights that `model` names; what they lack, such as a new head, depends on `seed`.
+    """Load the model that `config.model` names, with a head for `num_labels` labels.
 
-    Dropout is as the key `dropout` says, and no layer is dropped whole. Raises `UserError` for a
-    model that cannot be loaded, and for weights that lack a part of the encoder.
+    Parameters that are not in the weights, such as those of a new head, depend only on `seed`. The
+    dropout rate comes from `config.dropout`, and layer dropout is off. Raises `UserError` for a
+    model that cannot be loaded and for weights that lack a part of the encoder.
     """
     with _loading(_subject(config.model)):
         from transformers import AutoModelForSequenceClassification
@@ -135,27 +144,27 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
                 config=architecture,
                 use_safetensors=True,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # a head for other labels is replaced by a new one
+                ignore_mismatched_sizes=True,  # a new head replaces one for other labels
                 output_loading_info=True,
                 **_source(config.model),
             )
-        if getattr(model, "_hf_peft_config_loaded", False):  # of a hub id
-            raise ValueError(ADAPTERS)
+        if getattr(model, "_hf_peft_config_loaded", False):  # from the hub
+            raise ValueError(ADAPTERS_MESSAGE)
         missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-        lacking = sorted(filter(re.compile(_encoder(model)).fullmatch, missing))
+        lacking = sorted(filter(re.compile(_encoder_pattern(model)).fullmatch, missing))
         if lacking:
             raise ValueError(
-                f"of the encoder's parameters {len(lacking)} are not among its weights, or have "
+                f"{len(lacking)} of the encoder's parameters are missing from its weights or have "
                 f"another shape there, such as {lacking[0]}"
             )
     return PretrainedClassifier(model)
 
 
 def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
-    """Load the tokenizer of the model that `model` names.
+    """Load the tokenizer of the model that `config.model` names.
 
-    Raises `UserError` for one that cannot be loaded or does not fit the model, and for a
-    `max-length` that the model cannot take.
+    Raises `UserError` for a tokenizer that cannot be loaded or does not fit the model, and for a
+    `max-length` that the model does not support.
     """
     with _loading(_subject(config.model)):
         from transformers import AutoTokenizer
@@ -168,27 +177,27 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
         tokens = len(tokenizer)
         if not tokenizer.is_fast:
             raise ValueError("its tokenizer has no tokenizer.json")
-        # Without any file transformers makes a tokenizer that knows no words.
+        # Without a tokenizer file, transformers makes a tokenizer with an empty vocabulary.
         if not architecture.vocab_size / 2 <= tokens <= architecture.vocab_size:
             raise ValueError(
-                f"its tokenizer has {tokens} tokens, the model {architecture.vocab_size}: is "
-                "tokenizer.json missing or another model's?"
+                f"its tokenizer has {tokens} tokens and the model {architecture.vocab_size}: is "
+                "tokenizer.json missing, or from another model?"
             )
     backend = tokenizer.backend_tokenizer
     shortest = backend.num_special_tokens_to_add(False) + 1
-    longest = _longest(architecture) or config.max_length
+    longest = _max_tokens(architecture) or config.max_length
     if not shortest <= config.max_length <= longest:
         raise UserError(
-            f"max-length = {config.max_length}: model = {config.model!r} takes {shortest} to "
-            f"{longest} tokens"
+            f"max-length = {config.max_length}: must be {shortest} to {longest} for "
+            f"model = {config.model!r}"
         )
     backend.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
     return PretrainedTokenizer(backend, tokenizer.pad_token_id or 0)
 
 
-def untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
-    """Make a model of this `PretrainedClassifier.architecture`, with random parameters."""
-    with _loading("the model of the run"), torch.random.fork_rng(devices=[]):
+def build_untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
+    """Build a model with this `PretrainedClassifier.architecture` and random parameters."""
+    with _loading("the run's model"), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         return PretrainedClassifier(
@@ -206,16 +215,16 @@ def _architecture(model: str) -> "PreTrainedConfig":
 
 
 def _source(model: str) -> dict[str, Any]:
-    """Return the arguments that say where from, and that no code comes along."""
+    """Return the arguments of `from_pretrained`: where to load from, and to run no model code."""
     folder = folder_of(model)
     if folder is None:
         if model.startswith((".", "~", "/")):
-            raise ValueError("there is no such folder")
+            raise ValueError("the folder does not exist")
         if near := difflib.get_close_matches(model.lower(), MODEL_SIZES, n=1, cutoff=0.75):
             raise ValueError(f"did you mean {near[0]}?")
         return {"pretrained_model_name_or_path": model, "trust_remote_code": False}
     if (folder / "adapter_config.json").exists():
-        raise ValueError(ADAPTERS)
+        raise ValueError(ADAPTERS_MESSAGE)
     return {
         "pretrained_model_name_or_path": str(folder),
         "local_files_only": True,
@@ -223,31 +232,31 @@ def _source(model: str) -> dict[str, Any]:
     }
 
 
-def _longest(architecture: "PreTrainedConfig") -> int:
-    """Return how many tokens have a position, or 0 where there is no limit."""
+def _max_tokens(architecture: "PreTrainedConfig") -> int:
+    """Return the largest number of tokens that have a position, or 0 for no limit."""
     positions = max(getattr(architecture, "max_position_embeddings", 0), 0)
     padding = architecture.pad_token_id or 0
     family = FAMILIES.get(architecture.model_type)
-    # Unknown families that pad with another token than 0 mostly count positions from the next one.
+    # Most unknown families with a padding token other than 0 count positions from the next number.
     after_padding = family.positions_after_padding if family else padding > 0
     return max(positions - (padding + 1 if after_padding else 0), 0)
 
 
-def _encoder(model: "PreTrainedModel") -> str:
-    """Return a regex for the parameters that a pretrained model must bring along."""
+def _encoder_pattern(model: "PreTrainedModel") -> str:
+    """Return a regex for the parameters that must come with the weights: all but the head."""
     family = FAMILIES.get(model.config.model_type)
     head = family.head if family else r".*pooler.*"
     return rf"(?!{head}){model.base_model_prefix}\..*"
 
 
 def _subject(model: str) -> str:
-    and_no = "" if folder_of(model) else " and no folder"
-    return f"model = {model!r}: is none of {', '.join(MODEL_SIZES)}{and_no}"
+    not_a_folder = "" if folder_of(model) else " and not a folder"
+    return f"model = {model!r}: not one of {', '.join(MODEL_SIZES)}{not_a_folder}"
 
 
 @contextmanager
 def _loading(subject: str) -> Iterator[None]:
-    """Load quietly; whatever goes wrong is one line that begins with `subject`."""
+    """Load without log lines, and turn every failure into one line that starts with `subject`."""
     with needing_extra(f"{subject}; a pretrained model"):
         from transformers.utils import logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -258,7 +267,7 @@ def _loading(subject: str) -> Iterator[None]:
     hub.setLevel(ERROR)  # it logs every retry
     try:
         yield
-    except Exception as error:  # transformers, the hub and safetensors each have their own
+    except Exception as error:  # transformers, the hub and safetensors raise many types
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{subject}, and cannot be loaded as pretrained ({reason})") from None
     finally:
@@ -268,6 +277,6 @@ def _loading(subject: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _sound(text: str) -> str:
-    """Replace half surrogate pairs, which a JSON file may hold and no tokenizer takes."""
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON files may hold and tokenizers reject."""
     return text.encode("utf-8", "replace").decode()

@@ -1,6 +1,7 @@
-"""Which parameters travel, which stay on a node, and which nobody trains.
+"""Which parameters travel, which stay on their node, and which are not trained.
 
-A scope is the name of one below, or a regular expression over whole dotted parameter names.
+The value of the key `shared` is one of `SCOPES`, or a regular expression that must match whole
+dotted parameter names.
 """
 
 import re
@@ -11,16 +12,16 @@ from fedattn_app.config import LORA_SCOPES
 from fedattn_app.errors import UserError
 from fedattn_app.models.families import family_of
 
-_LORA = {"lora": "[AB]", "lora-a": "A", "lora-b": "B"}
+_LORA_MATRICES = {"lora": "[AB]", "lora-a": "A", "lora-b": "B"}
 SCOPES = ("all", "attention", "attention+head", "head", "all-but-attention", *LORA_SCOPES)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Parameter names by what becomes of them; each is in exactly one of the three sets.
+    """The parameter names of a model in three disjoint sets.
 
-    `shared` parameters are trained and travel, `personal` ones are trained and stay on their
-    node, `frozen` ones are the same everywhere from the start to the end.
+    `shared` parameters are trained and travel. `personal` parameters are trained and stay on their
+    node. `frozen` parameters are never trained and are the same on every node.
     """
 
     shared: frozenset[str]
@@ -29,24 +30,32 @@ class Scope:
 
     @property
     def trainable(self) -> frozenset[str]:
-        """What local training changes."""
+        """The names of the parameters that local training changes."""
         return self.shared | self.personal
 
 
 def scope_of(shared: str, local: str, family: str, names: Collection[str]) -> Scope:
-    """Sort the parameters `names` of a model of this `family` by the keys `shared` and `local`.
+    """Divide the parameters of a model by the settings `shared` and `local`.
 
-    With adapters, what they adapt is frozen whatever `local` says. Raises `UserError` for a
-    regular expression that cannot be read or that matches no name, and for a named scope of a
-    family that is not among `FAMILIES`.
+    With adapters, the adapted parameters are always frozen.
+
+    Args:
+        shared: One of `SCOPES`, or a regular expression over `names`.
+        local: What happens to the parameters that are not shared: "frozen" or "personal".
+        family: The model's key in `FAMILIES`.
+        names: All parameter names of the model.
+
+    Raises:
+        UserError: If the regular expression is invalid or matches no name, or if `shared` is a
+            named scope that needs the family's row and `FAMILIES` has none.
     """
-    known = frozenset(names)
-    selected = _matching(shared, _pattern(shared, family, known), known)
-    rest: frozenset[str] = frozenset()
+    every_name = frozenset(names)
+    selected = _matching(shared, _pattern(shared, family, every_name), every_name)
+    personal: frozenset[str] = frozenset()
     if local == "personal":
-        trained = _pattern("lora", family, known) if shared in LORA_SCOPES else ".*"
-        rest = frozenset(filter(re.compile(trained).fullmatch, known)) - selected
-    return Scope(selected, rest, known - selected - rest)
+        trained = _pattern("lora", family, every_name) if shared in LORA_SCOPES else ".*"
+        personal = frozenset(filter(re.compile(trained).fullmatch, every_name)) - selected
+    return Scope(selected, personal, every_name - selected - personal)
 
 
 def _pattern(shared: str, family: str, names: Iterable[str]) -> str:
@@ -54,14 +63,14 @@ def _pattern(shared: str, family: str, names: Iterable[str]) -> str:
         return ".*"
     if shared not in SCOPES:
         return shared
-    its = family_of(family, names, shared)
+    layout = family_of(family, names, shared)
     if shared in LORA_SCOPES:
-        return rf".*\.lora_{_LORA[shared]}\..*|{its.head}"
-    attention = rf"{its.projections()}\.(weight|bias)"
+        return rf".*\.lora_{_LORA_MATRICES[shared]}\..*|{layout.head}"
+    attention = rf"{layout.projections()}\.(weight|bias)"
     return {
         "attention": attention,
-        "head": its.head,
-        "attention+head": f"{attention}|{its.head}",
+        "head": layout.head,
+        "attention+head": f"{attention}|{layout.head}",
         "all-but-attention": rf"(?!(?:{attention})$).*",
     }[shared]
 
@@ -71,11 +80,11 @@ def _matching(shared: str, pattern: str, names: Iterable[str]) -> frozenset[str]
         selected = frozenset(filter(re.compile(pattern).fullmatch, names))
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
-            f"shared = {shared!r}: neither one of {', '.join(SCOPES)} nor a regex ({error})"
+            f"shared = {shared!r}: not one of {', '.join(SCOPES)}, and not a valid regex ({error})"
         ) from None
     if not selected:
         raise UserError(
-            f"shared = {shared!r}: is none of {', '.join(SCOPES)} and matches no parameter; "
+            f"shared = {shared!r}: not one of {', '.join(SCOPES)}, and matches no parameter; "
             f"the names are {', '.join(sorted(names))}"
         )
     return selected

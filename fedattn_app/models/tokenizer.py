@@ -1,6 +1,6 @@
-"""What a tokenizer is, and the built-in one.
+"""The interface of tokenizers, and the built-in tokenizer.
 
-The built-in one is a stateless hash: no vocabulary is learned, so none can leak private text.
+The built-in tokenizer is a stateless hash. It learns no vocabulary, so it cannot leak private text.
 """
 
 import hashlib
@@ -12,42 +12,55 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-PADDING = 0
-CACHED_WORDS = 2**16
+from fedattn_app.models.batch import TextBatch
 
-# Ideographs and kana stand alone, since their scripts put no spaces between words.
-_ALONE = r"\u3040-\u30ff\u3400-\u9fff"
-# Accents, points and vowel signs belong to their word, though Python's \w leaves them out.
-_SIGNS = (
+PADDING_ID = 0
+MAX_CACHED_WORDS = 2**16
+
+# Each ideograph and kana is a token: their scripts put no spaces between words.
+_SINGLE_CHARACTERS = r"\u3040-\u30ff\u3400-\u9fff"
+# Accents, points and vowel signs belong to their word, although Python's \w excludes them.
+_COMBINING_MARKS = (
     r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u0670\u06d6-\u06ed"
     r"\u0900-\u0963\u0966-\u109f"
 )
-_TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W_{_ALONE}]|[{_SIGNS}])+|[^\w\s]|_")
+_TOKEN = re.compile(
+    rf"[{_SINGLE_CHARACTERS}]|(?:[^\W_{_SINGLE_CHARACTERS}]|[{_COMBINING_MARKS}])+|[^\w\s]|_"
+)
 
 
 class Tokenizer(ABC):
-    """Text in, token ids out; `padding` is the id that fills up short texts."""
+    """Turns texts into token ids. `padding` is the id that fills up short texts."""
 
-    padding: int = PADDING
+    padding: int = PADDING_ID
 
     @abstractmethod
     def tokens(self, text: str) -> list[str]:
-        """Cut `text` into at least one token and at most as many as are kept."""
+        """Split `text` into at least one token, and at most as many as `encode` keeps."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Encode texts.
+        """Encode N texts.
 
-        Returns ``ids``, int32 of shape (N, T) padded to the longest text, and ``lengths``, int32
-        of shape (N,), each at least 1.
+        Returns ``ids``, int32 (N, T), padded to the longest text, and ``lengths``, int32 (N,), each
+        at least 1.
         """
+
+    def batch(self, texts: Sequence[str]) -> TextBatch:
+        """Encode N texts as the inputs of a model."""
+        ids, lengths = self.encode(texts)
+        return TextBatch.of(torch.from_numpy(ids), torch.from_numpy(lengths), self.padding)
 
 
 def pad(
     rows: Sequence[Sequence[int]], padding: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return token ids (N, T) filled up with `padding`, and how many there are in each row (N,)."""
+    """Return the `rows` of token ids as one int32 array (N, T), and their lengths, int32 (N,).
+
+    `padding` fills up the rows that are shorter than the longest.
+    """
     lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
     ids = np.full((len(rows), max(map(len, rows), default=1)), padding, dtype=np.int32)
     for index, row in enumerate(rows):
@@ -58,14 +71,15 @@ def pad(
 class HashingTokenizer(Tokenizer):
     """Maps text to token ids by hashing its words (Weinberger et al., 2009, arXiv 0902.2206).
 
-    Text is NFKC-normalised and lower-cased, then cut into words and single punctuation marks.
-    A token's id is BLAKE2b-64 of its UTF-8 bytes modulo ``buckets - 1``, plus 1: the same on
-    every machine and in every Python (but for letters that only a newer Unicode knows). Id 0 is
-    padding. A text without any token is one `EMPTY` token, so that every example has something to
-    attend to.
+    Text is NFKC-normalised, lower-cased, and split into words and single punctuation marks. The id
+    of a token is BLAKE2b-64 of its UTF-8 bytes modulo ``buckets - 1``, plus 1. It is the same on
+    every machine and in every Python version, except for letters that only a newer Unicode version
+    defines. Id 0 is padding. A text without tokens becomes one `EMPTY` token, so that every example
+    has a token to attend to.
 
-    `buckets` (at least 2) is how many ids there are, `max_length` (at least 1) how many tokens of a
-    text are kept.
+    Args:
+        buckets: The number of ids, at least 2.
+        max_length: The maximum number of tokens of a text, at least 1. The rest is cut off.
     """
 
     EMPTY = "\x00"
@@ -73,16 +87,16 @@ class HashingTokenizer(Tokenizer):
     def __init__(self, buckets: int, max_length: int) -> None:
         self.buckets = buckets
         self.max_length = max_length
-        self._id = lru_cache(maxsize=CACHED_WORDS)(self._hash)
+        self._id = lru_cache(maxsize=MAX_CACHED_WORDS)(self._hash)
 
     def tokens(self, text: str) -> list[str]:
-        """Cut `text` into at most `max_length` tokens."""
+        """Split `text` into tokens, at most `max_length`."""
         if not text.isascii():
             text = unicodedata.normalize("NFKC", text)
         return _TOKEN.findall(text.lower())[: self.max_length] or [self.EMPTY]
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Encode texts, padded with 0."""
+        """Encode texts, padded with id 0."""
         rows = [[self._id(token) for token in self.tokens(text)] for text in texts]
         return pad(rows, self.padding)
 

@@ -1,10 +1,10 @@
 """The built-in classifier.
 
-It is a pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with rotary
-positions (Su et al., 2021, arXiv 2104.09864), mean pooling over real tokens, and one linear head.
-Query, key, value and output are four plain `nn.Linear` layers, so that every parameter has one
-name, with and without a wrapper around the model. Positions enter queries and keys only: attention
-learns order quickly even where it alone is trained, and there is no position parameter to send.
+It is a pre-LN encoder (Xiong et al., 2020, arXiv 2002.04745) with rotary positions (Su et al.,
+2021, arXiv 2104.09864), mean pooling over real tokens, and one linear head. Query, key, value and
+output are four plain `nn.Linear` layers, so that every parameter has the same name with and
+without a wrapper around the model. Positions enter queries and keys only: attention learns word
+order quickly even when nothing else is trained, and there is no position parameter to send.
 
 Shapes: B examples, T tokens, D features, H heads, K labels.
 """
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedattn_app.config import ModelConfig
-from fedattn_app.models.classifier import Classifier, real_tokens
+from fedattn_app.models.batch import Batch
+from fedattn_app.models.classifier import TextClassifier, real_tokens
 from fedattn_app.models.families import BUILT_IN
 
-# Wavelengths of 6 to some 600 tokens: the texts here are tens of tokens long.
+# Gives wavelengths of 6 to about 600 tokens. The texts here are tens of tokens long.
 ROTARY_BASE = 100.0
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the tokens that `mask` keeps."""
+    """Multi-head self-attention: `width` D, a multiple of `heads` H."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -40,9 +41,14 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attend within each example.
 
-        `x` is (B, T, D); `mask` is boolean (B, 1, 1, T), true for real tokens; `rotation` is what
-        `rotary_angles` gives. With a list for `maps`, this layer's probabilities (B, H, T, T) are
-        appended to it.
+        Args:
+            x: Features of the tokens, float32 (B, T, D).
+            mask: Boolean (B, 1, 1, T), true for real tokens.
+            rotation: The result of `rotary_angles` for T tokens, float32 (2, T, D / 2H).
+            maps: If it is a list, this layer appends its probabilities (B, H, T, T).
+
+        Returns:
+            Float32 (B, T, D).
         """
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D/H)
@@ -60,7 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, the same for every token."""
+    """Two linear layers with a GELU between them, applied to each token by itself."""
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
@@ -74,7 +80,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added back."""
+    """Attention, then feed-forward, each applied to a normalised copy and added to its input."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
@@ -93,10 +99,10 @@ class EncoderLayer(nn.Module):
         return output
 
 
-class TransformerClassifier(Classifier):
+class TransformerClassifier(TextClassifier):
     """The built-in Transformer.
 
-    Parameters are initialised from torch's global generator: see `build_model`, which seeds it.
+    Its parameters are drawn from torch's global generator, which `build_model` seeds.
     """
 
     family = BUILT_IN
@@ -115,8 +121,9 @@ class TransformerClassifier(Classifier):
             "rotation", rotary_angles(config.max_length, size.width // size.heads), persistent=False
         )
 
-    def forward(self, ids: Tensor, lengths: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Score the labels; a list for `maps` is filled as in `SelfAttention.forward`."""
+    def forward(self, batch: Batch, maps: list[Tensor] | None = None) -> Tensor:
+        """Return the logits (B, K); `SelfAttention.forward` explains `maps`."""
+        ids, lengths = batch["ids"], batch["lengths"]
         keep = real_tokens(ids, lengths)
         rotation: Tensor = self.rotation[:, : ids.shape[1]]  # type: ignore[index]
         x = self.embedding(ids)  # (B, T, D)
@@ -128,33 +135,33 @@ class TransformerClassifier(Classifier):
 
     @property
     def token_embedding(self) -> nn.Module:
-        """The embedding."""
+        """The embedding of the hashed tokens."""
         return self.embedding
 
     @torch.no_grad()
-    def attention_maps(self, ids: Tensor, lengths: Tensor) -> Sequence[Tensor]:
-        """Return what each layer attends to."""
+    def attention_maps(self, batch: Batch) -> Sequence[Tensor]:
+        """Return the attention probabilities of each layer, float32 (B, H, T, T)."""
         maps: list[Tensor] = []
-        self(ids, lengths, maps)
+        self(batch, maps)
         return maps
 
 
 def rotary_angles(length: int, width: int) -> Tensor:
-    """Return cosines and sines of the rotation at each position, float32 (2, length, width / 2)."""
+    """Return the cosines and sines of the rotary angles, float32 (2, length, width / 2)."""
     rate = torch.exp(torch.arange(0, width, 2) * (-math.log(ROTARY_BASE) / width))  # (D/2H,)
     angle = torch.arange(length)[:, None] * rate  # (T, D/2H)
     return torch.stack((angle.cos(), angle.sin()))
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each half-split pair of features of `x` (B, H, T, D/H) by its position's angle."""
+    """Rotate each half-split pair of features of `x` (B, H, T, D/H) by its position's angle."""
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
 
 
 def build_model(config: ModelConfig, num_labels: int, seed: int) -> TransformerClassifier:
-    """Build the model with parameters that depend on `seed` alone, the same on every node."""
+    """Build the model. Its parameters depend only on `seed`, so they are the same on every node."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TransformerClassifier(config, num_labels)

@@ -79,7 +79,7 @@ def train_privately(
         for _ in range(sampling.steps):
             flat.gradient.zero_()
             chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
-            for part in examples.by_width(chosen, config.physical_batch_size):
+            for part in examples.inputs.split_by_equal_size(chosen, config.physical_batch_size):
                 gradients.add(examples[part], noise.max_grad_norm, flat.sums)
             random.add_normal(flat.gradient, noise.multiplier * noise.max_grad_norm)
             flat.gradient.div_(sampling.batch_size)

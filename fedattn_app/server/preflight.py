@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import Examples
-from fedattn_app.data.loading import label_names, server_has_data, server_test_set
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.loading import server_has_data, server_test_set
 from fedattn_app.errors import UserError
 from fedattn_app.metrics import Scores
 from fedattn_app.models.classifier import Classifier
@@ -15,7 +16,7 @@ from fedattn_app.models.parameters import fingerprint, set_arrays, view_arrays, 
 from fedattn_app.models.scopes import Scope, scope_of
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.results.resume import EarlierRun
-from fedattn_app.training.loop import evaluate
+from fedattn_app.training.evaluation import evaluate
 from fedattn_app.types import NDArray
 
 log = logging.getLogger("fedattn")

@@ -1,1 +1,1 @@
-"""One client's local training, and evaluation anywhere."""
+"""Local training of one client, and evaluation."""

@@ -1,7 +1,8 @@
-"""The local optimizers, over all parameters at once.
+"""The local optimizers, applied to all parameters at once.
 
-The arithmetic is torch's own. Its classes would go through the parameters one by one at each step,
-and import its compiler when the first of them is made, which takes as long as importing torch.
+The arithmetic is torch's own. Its optimizer classes are slower: they loop over the parameters in
+each step, and creating the first one imports torch's compiler, which takes as long as importing
+torch.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,17 +20,17 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True)
 class Proximal:
-    """The term (μ/2)·‖w − w_start‖² of a client's loss, over the parameters `names`.
+    """The term (μ/2)·‖w − w_start‖² in a client's loss, over the parameters `names`, with μ ≥ 0.
 
     Li et al., "Federated optimization in heterogeneous networks", 2020, arXiv 1812.06127,
-    equation 2. With DP-SGD it costs nothing: its gradient tells nothing of the examples.
+    equation 2. With DP-SGD it costs no privacy: its gradient does not depend on the examples.
     """
 
     mu: float
     names: Collection[str]
 
     def pull_on(self, model: nn.Module) -> list[float]:
-        """Return μ, or 0, for each parameter of `model` that is trained."""
+        """Return the μ of each trained parameter of `model`, in its order; 0 outside `names`."""
         return [
             self.mu * (name in self.names)
             for name, parameter in model.named_parameters()
@@ -38,11 +39,17 @@ class Proximal:
 
 
 class FlatOptimizer:
-    """Makes `parameters`, all float32, views of one vector, and their gradients of another.
+    """SGD, Adam or AdamW over one vector that holds all parameters.
 
-    `gradient` is that vector, zero at first; backward passes add to it. `step` is one of SGD, Adam
-    or AdamW, as `config` says, with torch's usual constants. `pull` has for each of the parameters
-    the strength of a proximal term towards where it starts; empty: there is none.
+    The parameters become views of the vector `values`, and their gradients views of the vector
+    `gradient`, which is zero at first. Backward passes add to `gradient`; its user clears it.
+
+    Args:
+        parameters: The parameters to train, all float32.
+        config: The optimizer, its learning rate and its weight decay. The other constants are
+            torch's defaults.
+        pull: For each parameter the μ of a proximal term towards its initial value; empty for no
+            such term.
     """
 
     def __init__(
@@ -59,7 +66,7 @@ class FlatOptimizer:
             self._start = self.values.clone()
             sizes = torch.tensor([parameter.numel() for parameter in parameters])
             self._pull = torch.tensor(pull).repeat_interleave(sizes)
-        self._pulled = bool(pull)
+        self._has_pull = bool(pull)
         if config.optimizer != "sgd":
             self._moments = torch.zeros_like(self.values), torch.zeros_like(self.values)
             self._steps = torch.zeros(())
@@ -70,13 +77,13 @@ class FlatOptimizer:
 
     @property
     def sums(self) -> list[Tensor]:
-        """The gradient as views of the parameters' shapes, in their order."""
+        """Views of `gradient`, one per parameter with its shape, in their order."""
         return self._views(self.gradient)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the parameters by the gradient, and by that of the proximal term."""
-        if self._pulled:
+        """Take one optimizer step with `gradient`, plus the gradient of the proximal term."""
+        if self._has_pull:
             self.gradient.addcmul_(self._pull, self.values - self._start)
         rate, decay = self.config.learning_rate, self.config.weight_decay
         if self.config.optimizer == "sgd":
@@ -104,7 +111,7 @@ class FlatOptimizer:
         )
 
     def close(self) -> None:
-        """Let go of the gradients."""
+        """Remove the gradients from the parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 

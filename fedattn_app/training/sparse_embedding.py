@@ -1,97 +1,111 @@
-"""Train an embedding through the rows that a client's texts use.
+"""Train only the embedding rows whose tokens occur in a client's examples.
 
-A client's optimizer starts afresh. A row whose token does not occur in its texts has a gradient of
-zero at every step, and so no moments: all that moves it is weight decay. With SGD and AdamW, n
-steps of rate η and decay λ bring it to (1 − ηλ)ⁿ of what it was. Adam adds the decay to the
-gradient before the moments, which has no such form: there rows are left out only where λ = 0.
+A client starts with a new optimizer. The row of a token that does not occur has a gradient of zero
+in every step, so its moments stay zero and only weight decay changes it. With SGD and AdamW, n
+steps with learning rate η and decay λ multiply the row by (1 − ηλ)ⁿ. Adam adds the decay to the
+gradient, which then enters the moments; there is no such closed form, so with Adam this module
+applies only if λ = 0.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import TrainingConfig
+from fedattn_app.models.batch import Batch
 from fedattn_app.models.classifier import Classifier
 
-# With more than this share of all rows in use there is nothing to gain.
-WORTHWHILE = 0.5
+# Above this share of used rows, training them apart saves nothing.
+MAX_SHARE_OF_ROWS = 0.5
 
 
-class _Rows(nn.Module):
-    """Stands in for an embedding, with the rows `used` only; takes the same ids."""
+class _UsedRows(nn.Module):
+    """Replaces an embedding by its rows `used`, int64 (R,). It looks up the same token ids."""
 
-    def __init__(self, whole: nn.Embedding, used: Tensor) -> None:
+    def __init__(self, embedding: nn.Embedding, used: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(whole.weight.detach()[used])
-        places = torch.zeros(whole.num_embeddings, dtype=torch.int64)
-        places[used] = torch.arange(len(used))
-        self.places = places
-        self.padding = None if whole.padding_idx is None else int(places[whole.padding_idx])
+        self.weight = nn.Parameter(embedding.weight.detach()[used])
+        positions = torch.zeros(embedding.num_embeddings, dtype=torch.int64)
+        positions[used] = torch.arange(len(used))
+        self.positions = positions  # of each token id in `weight`
+        padding = embedding.padding_idx
+        self.padding = None if padding is None else int(positions[padding])
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look up (B, T) ids."""
-        return F.embedding(self.places[ids], self.weight, self.padding)
+        """Return the embeddings of token ids (B, T), float32 (B, T, D)."""
+        return F.embedding(self.positions[ids], self.weight, self.padding)
 
 
 @contextmanager
-def compact_embedding(
-    model: Classifier, ids: Tensor, steps: int, config: TrainingConfig
+def train_used_rows(
+    model: Classifier, batch: Batch, steps: int, config: TrainingConfig
 ) -> Iterator[None]:
-    """Let the `model` train the rows for `ids` alone, and move the others when the context ends.
+    """Replace the embedding of `model` by the rows that `batch` uses, while the context lasts.
 
-    `steps` are those that the optimizer takes in the context. The parameters come to what training
-    all rows makes of them, up to rounding. A model whose embedding is not trained, or is not a
-    plain one, is left as it is.
+    At the end of the context, the trained rows go back and the unused rows get the weight decay of
+    the `steps` that the optimizer took. Apart from rounding, the parameters are those of training
+    all rows. The context does nothing for a model whose embedding is frozen, shared with another
+    layer or of an unusual kind, and where most rows are in use.
     """
-    whole = model.token_embedding
-    if not _is_plain(whole) or not _decay_is_known(config) or (place := _place(model)) is None:
+    embedding = model.token_embedding
+    if (
+        not _is_plain(embedding)
+        or not _has_closed_form(config)
+        or (owner := _owner_of_embedding(model)) is None
+    ):
         yield
         return
-    used = torch.from_numpy(np.unique(ids.numpy())).long()
-    if len(used) > WORTHWHILE * whole.num_embeddings or not whole.weight.requires_grad:
+    used = model.embedding_rows(batch)
+    if (
+        used is None
+        or len(used) > MAX_SHARE_OF_ROWS * embedding.num_embeddings
+        or not embedding.weight.requires_grad
+    ):
         yield
         return
-    parent, name = place
-    rows = _Rows(whole, used)
+    parent, name = owner
+    rows = _UsedRows(embedding, used)
     setattr(parent, name, rows)
     try:
         yield
     finally:
-        setattr(parent, name, whole)
+        setattr(parent, name, embedding)
     with torch.no_grad():
         if config.optimizer != "adam":
-            whole.weight.mul_((1 - config.learning_rate * config.weight_decay) ** steps)
-        whole.weight[used] = rows.weight
+            embedding.weight.mul_((1 - config.learning_rate * config.weight_decay) ** steps)
+        embedding.weight[used] = rows.weight
 
 
-def _is_plain(whole: nn.Module | None) -> TypeGuard[nn.Embedding]:
-    """Whether it does no more than look rows up."""
-    return type(whole) is nn.Embedding and whole.max_norm is None and not whole.scale_grad_by_freq
+def _is_plain(module: nn.Module | None) -> TypeGuard[nn.Embedding]:
+    """Whether `module` is an embedding that only looks up rows."""
+    return (
+        type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
+    )
 
 
-def _decay_is_known(config: TrainingConfig) -> bool:
+def _has_closed_form(config: TrainingConfig) -> bool:
+    """Whether the weight decay of an unused row can be computed without its steps."""
     return config.optimizer != "adam" or not config.weight_decay
 
 
-@lru_cache(maxsize=1)
-def _place(model: Classifier) -> tuple[nn.Module, str] | None:
-    """Return the module that has the embedding, and its name there.
+@PROCESS_CACHE.keep(max_entries=1)
+def _owner_of_embedding(model: Classifier) -> tuple[nn.Module, str] | None:
+    """Return the module that holds the token embedding, and the attribute's name.
 
-    None where the rows are something else in the model too.
+    None if the embedding or its weight occurs elsewhere in the model too.
     """
-    whole = model.token_embedding
-    owned = [
+    embedding = model.token_embedding
+    owners = [
         (module, name)
         for module in model.modules()
-        for name, part in module.named_children()
-        if part is whole
+        for name, child in module.named_children()
+        if child is embedding
     ]
     weights = [p for m in model.modules() for p in m.parameters(recurse=False)]
-    shared = sum(weight is getattr(whole, "weight", None) for weight in weights) > 1
-    return owned[0] if len(owned) == 1 and not shared else None
+    is_tied = sum(weight is getattr(embedding, "weight", None) for weight in weights) > 1
+    return owners[0] if len(owners) == 1 and not is_tied else None

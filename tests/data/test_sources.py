@@ -11,7 +11,8 @@ import pytest
 from helpers.data_files import FORMATS, MODEL, own, rows, rows_of, shares, together, write
 
 from fedattn_app.config import DataConfig
-from fedattn_app.data.loading import label_names, server_test_set
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.loading import server_test_set
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 
@@ -185,7 +186,7 @@ def test_a_file_that_cannot_be_used_is_refused(refused, tmp_path, name, content,
     ("name", "content", "parts"),
     [
         ("x.jsonl", '{"text": ["a", "b"], "label": ["x", "y"]}\n', ["'text'", "lists"]),
-        ("x.csv", "text,label,text\na,b,c\n", ["a column stands twice"]),
+        ("x.csv", "text,label,text\na,b,c\n", ["occurs twice in the header"]),
         ("x.json", "[" * 100_000, ["cannot be read as .json"]),
     ],
 )

@@ -27,13 +27,13 @@ def tokenizer_of(model, **settings):
 
 def encoded(model, texts=TEXTS, **settings):
     """The batch that a classifier takes, by the tokenizer of the key `model`."""
-    return tuple(map(torch.from_numpy, tokenizer_of(model, **settings).encode(texts)))
+    return tokenizer_of(model, **settings).batch(texts)
 
 
 def scores(model, name, texts=TEXTS):
     """What the classifier `model` says to texts that the tokenizer of the key `model` encodes."""
     with torch.no_grad():
-        return model(*encoded(name, texts))
+        return model(encoded(name, texts))
 
 
 def bits(model):

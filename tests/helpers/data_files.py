@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 from fedattn_app.config import DataConfig, ModelConfig
-from fedattn_app.data import loading as data
-from fedattn_app.data import sources
+from fedattn_app.data.examples import Examples
 from fedattn_app.data.loading import client_data, private_data
 from fedattn_app.models.tokenizer import HashingTokenizer
 
@@ -41,15 +40,17 @@ def rows(*parts):
     return sorted(
         (tuple(ids[:length].tolist()), int(label))
         for part in parts
-        for ids, length, label in zip(part.ids, part.lengths, part.labels, strict=True)
+        for ids, length, label in zip(
+            part.inputs.ids, part.inputs.lengths, part.labels, strict=True
+        )
     )
 
 
 def rows_of(texts, labels, names):
     """What `rows` must give for these texts and labels."""
-    ids, lengths = HashingTokenizer(MODEL.vocabulary, MODEL.max_length).encode(texts)
+    inputs = HashingTokenizer(MODEL.vocabulary, MODEL.max_length).batch(texts)
     numbers = torch.tensor([list(names).index(label) for label in labels])
-    return rows(data.Examples(torch.from_numpy(ids), torch.from_numpy(lengths), numbers))
+    return rows(Examples(inputs, numbers))
 
 
 def own(path, labels="a,b,NA", seed=1, **settings):
@@ -66,10 +67,3 @@ def shares(config, clients, seed=1):
 def together(parts):
     """All rows of all clients."""
     return sorted(row for part in parts for row in part)
-
-
-def forget():
-    """Clear the module's caches, as a new process would start."""
-    for value in (*vars(data).values(), *vars(sources).values()):
-        if hasattr(value, "cache_clear"):
-            value.cache_clear()

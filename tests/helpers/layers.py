@@ -17,7 +17,8 @@ class Around(nn.Module):
         self.layer = layer
         self.readout = torch.randn(100, LABELS)
 
-    def forward(self, ids, lengths):
+    def forward(self, batch):
+        ids, lengths = batch.ids, batch.lengths
         answers = self.answers(ids).tanh() * real_tokens(ids, lengths)[..., None]
         return self.scores(answers.sum(1) / lengths[:, None])
 
@@ -32,7 +33,8 @@ class Around(nn.Module):
 class Pooled(Around):
     """The layer sees the mean of the tokens."""
 
-    def forward(self, ids, lengths):
+    def forward(self, batch):
+        ids, lengths = batch.ids, batch.lengths
         pooled = self.words(ids) * real_tokens(ids, lengths)[..., None]
         return self.scores(self.layer(pooled.sum(1) / lengths[:, None]))
 
@@ -85,8 +87,8 @@ class Opposed(nn.Module):
         self.inner = inner
         self.pulls = torch.tensor(pulls)
 
-    def forward(self, ids, lengths):
-        return self.inner.scores((self.inner.answers(ids) * self.pulls[:, None]).sum(1))
+    def forward(self, batch):
+        return self.inner.scores((self.inner.answers(batch.ids) * self.pulls[:, None]).sum(1))
 
 
 class Scale(nn.Module):

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from fedattn_app.data.examples import Examples
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.privacy.gradients.selection import clipped
 from helpers.classifiers import selected
 
@@ -19,7 +20,7 @@ def random_examples(lengths, seed=1):
     labels = torch.randint(0, LABELS, (len(lengths),), generator=generator)
     lengths = torch.tensor(lengths)
     ids = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, 0)
-    return Examples(ids.int(), lengths.int(), labels)
+    return Examples(TextBatch.of(ids.int(), lengths.int()), labels)
 
 
 def select(model, trainable):
@@ -42,9 +43,9 @@ def gradients(model, examples):
     """Each example's gradient of its loss, a list by parameter, from the text without padding."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = []
-    for ids, length, label in zip(examples.ids, examples.lengths, examples.labels, strict=True):
-        logits = model(ids[None, :length], length[None])
-        loss = F.cross_entropy(logits, label[None])
+    for index in torch.arange(len(examples))[:, None]:
+        example = examples[index]
+        loss = F.cross_entropy(model(example.inputs), example.labels)
         found.append(torch.autograd.grad(loss, parameters, materialize_grads=True))
     return found
 

@@ -36,9 +36,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedattn_app.config import ModelConfig
-from fedattn_app.data.examples import Examples
-from fedattn_app.models.factory import build_tokenizer
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.parameters import view_arrays
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,12 +107,10 @@ def test_padding_does_not_show_in_the_answer(tmp_path, family, shape):
     """Not even to a decoder, which finds a text's last token by what is no padding."""
     folder = make_folder(family, tmp_path / family, **shape)
     model = classifier(folder)
-    ids, lengths = encoded(folder, TEXTS[:2])
-    padding = build_tokenizer(ModelConfig(model=str(folder), max_length=16)).padding
-    examples = Examples(ids, lengths, torch.zeros(len(ids), dtype=torch.int64))
-    apart = examples.apart(8, most=ids.shape[1] + 3, padding=padding)[torch.arange(len(ids))]
-    assert apart.ids.shape[1] > ids.shape[1]
-    torch.testing.assert_close(model(apart.ids, lengths), model(ids, lengths))
+    batch = encoded(folder, TEXTS[:2])
+    padded = batch.pad_independently(batch.ids.shape[1] + 3).select(torch.arange(2))
+    assert padded.ids.shape[1] > batch.ids.shape[1]
+    torch.testing.assert_close(model(padded), model(batch))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -215,19 +211,19 @@ def test_weights_in_several_files_are_the_same_model(folder_copy):
 @any_family
 def test_attention_maps_are_those_of_transformers(classifier_folder):
     model = classifier(classifier_folder)
-    ids, lengths = encoded(classifier_folder)
-    maps = model.attention_maps(ids, lengths)
+    batch = encoded(classifier_folder)
+    maps = model.attention_maps(batch)
     with torch.no_grad():
         expected = their_model(classifier_folder, attn_implementation="eager")(
             **their_inputs(classifier_folder), output_attentions=True
         ).attentions
     assert len(maps) == LAYERS == len(expected)
     for ours, their in zip(maps, expected, strict=True):
-        assert ours.shape == (len(TEXTS), HEADS, ids.shape[1], ids.shape[1])
+        assert ours.shape == (len(TEXTS), HEADS, batch.ids.shape[1], batch.ids.shape[1])
         assert ours.dtype == torch.float32
         assert not ours.requires_grad
         torch.testing.assert_close(ours, their)
-        for example, length in zip(ours, lengths.tolist(), strict=True):
+        for example, length in zip(ours, batch.lengths.tolist(), strict=True):
             real = example[:, :length]
             torch.testing.assert_close(real[..., :length].sum(-1), torch.ones(HEADS, length))
             assert not real[..., length:].any()
@@ -237,9 +233,9 @@ def test_attention_maps_are_those_of_transformers(classifier_folder):
 def test_attention_maps_leave_the_model_as_it_was(classifier_folder, token):
     model = classifier(classifier_folder)
     before, settings = scores(model, classifier_folder), model.architecture
-    usual = model._whole[0].config._attn_implementation
+    usual = model._wrapped[0].config._attn_implementation
     with suppress(IndexError):
-        model.attention_maps(torch.tensor([[2, token]]), torch.tensor([2]))
-    assert model._whole[0].config._attn_implementation == usual
+        model.attention_maps(TextBatch.of(torch.tensor([[2, token]]), torch.tensor([2])))
+    assert model._wrapped[0].config._attn_implementation == usual
     assert torch.equal(scores(model, classifier_folder), before)
     assert model.architecture == settings

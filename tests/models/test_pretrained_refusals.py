@@ -78,7 +78,7 @@ def test_a_broken_tokenizer_is_named(folder_copy, refused, break_it):
 def test_a_path_without_a_model_is_refused(tmp_path, refused, name, load):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    clue = "config.json" if name == "empty" else "there is no such folder"
+    clue = "config.json" if name == "empty" else "the folder does not exist"
     with refused(f"model = {str(tmp_path / name)!r}", "tiny, small, base", clue):
         load(tmp_path / name)
 
@@ -92,7 +92,7 @@ def test_a_misspelled_size_is_answered_without_asking_the_hub(refused, monkeypat
 
 @pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing"])
 def test_a_relative_path_is_never_taken_for_a_hub_id(refused, name):
-    with refused(f"model = {name!r}", "there is no such folder"):
+    with refused(f"model = {name!r}", "the folder does not exist"):
         classifier(name)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from transformers.utils import logging
 
 from fedattn_app.errors import UserError
-from fedattn_app.models.pretrained import untrained
+from fedattn_app.models.pretrained import build_untrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,7 +101,7 @@ def test_a_description_that_names_code_of_its_own_is_not_asked_about(folder_copy
     assert "auto_map" not in classifier(folder_copy).architecture
     mapped = {"AutoModelForSequenceClassification": "someone/some-model--own.Own"}
     with suppress(UserError):
-        untrained({"model_type": "vit", "auto_map": mapped})
+        build_untrained({"model_type": "vit", "auto_map": mapped})
     assert not marker.exists()
 
 

@@ -16,6 +16,7 @@ from helpers.pretrained_folders import (
 from transformers import AutoTokenizer
 
 from fedattn_app.errors import UserError
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.pretrained import PretrainedTokenizer, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,15 +102,15 @@ def test_a_tokenizer_that_keeps_the_end_of_a_text_does_so_here(folder_copy):
 def test_max_length_is_what_the_model_has_positions_for(family, encoder_folder, refused):
     longest = POSITIONS - 2 if "roberta" in family else POSITIONS
     model = classifier(encoder_folder)
-    ids, lengths = encoded(encoder_folder, ["pain " * 99], max_length=longest)
-    assert lengths.tolist() == [longest]
-    assert model(ids, lengths).isfinite().all()
+    batch = encoded(encoder_folder, ["pain " * 99], max_length=longest)
+    assert batch.lengths.tolist() == [longest]
+    assert model(batch).isfinite().all()
     for length in (2, longest + 1):
-        with refused(f"max-length = {length}", f"3 to {longest} tokens", str(encoder_folder)):
+        with refused(f"max-length = {length}", f"must be 3 to {longest}", str(encoder_folder)):
             load_tokenizer(config_of(encoder_folder, max_length=length).model)
     if family != "deberta-v2":  # its positions are relative: one more would do
         with pytest.raises((IndexError, RuntimeError)):
-            model(ids[:, [0, *range(longest)]], lengths + 1)
+            model(TextBatch.of(batch.ids[:, [0, *range(longest)]], batch.lengths + 1))
 
 
 @pytest.mark.parametrize("family", UNKNOWN_FAMILIES)
@@ -120,7 +121,7 @@ def test_no_max_length_that_is_accepted_is_too_long_for_an_unknown_family(encode
             accepted.append(encoded(encoder_folder, ["pain " * 99], max_length=length))
     assert accepted
     for batch in accepted:
-        assert classifier(encoder_folder)(*batch).isfinite().all()
+        assert classifier(encoder_folder)(batch).isfinite().all()
 
 
 def test_more_tokens_than_the_model_knows_are_refused(folder_copy, refused):

@@ -149,7 +149,7 @@ def test_training_changes_the_trainable_names_and_no_others(encoder_folder, shar
     local = config_of(encoder_folder, shared=shared).federation.local
     trainable = selected(model, shared, local).trainable
     before = bits(model)
-    examples = Examples(*encoded(encoder_folder), torch.tensor([0, 1, 2]))
+    examples = Examples(encoded(encoder_folder), torch.tensor([0, 1, 2]))
     train(model, trainable, examples, TrainingConfig(learning_rate=0.1, local_epochs=2), seed=1)
     assert differing(before, bits(model)) <= trainable
     unused = {name for name in trainable if "word_emb" in name or "position" in name}

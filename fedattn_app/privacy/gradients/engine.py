@@ -88,7 +88,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def losses(model: nn.Module, batch: Examples) -> Tensor:
     """Return the cross-entropy of each example in nats, (B,); 0 for one of unknown label."""
-    logits = model(batch.ids, batch.lengths)
+    logits = model(batch.inputs)
     return F.cross_entropy(logits, batch.labels, reduction="none", ignore_index=UNKNOWN_LABEL)
 
 

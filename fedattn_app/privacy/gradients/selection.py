@@ -15,7 +15,9 @@ from fedattn_app.privacy.gradients.book_keeping import BookKeeping
 from fedattn_app.privacy.gradients.engine import Engine, Hooks, OneByOne, trained
 
 ENGINES: Sequence[type[Engine]] = (BookKeeping, Hooks)
+# Largest relative error of a sum of gradients that counts as exact.
 TOLERANCE = 1e-4
+NUM_TEST_EXAMPLES = 3
 
 log = getLogger("fedattn")
 
@@ -37,7 +39,7 @@ def engine_for(model: Classifier, max_length: int) -> type[Engine]:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            batch = _proof(model, max_length)
+            batch = _random_examples(model, max_length)
             _stir(model)
             limit = _norm(clipped(OneByOne, model, batch, math.inf)) / 10 or 1.0  # clips them all
             exact = clipped(OneByOne, model, batch, limit)
@@ -87,16 +89,12 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.stack([tensor.norm() for tensor in tensors]).norm())
 
 
-def _proof(model: Classifier, max_length: int) -> Examples:
-    """Return three random examples of different length."""
-    longest = min(7, max_length)
-    lengths = torch.tensor([longest, max(1, longest - 2), max(1, longest - 3)])
-    vocabulary = max(m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
-    ids = torch.randint(1, vocabulary, (3, longest))
-    ids[:, 0] = ids[:, -1]  # a token that occurs twice in a text
+def _random_examples(model: Classifier, max_length: int) -> Examples:
+    """Return `NUM_TEST_EXAMPLES` random examples with random labels."""
+    inputs = model.random_batch(NUM_TEST_EXAMPLES, max_length)
     with torch.no_grad():
-        labels = torch.randint(0, model(ids, lengths).shape[1], (3,))
-    return Examples(ids.int(), lengths.int(), labels)
+        labels = torch.randint(0, model(inputs).shape[1], (NUM_TEST_EXAMPLES,))
+    return Examples(inputs, labels)
 
 
 def _stir(model: nn.Module) -> None:

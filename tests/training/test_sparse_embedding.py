@@ -8,12 +8,13 @@ from torch import nn
 
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import Examples
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.training import loop as training
 from fedattn_app.training import sparse_embedding as compact
 from fedattn_app.training.loop import TrainingDivergedError, train
-from fedattn_app.training.sparse_embedding import compact_embedding
+from fedattn_app.training.sparse_embedding import train_used_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +36,7 @@ def examples():
     ids = torch.randint(1, 20, (24, 6), generator=generator)
     lengths = torch.randint(1, 7, (24,), generator=generator)
     ids = torch.where(torch.arange(6) < lengths[:, None], ids, 0)
-    return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
+    return Examples(TextBatch.of(ids.int(), lengths.int()), ids[:, 0] % LABELS)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def passed_over(model, examples, **settings):
     """Whether the context leaves the embedding in its place."""
     config = TrainingConfig(**settings)
     before = model.token_embedding
-    with compact_embedding(model, examples.ids, 1, config):
+    with train_used_rows(model, examples.inputs, 1, config):
         return model.token_embedding is before
 
 
@@ -128,7 +129,8 @@ def test_an_embedding_is_left_alone_where_that_would_be_wrong_or_gain_nothing(bu
     assert passed_over(model, examples)
     model.embedding.weight.requires_grad_(True)
     every_word = torch.arange(400, dtype=torch.int32)[:, None]
-    assert passed_over(model, Examples(every_word, torch.ones(400), torch.zeros(400)))
+    every_word_once = Examples(TextBatch.of(every_word, torch.ones(400)), torch.zeros(400))
+    assert passed_over(model, every_word_once)
     assert not passed_over(model, examples)
 
 

@@ -8,17 +8,13 @@ from torch.nn import functional as F
 
 from fedattn_app.config import ModelConfig, TrainingConfig
 from fedattn_app.data.examples import Examples
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of
 from fedattn_app.models.transformer import build_model
-from fedattn_app.training.loop import (
-    TrainingDivergedError,
-    by_length,
-    evaluate,
-    gradient,
-    train,
-)
+from fedattn_app.training.evaluation import evaluate
+from fedattn_app.training.loop import TrainingDivergedError, gradient, train
 from fedattn_app.training.optimizer import Proximal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +35,7 @@ def make_examples(count, seed=1):
     ids = torch.randint(1, 40, (count, 9), generator=generator)
     lengths = torch.randint(1, 10, (count,), generator=generator)
     ids = torch.where(torch.arange(9) < lengths[:, None], ids, 0)
-    return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
+    return Examples(TextBatch.of(ids.int(), lengths.int()), ids[:, 0] % LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +74,7 @@ def test_the_trainable_parameters_change_and_the_others_keep_their_bits(
 
 def test_a_batch_in_parts_of_similar_length_has_the_gradient_of_the_whole(model, examples):
     assert len(examples) > TrainingConfig.physical_batch_size
-    loss = F.cross_entropy(model(examples.ids, examples.lengths), examples.labels)
+    loss = F.cross_entropy(model(examples.inputs), examples.labels)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
@@ -93,11 +89,11 @@ def test_a_batch_in_parts_of_similar_length_has_the_gradient_of_the_whole(model,
 
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 48])
 def test_parts_of_similar_length_hold_each_example_once(count):
-    lengths = make_examples(count).lengths
-    parts = by_length(torch.arange(count), lengths, 16)
+    inputs = make_examples(count).inputs
+    parts = inputs.split_by_size(torch.arange(count), 16)
     assert sorted(place for part in parts for place in part.tolist()) == list(range(count))
     assert all(len(part) <= 16 for part in parts)
-    longest = [int(lengths[part].max()) for part in parts]
+    longest = [int(inputs.lengths[part].max()) for part in parts]
     assert longest == sorted(longest)
 
 
@@ -153,7 +149,7 @@ def test_training_leaves_the_global_generator_alone(examples):
 def test_one_batch_in_one_epoch_is_one_step_of_torchs_optimizer(model, examples, optimizer):
     rate, decay = 0.05, 0.1
     step = TORCH_OPTIMIZERS[optimizer](model.parameters(), lr=rate, weight_decay=decay)
-    F.cross_entropy(model(examples.ids, examples.lengths), examples.labels).backward()
+    F.cross_entropy(model(examples.inputs), examples.labels).backward()
     step.step()
     ours = trained(
         examples,
@@ -223,7 +219,7 @@ def test_a_model_that_is_not_finite_is_no_update(model, examples):
 def test_evaluation_agrees_with_one_big_batch_and_scikit_learn(model):
     examples = make_examples(600, seed=2)
     with torch.no_grad():
-        logits = model.eval()(examples.ids, examples.lengths)
+        logits = model.eval()(examples.inputs)
     predicted = logits.argmax(1)
     result = evaluate(model, examples, LABELS)
     assert result.loss == pytest.approx(F.cross_entropy(logits, examples.labels).item(), rel=1e-5)
@@ -283,7 +279,7 @@ def by_hand(examples, mu, anchored, optimizer, rate, decay, epochs=2):
             for index in torch.split(torch.randperm(len(examples)), 16):
                 kind.zero_grad()
                 batch = examples[index]
-                loss = F.cross_entropy(model(batch.ids, batch.lengths), batch.labels)
+                loss = F.cross_entropy(model(batch.inputs), batch.labels)
                 for name, parameter in model.named_parameters():
                     if name in anchored:
                         loss = loss + mu / 2 * (parameter - start[name]).square().sum()
@@ -333,7 +329,7 @@ def test_the_gradient_is_torchs_of_the_mean_loss(examples, model, physical):
     names = {name for name, _ in model.named_parameters()}
     config = TrainingConfig(physical_batch_size=physical)
     arrays, result = gradient(model, names, examples, config, seed=1)
-    loss = F.cross_entropy(model(examples.ids, examples.lengths), examples.labels)
+    loss = F.cross_entropy(model(examples.inputs), examples.labels)
     loss.backward()
     assert arrays.keys() == names
     for name, parameter in model.named_parameters():

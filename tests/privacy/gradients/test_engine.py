@@ -23,6 +23,7 @@ from helpers.per_example import (
 from helpers.pretrained_folders import TEXTS
 
 from fedattn_app.data.examples import UNKNOWN_LABEL, Examples
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.scopes import SCOPES
 from fedattn_app.privacy.gradients import book_keeping as bookkeeping
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
@@ -46,8 +47,8 @@ NOT_BY_HOOKS = {"layer norm without bias", "embedding with padding", "positions"
 def examples(request):
     """Texts with tokens that occur twice in a text and in several texts."""
     examples = random_examples(BATCHES[request.param])
-    examples.ids[0, -1] = examples.ids[0, 0]
-    examples.ids[2, :2] = 5
+    examples.inputs.ids[0, -1] = examples.inputs.ids[0, 0]
+    examples.inputs.ids[2, :2] = 5
     return examples
 
 
@@ -75,7 +76,7 @@ def test_a_pretrained_model_has_the_clipped_gradients_of_autograd(
     family, pretrained_folder, shared, texts
 ):
     folder = pretrained_folder(family)
-    examples = Examples(*encoded(folder, texts), torch.arange(len(texts)) % LABELS)
+    examples = Examples(encoded(folder, texts), torch.arange(len(texts)) % LABELS)
     engines = ALL_ENGINES
     if family == "deberta-v2" and shared != "head":  # it uses its keys and queries twice
         engines = [OneByOne]
@@ -125,8 +126,8 @@ def test_what_is_held_of_other_batches_does_not_show():
 def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, shared, examples):
     model = built_in(shared)
     model.embedding.weight.data[TOKENS - 1] = value
-    examples.ids[examples.ids == TOKENS - 1] = 1
-    examples.ids[1, 0] = TOKENS - 1
+    examples.inputs.ids[examples.inputs.ids == TOKENS - 1] = 1
+    examples.inputs.ids[1, 0] = TOKENS - 1
     bad = torch.arange(len(examples)) == 1
     expected = gradients(model, examples[~bad])
     max_grad_norm = between(expected)
@@ -142,7 +143,9 @@ def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine
     """Norms are made of terms that cancel: the sum has a millionth of their size."""
     inner, names = model_of(layer)
     model = select(Opposed(inner, [4097.0, -4096.0]), {f"inner.{name}" for name in names})
-    examples = Examples(torch.tensor([[7, 7]]).int(), torch.tensor([2]), torch.tensor([1]))
+    examples = Examples(
+        TextBatch.of(torch.tensor([[7, 7]]).int(), torch.tensor([2])), torch.tensor([1])
+    )
     expected = gradients(model, examples)
     max_grad_norm = float(norms(expected)) / 2
     sums = clipped(engine, model, examples, max_grad_norm)
@@ -159,7 +162,9 @@ def test_rounding_adds_no_more_than_the_clipping_norm(layer, size, token):
     inner, names = model_of(layer)
     pulls = [3 * size, -size, -2 * size]
     model = select(Opposed(inner, pulls), {f"inner.{name}" for name in names})
-    examples = Examples(torch.full((1, 3), token), torch.tensor([3]), torch.tensor([1]))
+    examples = Examples(
+        TextBatch.of(torch.full((1, 3), token), torch.tensor([3])), torch.tensor([1])
+    )
     assert flat(clipped(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
 
 

@@ -9,14 +9,14 @@ from functools import partial
 
 import datasets
 import pytest
-import torch
 from flwr_datasets.partitioner import NaturalIdPartitioner
-from helpers.data_files import FORMATS, MODEL, forget, own, rows, rows_of, shares, together, write
+from helpers.data_files import FORMATS, MODEL, own, rows, rows_of, shares, together, write
 
+from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import DataConfig
-from fedattn_app.data import loading as data
 from fedattn_app.data import triage
-from fedattn_app.data.loading import client_data, label_names, private_data, server_test_set
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.loading import check_split, client_data, private_data, server_test_set
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 
@@ -33,23 +33,6 @@ PARTITIONERS = {
     "linear": {},
     "square": {},
 }
-
-
-# Padding
-
-
-def test_how_a_text_is_padded_may_depend_on_no_other():
-    lengths = torch.tensor([1, 8, 9, 13]).int()
-    examples = data.Examples(torch.full((4, 13), 7).int(), lengths, torch.zeros(4).long())
-    apart = examples.apart(8, most=14, padding=3)
-    assert apart.ids.shape == (4, 14)
-    assert torch.equal(apart.ids != 3, torch.arange(14) < lengths[:, None])
-    widths = [apart[torch.tensor([number])].ids.shape[1] for number in range(4)]
-    assert widths == [8, 8, 14, 14]
-    parts = apart.by_width(torch.tensor([3, 1, 2, 0]), 1000)
-    assert [part.tolist() for part in parts] == [[1, 0], [3, 2]]
-    assert [len(part) for part in apart.by_width(torch.arange(4), 1)] == [1] * 4
-    assert apart.by_width(torch.arange(0), 5) == []
 
 
 # Labels
@@ -92,7 +75,7 @@ def test_every_example_is_one_clients_the_same_in_every_process(wards, partition
     config = wards(partitioner=partitioner, **PARTITIONERS[partitioner])
     first = shares(config, 4)
     assert together(first) == rows_of(NUMBERED, THREE, "abc")
-    forget()
+    PROCESS_CACHE.clear()
     assert shares(config, 4) == first
 
 
@@ -186,7 +169,7 @@ def test_a_natural_split_by_a_column_with_gaps_is_refused(refused, tmp_path):
 def test_a_pathological_split_that_leaves_labels_out_is_refused(refused):
     config = DataConfig(partitioner="pathological", classes_per_client=1)
     with refused("classes-per-client = 1", "leave out 4 of 6 labels"):
-        data.check_split(config, 1, 2)
+        check_split(config, 1, 2)
 
 
 def test_a_site_of_the_corpus_is_a_natural_partition_of_all_sites():
@@ -241,7 +224,7 @@ def test_the_share_that_is_held_out(tmp_path, count, fraction, held_out):
 def test_what_is_held_out_is_drawn_by_the_seed(tmp_path):
     path = write(tmp_path / "x.csv", NUMBERED, THREE)
     held = [rows(own(path, "a,b,c", seed).validation) for seed in (1, 2)]
-    forget()
+    PROCESS_CACHE.clear()
     assert rows(own(path, "a,b,c", seed=1).validation) == held[0] != held[1]
 
 
@@ -259,7 +242,7 @@ def test_a_folder_with_a_test_split_alone_is_the_servers(tmp_path, refused):
     assert label_names(config) == ("x", "y")
     assert len(server_test_set(config, MODEL, 1)) == 2
     with refused("no train.csv"):
-        data.check_split(config, 1, 2)
+        check_split(config, 1, 2)
     with refused("no train.csv"):
         private_data(DataConfig(labels="x,y"), MODEL, 1, str(tmp_path))
 
@@ -282,7 +265,7 @@ def test_a_file_that_changes_is_read_again(tmp_path, load, split):
     before = load(config)
     write(tmp_path / f"{split}.csv", ["one", "four"], ["a", "c"])
     after = load(config)
-    forget()
+    PROCESS_CACHE.clear()
     assert after == load(config)
     # A new label in either file changes the numbers of all labels.
     assert after != before
@@ -296,7 +279,8 @@ import json, os, sys
 from pathlib import Path
 from fedattn_app.config import DataConfig
 from fedattn_app.config import ModelConfig
-from fedattn_app.data.loading import client_data, label_names, private_data
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.loading import client_data, private_data
 from fedattn_app.errors import UserError
 
 folder = Path(sys.argv[1])

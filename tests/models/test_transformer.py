@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedattn_app.config import MODEL_SIZES, ModelConfig
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.transformer import build_model
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, feedforward=24, vocabulary=50, max_length=12)
@@ -78,30 +79,32 @@ def test_the_size_decides_every_shape(config):
 
 
 def test_a_text_scores_the_same_alone_and_padded_in_a_batch(model, ids):
-    batch = model(ids, LENGTHS)
+    batch = model(TextBatch.of(ids, LENGTHS))
     assert batch.shape == (4, 3)
     for index, length in enumerate(LENGTHS):
-        alone = model(ids[index : index + 1, :length], LENGTHS[index : index + 1])
+        alone = model(TextBatch.of(ids[index : index + 1, :length], LENGTHS[index : index + 1]))
         torch.testing.assert_close(alone[0], batch[index], atol=1e-6, rtol=0)
 
 
 def test_what_stands_beyond_the_length_is_not_read(model, ids):
     beyond = torch.where(torch.arange(12) < LENGTHS[:, None], ids, 7)
-    torch.testing.assert_close(model(beyond, LENGTHS), model(ids, LENGTHS), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        model(TextBatch.of(beyond, LENGTHS)), model(TextBatch.of(ids, LENGTHS)), atol=1e-6, rtol=0
+    )
 
 
 def test_an_empty_batch_gives_no_scores(model, ids):
-    assert model(ids[:0], LENGTHS[:0]).shape == (0, 3)
+    assert model(TextBatch.of(ids[:0], LENGTHS[:0])).shape == (0, 3)
 
 
 def test_the_order_of_tokens_matters(model):
-    lengths = torch.tensor([4, 4])
-    first, swapped = model(torch.tensor([[5, 6, 7, 8], [5, 7, 6, 8]]), lengths)
+    ids, lengths = torch.tensor([[5, 6, 7, 8], [5, 7, 6, 8]]), torch.tensor([4, 4])
+    first, swapped = model(TextBatch.of(ids, lengths))
     assert (first - swapped).abs().max() > 1e-4
 
 
 def test_attention_is_a_distribution_over_the_real_tokens(model, ids):
-    maps = model.attention_maps(ids, LENGTHS)
+    maps = model.attention_maps(TextBatch.of(ids, LENGTHS))
     assert len(maps) == CONFIG.size.layers
     for layer in maps:
         assert layer.shape == (4, CONFIG.size.heads, 12, 12)
@@ -114,12 +117,12 @@ def test_attention_is_a_distribution_over_the_real_tokens(model, ids):
 
 def test_asking_for_attention_maps_does_not_change_the_scores(model, ids):
     maps = []
-    with_maps = model(ids, LENGTHS, maps)
-    torch.testing.assert_close(with_maps, model(ids, LENGTHS), atol=1e-6, rtol=0)
-    for seen, returned in zip(maps, model.attention_maps(ids, LENGTHS), strict=True):
+    with_maps = model(TextBatch.of(ids, LENGTHS), maps)
+    torch.testing.assert_close(with_maps, model(TextBatch.of(ids, LENGTHS)), atol=1e-6, rtol=0)
+    for seen, returned in zip(maps, model.attention_maps(TextBatch.of(ids, LENGTHS)), strict=True):
         assert torch.equal(seen, returned)
 
 
 def test_the_attention_of_one_token_is_all_on_itself(model):
-    for layer in model.attention_maps(torch.tensor([[9]]), torch.tensor([1])):
+    for layer in model.attention_maps(TextBatch.of(torch.tensor([[9]]), torch.tensor([1]))):
         assert (layer == 1).all()

@@ -12,6 +12,7 @@ from scipy import stats
 
 from fedattn_app.config import ModelConfig, TrainingConfig
 from fedattn_app.data.examples import Examples
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of
@@ -40,7 +41,7 @@ def examples():
     ids = torch.randint(1, 40, (40, 9), generator=generator)
     lengths = torch.randint(1, 10, (40,), generator=generator)
     ids = torch.where(torch.arange(9) < lengths[:, None], ids, 0)
-    return Examples(ids.int(), lengths.int(), ids[:, 0] % LABELS)
+    return Examples(TextBatch.of(ids.int(), lengths.int()), ids[:, 0] % LABELS)
 
 
 @pytest.fixture
@@ -151,14 +152,15 @@ def test_only_the_trainable_parameters_change(model, examples, shared, optimizer
 
 
 @pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
-@pytest.mark.parametrize("step", [1, 4])
-def test_what_padding_does_to_one_text_it_does_to_no_other(model, examples, engine, step):
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_what_padding_does_to_one_text_it_does_to_no_other(model, examples, engine, multiple):
     model.embedding.weight.data[0] = torch.nan
-    long = examples[examples.lengths.argsort()[-1:].repeat(8)]
+    long = examples[examples.inputs.lengths.argsort()[-1:].repeat(8)]
     everything = Sampling(rate=1.0, steps=1, batch_size=1.0)
     ends = []
     for lengths in ([4] * 8, [4] * 7 + [9]):
-        some = replace(long, lengths=torch.tensor(lengths).int()).apart(step, most=9, padding=0)
+        cut = TextBatch.of(long.inputs.ids, torch.tensor(lengths).int())
+        some = replace(long, inputs=cut.pad_independently(9, multiple))
         settings = {"config": SGD, "shared": "attention", "engine": engine, "clip": 1e-3}
         ends.append(vector(ended(model, some, everything, **settings)).nan_to_num())
     assert not torch.equal(ends[0], vector(model).nan_to_num())
@@ -194,7 +196,8 @@ def test_each_step_draws_anew_at_the_rate(model, examples):
 
     sampling = Sampling(rate=0.3, steps=400, batch_size=12.0)
     config = replace(SGD, physical_batch_size=1000)
-    alike = replace(examples, lengths=torch.full((40,), 9).int())
+    same_length = TextBatch.of(examples.inputs.ids, torch.full((40,), 9).int())
+    alike = replace(examples, inputs=same_length)
     ended(model, alike, sampling, config=config, engine=Watching)
     assert stats.binomtest(sum(batches), 400 * 40, 0.3).pvalue > 1e-6
     assert np.var(batches) == pytest.approx(40 * 0.3 * 0.7, rel=0.4)

@@ -8,7 +8,7 @@ from helpers.classifiers import classifier, selected
 from helpers.per_example import select
 from torch import nn
 
-from fedattn_app.models.classifier import Classifier, real_tokens
+from fedattn_app.models.classifier import TextClassifier, real_tokens
 from fedattn_app.privacy.gradients import selection as engines
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
 from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, trained
@@ -91,7 +91,7 @@ class Refusing(OneByOne):
 WRONG = [Forgetful, Mixing, PerLayer, Partial, Absent, NotFinite, Raising, Refusing]
 
 
-class Odd(Classifier):
+class Odd(TextClassifier):
     """A model that scales by a parameter of its own, which neither engine knows."""
 
     family = "odd"
@@ -102,12 +102,10 @@ class Odd(Classifier):
         self.scale = nn.Parameter(torch.ones(6))
         self.head = nn.Linear(6, 3)
 
-    def forward(self, ids, lengths):
+    def forward(self, batch):
+        ids, lengths = batch.ids, batch.lengths
         x = self.embedding(ids) * real_tokens(ids, lengths)[..., None] * self.scale
         return self.head(x.sum(1))
-
-    def attention_maps(self, ids, lengths):
-        return []
 
 
 class Normed(Odd):
@@ -118,7 +116,8 @@ class Normed(Odd):
         del self.scale
         self.norm = nn.GroupNorm(2, 6)
 
-    def forward(self, ids, lengths):
+    def forward(self, batch):
+        ids, lengths = batch.ids, batch.lengths
         x = (self.embedding(ids) * real_tokens(ids, lengths)[..., None]).sum(1)
         return self.head(self.norm(x))
 

@@ -1,0 +1,150 @@
+"""The kinds of data set that the key `dataset` can name.
+
+To add a kind, write a subclass of `DatasetKind` and add an instance to `DATASET_KINDS`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from fedattn_app.cache import PROCESS_CACHE
+from fedattn_app.config import DataConfig
+from fedattn_app.data import triage
+from fedattn_app.data.sources import Splits, Table, load_files, load_hub
+from fedattn_app.errors import UserError
+
+
+class DatasetKind(ABC):
+    """Where the examples of a data set come from.
+
+    Every method raises `UserError` for data that cannot be read. The same arguments give the same
+    examples in every process.
+    """
+
+    @abstractmethod
+    def label_names(self, config: DataConfig) -> tuple[str, ...]:
+        """Return the label names in the order of the model's outputs.
+
+        They are used if the key `labels` is empty.
+        """
+
+    @abstractmethod
+    def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
+        """Return the training rows that a simulation splits over `num_clients` clients.
+
+        Return the same object until the data change, because the split is cached by it.
+        """
+
+    def test_table(self, config: DataConfig, seed: int) -> Table | None:
+        """Return the rows that the server evaluates on, if there are any."""
+        return None
+
+    def server_has_data(self, config: DataConfig) -> bool:
+        """Whether the server can read the data set, so that a simulation can split it."""
+        return True
+
+    def has_client_tables(self, config: DataConfig) -> bool:
+        """Whether each client's rows come from `client_table`, so that nothing is split."""
+        return False
+
+    def client_table(self, seed: int, client: int) -> Table:
+        """Return the training rows of client number `client` ≥ 0."""
+        raise NotImplementedError
+
+
+class TriageCorpus(DatasetKind):
+    """The built-in corpus. By default each client is one hospital that writes its own notes."""
+
+    def label_names(self, config: DataConfig) -> tuple[str, ...]:
+        """Return the names of the departments."""
+        return triage.LABELS
+
+    def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
+        """Return the notes of `num_clients` hospitals in one table."""
+        return _all_notes(seed, num_clients)
+
+    def test_table(self, config: DataConfig, seed: int) -> Table:
+        """Return the notes of other hospitals than the clients'."""
+        return _notes_table(triage.test_notes(seed))
+
+    def has_client_tables(self, config: DataConfig) -> bool:
+        """Whether the partitioner leaves each hospital's notes with it."""
+        return config.partitioner in ("auto", "natural")
+
+    def client_table(self, seed: int, client: int) -> Table:
+        """Return the notes of one hospital."""
+        return _notes_table(triage.site_notes(seed, client))
+
+
+class SplitsDataset(DatasetKind):
+    """A data set that is loaded as a training and a test table."""
+
+    @abstractmethod
+    def splits(self, config: DataConfig) -> Splits:
+        """Load the tables; return the same object until the data change."""
+
+    def label_names(self, config: DataConfig) -> tuple[str, ...]:
+        """Return the labels that occur in the data, in alphabetical order."""
+        return self.splits(config).labels
+
+    def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
+        """Return the training table."""
+        return self.splits(config).training()
+
+    def test_table(self, config: DataConfig, seed: int) -> Table | None:
+        """Return the test table, if there is one."""
+        return self.splits(config).test if self.server_has_data(config) else None
+
+
+class FileDataset(SplitsDataset):
+    """A file or folder at `data-path`. Without one, each node has its own file."""
+
+    def splits(self, config: DataConfig) -> Splits:
+        """Load the file or folder."""
+        return load_files(config)
+
+    def server_has_data(self, config: DataConfig) -> bool:
+        """Whether the run has a `data-path`."""
+        return bool(config.data_path)
+
+    def label_names(self, config: DataConfig) -> tuple[str, ...]:
+        """Return the labels that occur in the files, in alphabetical order."""
+        if not self.server_has_data(config):
+            raise UserError(
+                'labels = "": with dataset = "file" and no data-path, name the labels, '
+                'for example labels = "negative,positive"'
+            )
+        return super().label_names(config)
+
+
+class HubDataset(SplitsDataset):
+    """A data set of the Hugging Face hub."""
+
+    def splits(self, config: DataConfig) -> Splits:
+        """Load the data set from the hub."""
+        return load_hub(config)
+
+
+# By the value of `dataset`. Every other value is the id of a hub data set.
+DATASET_KINDS: Mapping[str, DatasetKind] = {"triage": TriageCorpus(), "file": FileDataset()}
+HUB_DATASET = HubDataset()
+
+
+def kind_of(config: DataConfig) -> DatasetKind:
+    """Return the kind that the key `dataset` names."""
+    return DATASET_KINDS.get(config.dataset, HUB_DATASET)
+
+
+@PROCESS_CACHE.keep(max_entries=2)
+def _all_notes(seed: int, num_sites: int) -> Table:
+    return _notes_table(
+        [note for site in range(num_sites) for note in triage.site_notes(seed, site)]
+    )
+
+
+def _notes_table(notes: Sequence[triage.Note]) -> Table:
+    return Table(
+        [note.text for note in notes],
+        [note.label for note in notes],
+        "triage",
+        [str(note.site) for note in notes],
+    )

@@ -1,0 +1,208 @@
+"""How a simulation splits one table over its clients.
+
+To add a partitioner, write a function with the signature `Partitioner`, add it to `PARTITIONERS`,
+and add its name to the choices of the key `partitioner` in `config.data`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from fedattn_app.cache import PROCESS_CACHE
+from fedattn_app.config import DataConfig
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.sources import Table
+from fedattn_app.errors import UserError
+
+if TYPE_CHECKING:
+    from flwr_datasets import partitioner as fds
+
+# (config, table, num_clients, seed) → the row numbers of each client. Raises `UserError` if the
+# table cannot be split over that many clients.
+Partitioner = Callable[[DataConfig, Table, int, int], Sequence[Sequence[int]]]
+
+
+@PROCESS_CACHE.keep(max_entries=2)
+def rows_by_client(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Return the row numbers of each client, by the partitioner that `config` names.
+
+    Raises `UserError` if the table cannot be split over `num_clients` clients.
+    """
+    return PARTITIONERS[config.partitioner](config, table, num_clients, seed)
+
+
+def _iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
+    """Give all clients the same number of random rows."""
+    from flwr_datasets import partitioner as fds
+
+    _require_rows(table, num_clients, [1] * num_clients)
+    return _FlowerRows(fds.IidPartitioner(num_clients), table, seed)
+
+
+def _dirichlet(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Draw each label's shares over the clients from a Dirichlet(alpha) distribution."""
+    from flwr_datasets import partitioner as fds
+
+    _require_rows(table, num_clients, [1] * num_clients)
+    partitioner = fds.DirichletPartitioner(
+        num_clients, "label", config.alpha, min_partition_size=0, seed=seed
+    )
+    return _FlowerRows(partitioner, table, seed)
+
+
+def _pathological(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Give each client the rows of `classes_per_client` labels."""
+    from flwr_datasets import partitioner as fds
+
+    num_labels, per_client = len(set(table.labels)), config.classes_per_client
+    if per_client > num_labels:
+        raise UserError(f"classes-per-client = {per_client}: the data has {num_labels} labels")
+    if per_client * num_clients < num_labels:
+        raise UserError(
+            f"classes-per-client = {per_client}: {num_clients} clients leave out "
+            f"{num_labels - per_client * num_clients} of {num_labels} labels"
+        )
+    _require_rows(table, num_clients, [1] * num_clients)
+    partitioner = fds.PathologicalPartitioner(
+        num_clients, "label", per_client, class_assignment_mode="deterministic", seed=seed
+    )
+    return _FlowerRows(partitioner, table, seed)
+
+
+def _natural(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Make one client of each value in the column `partition_by`."""
+    from flwr_datasets import partitioner as fds
+
+    if table.groups is not None:
+        num_groups = len(set(table.groups))
+        if num_groups != num_clients:
+            raise UserError(
+                f"partition-by = {config.partition_by!r}: the column has {num_groups} values, "
+                f"so the run needs {num_groups} clients, not {num_clients}"
+            )
+    _require_rows(table, num_clients, [1] * num_clients)
+    return _FlowerRows(fds.NaturalIdPartitioner("group"), table, seed)
+
+
+def _linear(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Give client k, counted from 1, a number of random rows in proportion to k."""
+    from flwr_datasets import partitioner as fds
+
+    _require_rows(table, num_clients, [k + 1 for k in range(num_clients)])
+    return _FlowerRows(fds.LinearPartitioner(num_clients), table, seed)
+
+
+def _square(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Give client k, counted from 1, a number of random rows in proportion to k²."""
+    from flwr_datasets import partitioner as fds
+
+    _require_rows(table, num_clients, [(k + 1) ** 2 for k in range(num_clients)])
+    return _FlowerRows(fds.SquarePartitioner(num_clients), table, seed)
+
+
+def _label_shares(
+    config: DataConfig, table: Table, num_clients: int, seed: int
+) -> Sequence[Sequence[int]]:
+    """Give each client `examples_per_client` random rows with its `label_shares`.
+
+    No row goes to two clients. Rows that are left over go to no client.
+    """
+    labels = label_names(config)
+    _check_label_shares(config, num_clients, len(labels))
+    remaining: dict[str, list[int]] = {name: [] for name in labels}
+    for row in np.random.default_rng(seed).permutation(len(table)):
+        remaining[table.labels[row]].append(int(row))
+    clients = []
+    for shares in config.shares_per_client:
+        rows: list[int] = []
+        ends = np.rint(np.cumsum((0, *shares)) / 100 * config.examples_per_client).astype(int)
+        for (name, candidates), count in zip(remaining.items(), np.diff(ends), strict=True):
+            if len(candidates) < count:
+                raise UserError(
+                    f"label-shares = {config.label_shares!r}: the data has too few examples of "
+                    f"{name!r} for examples-per-client = {config.examples_per_client}"
+                )
+            rows += [candidates.pop() for _ in range(count)]
+        clients.append(rows)
+    return clients
+
+
+def _check_label_shares(config: DataConfig, num_clients: int, num_labels: int) -> None:
+    listed = config.shares_per_client
+    if len(listed) != num_clients:
+        raise UserError(
+            f"label-shares = {config.label_shares!r}: is for {len(listed)} clients, not "
+            f"{num_clients}"
+        )
+    if wrong := next((shares for shares in listed if len(shares) != num_labels), None):
+        raise UserError(
+            f"label-shares = {config.label_shares!r}: names {len(wrong)} shares for a client, and "
+            f"the data has {num_labels} labels"
+        )
+
+
+def _require_rows(table: Table, num_clients: int, proportions: Sequence[int]) -> None:
+    """Raise `UserError` unless the table has enough rows for the smallest client to get one."""
+    needed = sum(proportions)
+    if len(table) < needed:
+        raise UserError(
+            f"{num_clients} clients: the data set has only {len(table)} training examples, and "
+            f"this split needs at least {needed}"
+        )
+
+
+class _FlowerRows(Sequence[Sequence[int]]):
+    """The row numbers of each client by a flwr-datasets partitioner, computed when asked for."""
+
+    def __init__(self, partitioner: "fds.Partitioner", table: Table, seed: int) -> None:
+        import datasets
+
+        columns: dict[str, Any] = {"row": np.arange(len(table)), "label": table.labels}
+        if table.groups is not None:
+            columns["group"] = table.groups
+        # Some partitioners cut slices and expect the rows in random order.
+        partitioner.dataset = datasets.Dataset.from_dict(columns).shuffle(seed=seed)
+        self._partitioner = partitioner
+        with redirect_stderr(StringIO()):  # the first use may draw a progress bar
+            self[0]
+
+    def __len__(self) -> int:
+        return int(self._partitioner.num_partitions)
+
+    @overload
+    def __getitem__(self, client: int) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Sequence[int]]: ...
+    def __getitem__(self, client: int | slice) -> Sequence[Any]:
+        if isinstance(client, slice):
+            return [self[k] for k in range(*client.indices(len(self)))]
+        rows: Sequence[int] = self._partitioner.load_partition(client)["row"][:]
+        return rows
+
+
+# By the value of `partitioner`.
+PARTITIONERS: Mapping[str, Partitioner] = {
+    "auto": _iid,
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "pathological": _pathological,
+    "natural": _natural,
+    "linear": _linear,
+    "square": _square,
+    "label-shares": _label_shares,
+}
