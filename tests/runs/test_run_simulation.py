@@ -50,7 +50,7 @@ MISTAKES = {
     "no pairs": ("hello", "must be key=value pairs"),
     "empty scope": ('shared="atention"', "matches no parameter; the names are"),
     "broken scope": ('shared="("', "nor a regex"),
-    "nothing personal": ('shared="all" local="personal"', "leaves nothing personal"),
+    "nothing personal": ('shared="all" local="personal"', "no parameter that is trained stays"),
     "no data path": ('dataset="file"', "needs the path of a file"),
     "missing data": ('dataset="file" data-path="none.csv"', "does not exist"),
     "missing column": ('dataset="file" data-path="no_label.csv"', "no column 'label'"),
