@@ -80,9 +80,10 @@ class ModelConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model.strip():
+            sizes = ", ".join(MODEL_SIZES)
             raise UserError(
-                f"model = {as_toml(self.model)}: must be {', '.join(MODEL_SIZES)}, or the hub id or "
-                "the folder of a pretrained model"
+                f"model = {as_toml(self.model)}: must be {sizes}, or the hub id or the folder of a "
+                "pretrained model"
             )
         if not self.pretrained and self.size.width % (2 * self.size.heads):
             raise UserError(

@@ -42,7 +42,7 @@ MISTAKES = {
     "misspelt key in a file": ("typo.toml", "did you mean num-rounds?"),
     "broken file": ("bad.toml", "not a TOML file"),
     "missing file": ("none.toml", "cannot be read"),
-    "wrong type": ('num-rounds="three"', "num-rounds = 'three': must be a whole number >= 1"),
+    "wrong type": ('num-rounds="three"', 'num-rounds = "three": must be a whole number >= 1'),
     "no rounds": ("num-rounds=0", "num-rounds = 0: must be a whole number >= 1"),
     "not a number": ("learning-rate=nan", "learning-rate = nan"),
     "wrong choice": ('strategy="fedsomething"', "must be one of"),
