@@ -12,7 +12,7 @@ from fedattn_app.config.aggregation import RULES
 from fedattn_app.config.data import PARTITIONERS
 from fedattn_app.config.model import BUILT_IN_ONLY, LORA_SCOPES, MODEL_SIZES
 from fedattn_app.config.privacy import PROTECTIONS
-from fedattn_app.config.schema import ConfigValue, key_named, toml
+from fedattn_app.config.schema import ConfigValue, as_toml, key_named
 from fedattn_app.errors import UserError
 
 Settings = Mapping[str, ConfigValue]  # every run-config key and its value
@@ -36,7 +36,7 @@ class Condition:
         """Return the condition in Markdown."""
         if self.negated and not self.values:
             return f"any `{self.key}`"
-        values = " or ".join(f"`{toml(value)}`" for value in self.values)
+        values = " or ".join(f"`{as_toml(value)}`" for value in self.values)
         return f"`{self.key}` {'other than' if self.negated else '='} {values}"
 
 
@@ -219,7 +219,7 @@ def refuse_combinations(settings: Settings) -> None:
         if row.refuses(settings):
             this, that = row.this.key, row.that.key
             raise UserError(
-                f"{this} = {toml(settings[this])}: not with {that} = {toml(settings[that])}: "
+                f"{this} = {as_toml(settings[this])}: not with {that} = {as_toml(settings[that])}: "
                 f"{row.why}; {row.remedy}"
             )
 
@@ -262,10 +262,10 @@ def refuse_unused(settings: Settings, defaults: Settings) -> None:
         for key, owners in owners_of().items():
             if settings[chooser] in owners or settings[key] == defaults[key]:
                 continue
-            needed = " or ".join(map(toml, owners))
+            needed = " or ".join(map(as_toml, owners))
             if len(owners) > MAX_NAMES_IN_ERROR:
                 needed = "something else"
             raise UserError(
-                f"{key} = {toml(settings[key])}: does nothing with {chooser} = "
-                f"{toml(settings[chooser])}; it needs {chooser} = {needed}"
+                f"{key} = {as_toml(settings[key])}: does nothing with {chooser} = "
+                f"{as_toml(settings[chooser])}; it needs {chooser} = {needed}"
             )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedattn_app.config.schema import Section, setting, split_names, toml
+from fedattn_app.config.schema import Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
 
 # Name of a partitioner → the fields of `DataConfig` that only some partitioners use. The functions
@@ -86,7 +86,7 @@ class DataConfig(Section):
         twice = [name for name in self.label_names if self.label_names.count(name) > 1]
         if twice:
             raise UserError(
-                f"labels = {toml(self.labels)}: must name each label once, not {twice[0]} twice"
+                f"labels = {as_toml(self.labels)}: must name each label once, not {twice[0]} twice"
             )
         if not self.dataset:
             raise UserError('dataset = "": must be triage, file, or the id of a hub data set')
@@ -96,7 +96,7 @@ class DataConfig(Section):
             wrong_sum = abs(sum(shares) - 100) > PER_CENT_TOLERANCE
             if not shares or wrong_sum or min(shares) < 0:
                 raise UserError(
-                    f"label-shares = {toml(self.label_shares)}: must give each client shares of "
+                    f"label-shares = {as_toml(self.label_shares)}: must give each client shares of "
                     "the labels that sum to 100, such as 50/50, 20/80"
                 )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from fedattn_app.config.combinations import CHOOSERS, COMBINATIONS, Combination
-from fedattn_app.config.schema import Section, key_of, toml
+from fedattn_app.config.schema import Section, as_toml, key_of
 from fedattn_app.config.settings import RENAMED_KEYS, SECTIONS, SETTINGS
 
 INTRODUCTION = """\
@@ -47,7 +47,9 @@ def _section_table(section: type[Section]) -> str:
     rows = []
     for key in map(key_of, fields(section)):
         its = SETTINGS[key]
-        rows.append([f"`{key}`", f"`{toml(its.default)}`", its.allowed, its.help, _only_with(key)])
+        rows.append(
+            [f"`{key}`", f"`{as_toml(its.default)}`", its.allowed, its.help, _only_with(key)]
+        )
     return _table(["key", "default", "allowed", "meaning", "only with"], rows)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from fedattn_app.config.schema import Section, setting, split_names, toml
+from fedattn_app.config.schema import Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
 
 
@@ -80,9 +80,10 @@ class ModelConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model.strip():
+            sizes = ", ".join(MODEL_SIZES)
             raise UserError(
-                f"model = {toml(self.model)}: must be {', '.join(MODEL_SIZES)}, or the hub id or "
-                "the folder of a pretrained model"
+                f"model = {as_toml(self.model)}: must be {sizes}, or the hub id or the folder of a "
+                "pretrained model"
             )
         if not self.pretrained and self.size.width % (2 * self.size.heads):
             raise UserError(
@@ -124,7 +125,7 @@ class LoraConfig(Section):
         super().__post_init__()
         if not self.roles or not set(self.roles) <= set(ATTENTION_ROLES):
             raise UserError(
-                f"lora-targets = {toml(self.lora_targets)}: must be some of "
+                f"lora-targets = {as_toml(self.lora_targets)}: must be some of "
                 f"{', '.join(ATTENTION_ROLES)}, separated by commas"
             )
 

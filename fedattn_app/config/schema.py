@@ -104,7 +104,7 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def toml(value: object) -> str:
+def as_toml(value: object) -> str:
     """Return a value as a user writes it in a TOML file: text in double quotes, `true`, `1e-05`."""
     if isinstance(value, (str, bool)):
         return json.dumps(value, ensure_ascii=False)
@@ -124,10 +124,10 @@ class Section:
     def __post_init__(self) -> None:
         for entry in fields(self):
             constraint, value_type = constraint_of(entry), type(entry.default)
-            value = getattr(self, entry.name)
-            if value_type is float and type(value) is int and abs(value) < EXACT_FLOAT_LIMIT:
-                value = float(value)
+            given = value = getattr(self, entry.name)
+            if value_type is float and type(given) is int and abs(given) < EXACT_FLOAT_LIMIT:
+                value = float(given)
                 object.__setattr__(self, entry.name, value)
             if type(value) is not value_type or not constraint.allows(cast(ConfigValue, value)):
                 allowed = constraint.allowed(value_type)
-                raise UserError(f"{key_of(entry)} = {toml(value)}: must be {allowed}")
+                raise UserError(f"{key_of(entry)} = {as_toml(given)}: must be {allowed}")

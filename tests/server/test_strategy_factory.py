@@ -5,8 +5,7 @@ import pytest
 from helpers.runs import QUICK, Failing, same_arrays, settled
 
 from fedattn_app import client_app
-from fedattn_app.config import RULES, AggregationConfig, Config
-from fedattn_app.config.schema import key_of, toml
+from fedattn_app.config import RULES, Config
 from fedattn_app.errors import RunFailedError
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
@@ -99,64 +98,6 @@ def test_a_rules_settings_reach_it():
     assert rule.beta == 0.4
     rule = rule_of({"strategy": "qfedavg", "server-learning-rate": 0.02})
     assert (rule.client_learning_rate, rule.train_loss_key) == (0.02, "loss")
-
-
-OWNED = [
-    (key_of(entry), entry, [rule for rule, its in RULES.items() if entry.name in its.keywords])
-    for entry in AggregationConfig.__dataclass_fields__.values()
-]
-
-
-@pytest.mark.parametrize(
-    ("key", "entry", "owners"), [row for row in OWNED if row[2]], ids=lambda value: str(value)[:20]
-)
-def test_a_key_of_another_rule_is_refused(refused, key, entry, owners):
-    other = next(rule for rule in RULES if rule not in owners)
-    others = {"weighting": "uniform", "adaptive-beta-2": 0.9}
-    value = others.get(key) or entry.default + (1 if type(entry.default) is int else 0.05)
-    with refused(f"{key} = {toml(value)}", f'strategy = "{other}"', owners[0]):
-        Config.from_run_config({"strategy": other, key: value})
-    if key != "fedbuff-buffer-size":
-        Config.from_run_config({"strategy": owners[0], key: value})
-
-
-REFUSED = [
-    ({"strategy": "fedbuff", "fedbuff-buffer-size": 11}, ["buffer-size = 11", "concurrency = 10"]),
-    ({"strategy": "fedsgd", "local": "personal", "shared": "attention"}, ["local", "fedsgd"]),
-    (
-        {"strategy": "fedsgd", "privacy": "dp-sgd", "target-epsilon": 1.0},
-        ["fedsgd", "dp-sgd", "gradients"],
-    ),
-    (
-        {"strategy": "qfedavg", "privacy": "dp-sgd", "target-epsilon": 1.0},
-        ["qfedavg", "dp-sgd", "loss"],
-    ),
-    ({"strategy": "krum", "privacy": "client-dp", "target-epsilon": 1.0}, ["krum", "client-dp"]),
-    (
-        {
-            "weighting": "loss",
-            "privacy": "dp-sgd",
-            "target-epsilon": 1,
-            "num-examples-public": True,
-        },
-        ["loss", "dp-sgd"],
-    ),
-    (
-        {"weighting": "effective", "privacy": "client-dp", "target-epsilon": 1.0},
-        ["effective", "client-dp"],
-    ),
-    ({"strategy": "fedbuff", "warmup-rounds": 1}, ["warmup-rounds = 1", "fedbuff"]),
-    ({"strategy": "fedbuff", "fraction-train": 0.5}, ["fraction-train = 0.5", "fedbuff"]),
-    ({"strategy": "fedsgd", "local-epochs": 2}, ["local-epochs = 2", "fedsgd"]),
-    ({"strategy": "fedsgd", "learning-rate": 0.1}, ["learning-rate = 0.1", "fedsgd"]),
-    ({"strategy": "fedmedain"}, ["fedmedain", "fedmedian"]),
-]
-
-
-@pytest.mark.parametrize(("config", "parts"), REFUSED)
-def test_what_cannot_go_together_is_refused(refused, config, parts):
-    with refused(*parts):
-        Config.from_run_config(config)
 
 
 @pytest.mark.parametrize(
