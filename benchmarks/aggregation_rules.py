@@ -48,11 +48,11 @@ LOCAL_RATE = 4e-3  # where the server's step is tuned: what the tuning of fedavg
 ALWAYS: Mapping[str, Row] = {
     "fedavgm": {"server-momentum": 0.9},
     "fedsgd": {"server-momentum": 0.9},
-    "krum": {"malicious": 3},
-    "multikrum": {"malicious": 3, "selected": 5},
-    "bulyan": {"malicious": 1},
-    "fedtrimmedavg": {"trimmed": 0.3},
-    "fedbuff": {"concurrency": 10, "buffer-size": 5},
+    "krum": {"malicious-clients": 3},
+    "multikrum": {"malicious-clients": 3, "multikrum-selected": 5},
+    "bulyan": {"malicious-clients": 1},
+    "fedtrimmedavg": {"trim-fraction": 0.3},
+    "fedbuff": {"fedbuff-concurrency": 10, "fedbuff-buffer-size": 5},
 }
 TUNED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "fedprox": ("proximal-mu", (0.0001, 0.001, 0.01, 0.1)),

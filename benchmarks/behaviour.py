@@ -33,13 +33,20 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("client-dp, resumed", QUICK | NOISE | {"privacy": "client-dp", "noise-multiplier": 1.0}),
     ("warm-up, fedavgm, resumed", QUICK | {"warmup-rounds": 1, "strategy": "fedavgm"}),
     ("personal, fedatt, patience", TREC | {"local": "personal", "strategy": "fedatt"}),
-    ("fedbuff", QUICK | {"strategy": "fedbuff", "concurrency": 3, "buffer-size": 2}),
+    (
+        "fedbuff",
+        QUICK | {"strategy": "fedbuff", "fedbuff-concurrency": 3, "fedbuff-buffer-size": 2},
+    ),
     ("lora, fedsgd", {"shared": "lora", "strategy": "fedsgd", "max-length": 16, "num-rounds": 2}),
     ("dp-sgd, lora-b, Flower's engine", NOISE | {"privacy": "dp-sgd", "noise-multiplier": 1.5}),
 ]
 MORE: dict[str, dict[str, Any]] = {
     "regex, qfedavg, cosine": {"learning-rate-schedule": "cosine", "optimizer": "sgd"},
-    "head, geometric-median, clip": {"clip-norm": 0.05, "weighting": "auto", "min-clients": 4},
+    "head, geometric-median, clip": {
+        "update-clip-norm": 0.05,
+        "weighting": "auto",
+        "min-clients": 4,
+    },
     "dp-sgd": {"evaluate-epsilon": 4.0, "fraction-train": 0.5},
     "warm-up, fedavgm, resumed": {"server-momentum": 0.9},
     "personal, fedatt, patience": {"patience": 1, "shared": "attention", "score": "loss"},

@@ -16,7 +16,7 @@ from typing import Any
 import paths  # noqa: F401
 import torch
 
-from fedattn_app.results.run_folder import RunResult
+from fedattn_app.results.run_result import RunResult
 from fedattn_app.simulation import simulate
 
 SEEDS = (1, 2, 3)

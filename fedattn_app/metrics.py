@@ -1,12 +1,16 @@
 """How a model did on some examples: the one form for a client, the server and the results."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
+
+# The counts of `Scores`, each one number per label, as clients report them.
+COUNT_NAMES = ("support", "predicted", "correct")
 
 
 @dataclass(frozen=True)
@@ -60,4 +64,11 @@ class Scores:
     def row(self) -> dict[str, float | None]:
         """Return what ``history.jsonl`` keeps of it."""
         loss = None if math.isnan(self.loss) else self.loss
-        return {"loss": loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+        return {"loss": loss, **{name: metric(self) for name, metric in METRICS.items()}}
+
+
+# By the name in ``history.jsonl`` and ``summary.json``.
+METRICS: Mapping[str, Callable[[Scores], float]] = {
+    "accuracy": lambda scores: scores.accuracy,
+    "macro_f1": lambda scores: scores.macro_f1,
+}

@@ -149,4 +149,4 @@ def test_three_liars_of_ten_on_trec(tmp_path, shared_data):
     assert fine > 0.7
     assert accuracy("fedavg", 0.3) < fine - 0.2
     assert accuracy("geometric-median", 0.3) > fine - 0.05
-    assert accuracy("multikrum", 0.3, malicious=3) > fine - 0.05
+    assert accuracy("multikrum", 0.3, **{"malicious-clients": 3}) > fine - 0.05

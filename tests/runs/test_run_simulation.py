@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import run_simulation
-from fedattn_app.results.run_folder import RunResult
+from fedattn_app.results.run_result import RunResult
 
 ROOT = Path(__file__).parents[2]
 

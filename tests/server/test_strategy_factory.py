@@ -11,14 +11,15 @@ from fedattn_app.errors import RunFailedError
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of
+from fedattn_app.privacy.protections import protection_of
 from fedattn_app.server.strategy_factory import make_rule
 from fedattn_app.simulation import simulate
 
 CLIENTS = 4
 OWN = {
-    "fedbuff": {"concurrency": 3, "buffer-size": 2},
-    "multikrum": {"selected": 2},
-    "fedtrimmedavg": {"trimmed": 0.25},
+    "fedbuff": {"fedbuff-concurrency": 3, "fedbuff-buffer-size": 2},
+    "multikrum": {"multikrum-selected": 2},
+    "fedtrimmedavg": {"trim-fraction": 0.25},
     "fedavgm": {"server-momentum": 0.5, "server-learning-rate": 0.5},
     "fedsgd": {"server-momentum": 0.5},
 }
@@ -39,8 +40,8 @@ def settings_of(rule):
     return settings
 
 
-def told(result):
-    """What the rows say but of the question to each node that a run begins with."""
+def reported(result):
+    """The rows without bytes: at the start of a run each node is asked for its partition."""
     rows, _ = settled(result)
     return [{key: row[key] for key in row if not key.startswith("bytes")} for row in rows]
 
@@ -60,7 +61,7 @@ def test_a_run_is_repeated_to_the_bit_and_carried_on_to_the_bit(tmp_path, rule):
     carried = {"resume-from": str(tmp_path / "part"), "num-rounds": QUICK["num-rounds"]}
     rest = simulate(carried, quiet=True)
     assert same_arrays(rest, whole)
-    assert told(rest) == told(whole)
+    assert reported(rest) == reported(whole)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -74,19 +75,29 @@ def test_any_number_of_processes_gives_the_same_bits(tmp_path, rule):
     assert same_arrays(two, one)
 
 
+def rule_of(settings):
+    config = Config.from_run_config(settings)
+    return make_rule(config, protection_of(config))
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_has_its_keywords(rule):
-    made = make_rule(Config.from_run_config({"strategy": rule}))
-    assert type(made).__name__ == RULES[rule].name
+    made = rule_of({"strategy": rule})
+    assert type(made).__name__ == RULES[rule].class_name
 
 
 def test_a_rules_settings_reach_it():
-    config = {"strategy": "fedadam", "server-learning-rate": 0.02, "beta-1": 0.5, "tau": 0.1}
-    rule = make_rule(Config.from_run_config(config))
+    config = {
+        "strategy": "fedadam",
+        "server-learning-rate": 0.02,
+        "adaptive-beta-1": 0.5,
+        "adaptive-tau": 0.1,
+    }
+    rule = rule_of(config)
     assert (rule.eta, rule.beta_1, rule.beta_2, rule.tau) == (0.02, 0.5, 0.99, 0.1)
-    rule = make_rule(Config.from_run_config({"strategy": "fedtrimmedavg", "trimmed": 0.4}))
+    rule = rule_of({"strategy": "fedtrimmedavg", "trim-fraction": 0.4})
     assert rule.beta == 0.4
-    rule = make_rule(Config.from_run_config({"strategy": "qfedavg", "server-learning-rate": 0.02}))
+    rule = rule_of({"strategy": "qfedavg", "server-learning-rate": 0.02})
     assert (rule.client_learning_rate, rule.train_loss_key) == (0.02, "loss")
 
 
@@ -101,16 +112,16 @@ OWNED = [
 )
 def test_a_key_of_another_rule_is_refused(refused, key, entry, owners):
     other = next(rule for rule in RULES if rule not in owners)
-    others = {"weighting": "uniform", "beta-2": 0.9}
+    others = {"weighting": "uniform", "adaptive-beta-2": 0.9}
     value = others.get(key) or entry.default + (1 if type(entry.default) is int else 0.05)
     with refused(f"{key} = {value}", f'strategy = "{other}"', owners[0]):
         Config.from_run_config({"strategy": other, key: value})
-    if key != "buffer-size":
+    if key != "fedbuff-buffer-size":
         Config.from_run_config({"strategy": owners[0], key: value})
 
 
 REFUSED = [
-    ({"strategy": "fedbuff", "buffer-size": 11}, ["buffer-size = 11", "concurrency = 10"]),
+    ({"strategy": "fedbuff", "fedbuff-buffer-size": 11}, ["buffer-size = 11", "concurrency = 10"]),
     ({"strategy": "fedsgd", "local": "personal", "shared": "attention"}, ["local", "fedsgd"]),
     (
         {"strategy": "fedsgd", "privacy": "dp-sgd", "target-epsilon": 1.0},
@@ -151,11 +162,11 @@ def test_what_cannot_go_together_is_refused(refused, config, parts):
 @pytest.mark.parametrize(
     ("rule", "settings", "needed"),
     [
-        ("krum", {"malicious": 1}, 5),
-        ("multikrum", {"malicious": 1, "selected": 2}, 5),
-        ("multikrum", {"malicious": 0, "selected": 3}, 5),
-        ("bulyan", {"malicious": 1}, 7),
-        ("fedtrimmedavg", {"trimmed": 0.2}, 5),
+        ("krum", {"malicious-clients": 1}, 5),
+        ("multikrum", {"malicious-clients": 1, "multikrum-selected": 2}, 5),
+        ("multikrum", {"malicious-clients": 0, "multikrum-selected": 3}, 5),
+        ("bulyan", {"malicious-clients": 1}, 7),
+        ("fedtrimmedavg", {"trim-fraction": 0.2}, 5),
     ],
 )
 def test_too_few_clients_for_the_rule_are_refused(tmp_path, refused, rule, settings, needed):
@@ -176,7 +187,7 @@ def test_reductions_to_federated_averaging_are_exact(tmp_path, rule):
     settings = {
         "fedprox": {"proximal-mu": 0.0},
         "fedavgm": {"server-momentum": 0.0, "server-learning-rate": 1.0},
-        "fedbuff": {"concurrency": CLIENTS, "buffer-size": CLIENTS},
+        "fedbuff": {"fedbuff-concurrency": CLIENTS, "fedbuff-buffer-size": CLIENTS},
     }[rule]
     plain = run(tmp_path / "plain", "fedavg")
     assert same_arrays(run(tmp_path / "rule", rule, **settings), plain)
@@ -198,16 +209,20 @@ def test_one_client_is_local_training_whatever_the_average(tmp_path):
 
 
 def test_clients_without_a_number_are_dropped_counted_and_told(tmp_path):
-    result = run(tmp_path / "run", "fedavg", **{"clip-norm": 0.5, "num-rounds": 2})
+    result = run(tmp_path / "run", "fedavg", **{"update-clip-norm": 0.5, "num-rounds": 2})
     assert [row["dropped"] for row in result.history] == [0, 0, 0]
     with pytest.raises(RunFailedError, match=r"norm is .* above 1e-06"):
-        run(tmp_path / "none", "fedavg", **{"drop-norm": 1e-6})
+        run(tmp_path / "none", "fedavg", **{"update-drop-norm": 1e-6})
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam", "geometric-median", "fedbuff"])
 @pytest.mark.parametrize("shared", ["attention", "all-but-attention"])
 def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
-    own = {"buffer-size": CLIENTS, "concurrency": CLIENTS} if rule == "fedbuff" else {}
+    own = (
+        {"fedbuff-buffer-size": CLIENTS, "fedbuff-concurrency": CLIENTS}
+        if rule == "fedbuff"
+        else {}
+    )
     result = run(
         tmp_path / "run",
         rule,
@@ -227,10 +242,10 @@ def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
 @pytest.mark.parametrize(
     ("rule", "settings", "clients"),
     [
-        ("krum", {"malicious": 1}, 5),
-        ("multikrum", {"malicious": 1, "selected": 2}, 5),
-        ("bulyan", {"malicious": 1}, 7),
-        ("fedtrimmedavg", {"trimmed": 0.25}, 4),
+        ("krum", {"malicious-clients": 1}, 5),
+        ("multikrum", {"malicious-clients": 1, "multikrum-selected": 2}, 5),
+        ("bulyan", {"malicious-clients": 1}, 7),
+        ("fedtrimmedavg", {"trim-fraction": 0.25}, 4),
     ],
 )
 def test_a_rule_combines_nothing_where_too_few_answer(tmp_path, capsys, rule, settings, clients):

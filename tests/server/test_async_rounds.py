@@ -31,7 +31,7 @@ def test_a_slow_client_holds_nobody_up(tmp_path):
     """As many updates by buffers of five, one client ten times slower than the other nine."""
     synchronous, waited = run_timed(tmp_path / "sync", one_slow, num_rounds=12)
     buffered, took = run_timed(
-        tmp_path / "buffer", one_slow, num_rounds=24, strategy="fedbuff", buffer_size=5
+        tmp_path / "buffer", one_slow, num_rounds=24, strategy="fedbuff", fedbuff_buffer_size=5
     )
     updates = [sum(row["clients"] for row in r.history) for r in (synchronous, buffered)]
     assert updates == [120, 120]
@@ -54,7 +54,12 @@ class Silent(LocalGrid):
 @pytest.mark.parametrize("buffer_size", [2, 3])
 def test_a_client_that_never_answers_is_given_up(tmp_path, buffer_size):
     """Also where the buffer cannot be full without it."""
-    settings = {**QUICK, "strategy": "fedbuff", "buffer-size": buffer_size, "concurrency": 3}
+    settings = {
+        **QUICK,
+        "strategy": "fedbuff",
+        "fedbuff-buffer-size": buffer_size,
+        "fedbuff-concurrency": 3,
+    }
     folder = {"round-timeout": 0.2, "output-dir": str(tmp_path / "run")}
     config = Config.from_run_config(settings | folder)
     with task_identity():
@@ -80,7 +85,12 @@ def test_an_unsound_update_fills_no_place_in_the_buffer(tmp_path, fault):
 
     app.query()(client_app.describe)
     for size in (1, 2):
-        settings = {**QUICK, "strategy": "fedbuff", "concurrency": 4, "buffer-size": size}
+        settings = {
+            **QUICK,
+            "strategy": "fedbuff",
+            "fedbuff-concurrency": 4,
+            "fedbuff-buffer-size": size,
+        }
         config = {**settings, "output-dir": str(tmp_path / f"run {size}")}
         result = simulate(config, 4, workers=1, quiet=True, clients=app)
         assert [row["clients"] for row in result.history[1:]] == [size] * 4
@@ -93,8 +103,8 @@ def test_a_fast_client_is_asked_once_between_two_steps(tmp_path):
         lambda partition: 0.1 if partition == 0 else 1.0,
         clients=4,
         strategy="fedbuff",
-        buffer_size=2,
-        concurrency=4,
+        fedbuff_buffer_size=2,
+        fedbuff_concurrency=4,
         num_rounds=6,
     )
     assert [row["clients"] for row in result.history] == [0, *[2] * 6]
@@ -108,7 +118,7 @@ def test_clients_of_an_asynchronous_run_evaluate_at_its_end(tmp_path):
         tmp_path / "run",
         one_slow,
         strategy="fedbuff",
-        buffer_size=5,
+        fedbuff_buffer_size=5,
         num_rounds=3,
         fraction_evaluate=1.0,
     )
@@ -123,7 +133,7 @@ def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
             quick = message.metadata.dst_node_id == FIRST_NODE_ID + 1
             return super()._comes(message) - (0.99 if quick else 0.0)
 
-    settings = {**QUICK, "strategy": "fedbuff", "concurrency": 4, "buffer-size": 3}
+    settings = {**QUICK, "strategy": "fedbuff", "fedbuff-concurrency": 4, "fedbuff-buffer-size": 3}
     config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})
     with task_identity():
         grid = PartitionGrid(Quick(Failing(), 4, dict(config.to_run_config())))
@@ -133,7 +143,7 @@ def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
 
 
 def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path):
-    settings = {**QUICK, "strategy": "fedbuff", "concurrency": 3, "buffer-size": 3}
+    settings = {**QUICK, "strategy": "fedbuff", "fedbuff-concurrency": 3, "fedbuff-buffer-size": 3}
     config = {**settings, "output-dir": str(tmp_path / "run")}
     result = simulate(config, 3, workers=1, quiet=True, clients=Failing())
     assert [row["clients"] for row in result.history[1:]] == [2] * 4
@@ -141,5 +151,7 @@ def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path)
 
 
 def test_a_buffer_that_can_never_be_full_is_refused(tmp_path):
-    with pytest.raises(UserError, match="buffer-size = 5: must be at most the number of clients"):
-        run_timed(tmp_path / "run", one_slow, clients=4, strategy="fedbuff", buffer_size=5)
+    with pytest.raises(
+        UserError, match="fedbuff-buffer-size = 5: must be at most the number of clients"
+    ):
+        run_timed(tmp_path / "run", one_slow, clients=4, strategy="fedbuff", fedbuff_buffer_size=5)

@@ -1,4 +1,4 @@
-"""The traffic of an asynchronous federation, with clients that add one to every number."""
+"""Messages of asynchronous rounds, with clients that add one to every number."""
 
 from itertools import islice
 
@@ -18,8 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedattn_app.client_app import describe
 from fedattn_app.engine.local_grid import LocalGrid, task_identity
-from fedattn_app.server.async_messages import Stream
-from fedattn_app.server.cohort import is_update
+from fedattn_app.server.async_messages import AsyncMessages
 from fedattn_app.server.partition_grid import PartitionGrid
 from strategies import AttentionOnly, FedBuff, UpdateChecks
 
@@ -44,6 +43,10 @@ def adding_one(num_examples=lambda partition: 1):
     return app
 
 
+def has_examples(reply):
+    return not reply.has_error() and reply.content["metrics"]["num-examples"] > 0
+
+
 def record(values):
     return ArrayRecord({"w": Array(np.asarray(values, np.float32))})
 
@@ -54,7 +57,7 @@ def steps(count, clients, concurrency, buffer, seconds=lambda partition: 1.0, ap
     grid.wait_for_clients(clients)
     rule = FedBuff(concurrency, buffer, exponent)
     strategy = AttentionOnly(UpdateChecks(rule), lambda name: True)
-    stream = Stream(grid, concurrency, timeout=60.0)
+    asynchronous = AsyncMessages(grid, concurrency, timeout=60.0)
     arrays, values, who = record(np.zeros(3)), [], []
 
     def seen(replies):
@@ -69,7 +72,9 @@ def steps(count, clients, concurrency, buffer, seconds=lambda partition: 1.0, ap
             made = strategy.configure_train(step, arrays, ConfigRecord(), grid)  # noqa: B023
             return list(islice(made, limit))
 
-        merged, _ = strategy.aggregate_train(step, seen(stream.take(buffer, messages, is_update)))
+        merged, _ = strategy.aggregate_train(
+            step, seen(asynchronous.take(buffer, messages, has_examples))
+        )
         arrays = merged or arrays
         values.append(float(arrays["w"].numpy()[0]))
     return values, who
@@ -117,12 +122,12 @@ def test_a_node_that_is_gone_frees_its_place():
     grid = PartitionGrid(Gone(adding_one(), 3, {}))
     grid.wait_for_clients(3)
     rule = FedBuff(3, 3, weighting="uniform")
-    stream = Stream(grid, 3, timeout=3600.0)
+    asynchronous = AsyncMessages(grid, 3, timeout=3600.0)
 
     def messages(limit):
         return list(islice(rule.configure_train(1, record([0.0]), ConfigRecord(), grid), limit))
 
-    replies = list(stream.take(3, messages, is_update))
+    replies = list(asynchronous.take(3, messages, has_examples))
     assert [(r.metadata.src_node_id, r.has_error()) for r in replies] == [
         (0, False),
         (1, True),

@@ -100,7 +100,7 @@ def test_nodes_without_a_number_get_the_free_ones():
 def test_two_nodes_with_one_number_are_both_kept_and_named(caplog):
     grid = PartitionGrid(Nodes([0, 0, 1]))
     assert grid.get_node_ids() == [0, 1, 2]
-    assert "two nodes say they are partition 0" in caplog.text
+    assert "two nodes report partition 0" in caplog.text
 
 
 def test_a_node_that_cannot_answer_is_left_out(caplog):

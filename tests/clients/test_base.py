@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedattn_app.clients.base import FrozenClient, FrozenMismatchError, PersonalClient
+from fedattn_app.clients.base import FrozenClient, FrozenMismatchError
 from fedattn_app.clients.node_state import ContextState, FolderState
+from fedattn_app.clients.personal import PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
 from fedattn_app.data.loading import client_data

@@ -329,7 +329,7 @@ def test_two_processes_do_not_spend_one_budget_twice(trainings, tmp_path, monkey
 def test_the_reason_is_logged_where_no_noise_is_enough(trainings, caplog):
     client = client_of(target_epsilon=1e-5, target_delta=1e-12)
     assert fit(client)[2] == {"epsilon": 0.0, "budget-spent": 1}
-    assert "too little is left of ε = 1e-05 to train for" in caplog.text
+    assert "what is left of ε = 1e-05 does not suffice to train for" in caplog.text
 
 
 def test_a_change_of_accountant_tells_no_less(trainings):
@@ -523,5 +523,5 @@ def test_a_ledger_that_is_lost_while_a_node_runs_stops_it(trainings, tmp_path):
     path, copy = tmp_path / "ledger.json", RecordDict()
     fit(client_of(Ledger(copy, path)))
     path.unlink()
-    with pytest.raises(UserError, match="lacks what this node has spent"):
+    with pytest.raises(UserError, match="lacks entries that this node has written"):
         Ledger(copy, path)
