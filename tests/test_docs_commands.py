@@ -25,6 +25,7 @@ from helpers.data_files import write
 import run_simulation
 from fedattn_app.clients.node_policy import NODE_KEYS
 from fedattn_app.config import Config, parse_run_config
+from fedattn_app.errors import UserError
 from fedattn_app.simulation import simulate
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROGRAMS = ("pip", "python", "pytest", "flwr", "flower-superlink", "flower-supernode", ".ci/run")
 FEDERATION_KEYS = {name.replace("_", "-") for name in SimulationConfig.DESCRIPTOR.fields_by_name}
 RUN_CONFIG_KEYS = set(PROJECT["tool"]["flwr"]["app"]["config"])
-QUICK = {"num-rounds": 2, "model": "tiny", "vocabulary": 512, "max-length": 16}
+QUICK = {"num-rounds": 1, "model": "tiny", "vocabulary": 512, "max-length": 16}
 
 
 class Block(NamedTuple):
@@ -169,20 +170,25 @@ def check_benchmark(script, words):
 
 
 def check_pytest(words):
-    """The options are known and the paths exist: pytest collects this file with them."""
+    """Check that the paths exist, and that pytest accepts the options."""
     _, paths = options(words, values=("-m", "-n", "-k"))
-    assert all((ROOT / path).exists() for path in paths)
-    given = [word for word in words if word not in paths]
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    command += [*given, str(ROOT / "tests" / "test_readme.py")]
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+    collect_one_file(tuple(word for word in words if word not in paths))
+
+
+@cache
+def collect_one_file(words):
+    command = [sys.executable, "-m", "pytest", *words, "-n", "0", "--collect-only", "-q"]
+    command += ["--noconftest", "-p", "no:cacheprovider", "tests/test_readme.py"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert ran.returncode in (0, 5), ran.stdout + ran.stderr  # 5: none of this file is selected
+    assert ran.returncode in (0, 5), ran.stdout + ran.stderr  # 5: no test of the file is selected
 
 
 def quick(given):
     """The settings that make a run short, without those that do not fit the `given` ones."""
     if "resume-from" in given:
-        return {"num-rounds": QUICK["num-rounds"]}
+        return {"num-rounds": QUICK["num-rounds"] + 1}
     added = {k: v for k, v in QUICK.items() if k == "num-rounds" or k not in given}
     if "model" in given:
         added.pop("vocabulary", None)  # a pretrained model has its own
@@ -199,7 +205,7 @@ def run_script(words, monkeypatch, capsys):
     assert run_simulation.main() == 0, capsys.readouterr().err
     folder = Path(capsys.readouterr().out.splitlines()[-1])
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["rounds"] == QUICK["num-rounds"]
+    assert summary["rounds"] == settings["num-rounds"]
 
 
 @pytest.fixture
@@ -218,35 +224,71 @@ def reader_folder(tmp_path, monkeypatch, pretrained_folder):
 
 @pytest.fixture
 def earlier_run(reader_folder):
-    """A run of one round in the folder that the pages resume."""
-    simulate({**QUICK, "num-rounds": 1, "output-dir": "that/folder"}, 4, workers=1, quiet=True)
+    """A short run in the folder that the pages resume."""
+    simulate({**QUICK, "output-dir": "that/folder"}, 4, workers=1, quiet=True)
+
+
+@pytest.fixture
+def check(reader_folder, monkeypatch, capsys, request):
+    """A function that runs a command, or checks that it fits its program."""
+
+    def check(words):
+        match words:
+            case ["pip", "install", *rest]:
+                check_pip(rest)
+            case ["flwr", "run", *rest]:
+                check_flwr_run(rest)
+            case ["flower-superlink" | "flower-supernode" as program, *rest]:
+                check_daemon(program, rest)
+            case ["python", "run_simulation.py", *rest]:
+                if any("resume-from" in word for word in rest):
+                    request.getfixturevalue("earlier_run")
+                run_script(rest, monkeypatch, capsys)
+            case ["python", "-m", module] if module.startswith("fedattn_app."):
+                runpy.run_module(module, run_name="__main__")
+            case ["python", script, *rest] if script.startswith("benchmarks/"):
+                check_benchmark(script, rest)
+            case ["pytest", *rest]:
+                check_pytest(rest)
+            case [".ci/run"]:
+                assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+            case _:
+                raise AssertionError(f"no test knows how to check {words}")
+
+    return check
 
 
 @pytest.mark.parametrize(
     "words", COMMANDS, ids=[f"{block.place} {words[0]}" for words, block in COMMANDS.items()]
 )
-def test_commands_run(words, reader_folder, monkeypatch, capsys, request):
-    match words:
-        case ["pip", "install", *rest]:
-            check_pip(rest)
-        case ["flwr", "run", *rest]:
-            check_flwr_run(rest)
-        case ["flower-superlink" | "flower-supernode" as program, *rest]:
-            check_daemon(program, rest)
-        case ["python", "run_simulation.py", *rest]:
-            if any("resume-from" in word for word in rest):
-                request.getfixturevalue("earlier_run")
-            run_script(rest, monkeypatch, capsys)
-        case ["python", "-m", module] if module.startswith("fedattn_app."):
-            runpy.run_module(module, run_name="__main__")
-        case ["python", script, *rest] if script.startswith("benchmarks/"):
-            check_benchmark(script, rest)
-        case ["pytest", *rest]:
-            check_pytest(rest)
-        case [".ci/run"]:
-            assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
-        case _:
-            pytest.fail(f"{COMMANDS[words].place}: no test knows how to check {words}")
+def test_commands_run(words, check):
+    check(words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pip install -e '.[no-such-extra]'",
+        "pip install no-such-package",
+        "flwr run . --no-such-option",
+        "flwr run . no-such-superlink",
+        "flwr run . --run-config 'no-such-key=1'",
+        "flwr run . --run-config 'num-rounds=0'",
+        "flwr run . --federation-config 'no-such-key=1'",
+        "flower-superlink --no-such-option",
+        "flower-supernode --node-config 'no-such-key=1'",
+        "python run_simulation.py --no-such-option",
+        "python run_simulation.py --run-config 'no-such-key=1'",
+        "python benchmarks/payloads.py one argument too many",
+        "python no_such_script.py",
+        "pytest tests/no_such_file.py",
+        "pytest --no-such-option",
+        "no-such-program",
+    ],
+)
+def test_wrong_commands_fail(command, check):
+    with pytest.raises((AssertionError, UserError)):
+        check(shlex.split(command))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

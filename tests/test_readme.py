@@ -4,16 +4,9 @@ import re
 import runpy
 from pathlib import Path
 
-from fedattn_app.config import settings_table
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAX_LINES = 170
-
-
-def test_the_table_of_settings_is_that_of_the_code():
-    shown = re.search(r"<!-- settings.*?-->\n(.*?)\n<!-- end", README, re.DOTALL)
-    assert shown[1] == settings_table()
 
 
 def test_the_table_of_payloads_is_that_of_the_benchmark():
