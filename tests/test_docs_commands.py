@@ -1,4 +1,4 @@
-"""README.md and docs/: every command runs or fits what it calls, and every reference exists.
+"""Every command and every Python block of README.md and docs/ runs, or fits what it calls.
 
 A command is run where that takes seconds: with few rounds and a tiny model, in a folder that has
 the data and the models which the pages name. Commands that install, or that start daemons, are
@@ -12,15 +12,13 @@ import runpy
 import shlex
 import subprocess
 import sys
-import textwrap
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from flwr.proto.federation_config_pb2 import SimulationConfig
 from helpers.data_files import write
+from helpers.pages import FEDERATION_KEYS, PAGES, ROOT, blocks_of
 
 import run_simulation
 from fedattn_app.clients.node_policy import NODE_KEYS
@@ -28,42 +26,11 @@ from fedattn_app.config import Config, parse_run_config
 from fedattn_app.errors import UserError
 from fedattn_app.simulation import simulate
 
-ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 PROGRAMS = ("pip", "python", "pytest", "flwr", "flower-superlink", "flower-supernode", ".ci/run")
-FEDERATION_KEYS = {name.replace("_", "-") for name in SimulationConfig.DESCRIPTOR.fields_by_name}
-RUN_CONFIG_KEYS = set(PROJECT["tool"]["flwr"]["app"]["config"])
 QUICK = {"num-rounds": 1, "model": "tiny", "vocabulary": 512, "max-length": 16}
-
-
-class Block(NamedTuple):
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    @property
-    def place(self):
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-def blocks_of(page):
-    text = page.read_text()
-    fences = re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
-    return [
-        Block(page, text[: fence.start()].count("\n") + 1, fence[2], textwrap.dedent(fence[3]))
-        for fence in fences
-    ]
-
-
-def prose_of(page):
-    """The text of a page without its fenced blocks."""
-    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands_of(block):
@@ -303,58 +270,3 @@ def test_python_blocks_run(page, reader_folder):
                 compile(f"{{{block.text}}}", block.place, "eval")
             else:
                 exec(code, namespace)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_have_a_language_that_a_test_reads(page):
-    assert page.read_text().count("```") == 2 * len(blocks_of(page))
-    for block in blocks_of(page):
-        match block.language:
-            case "sh" | "python" | "text":
-                pass
-            case "toml":
-                tomllib.loads(block.text)
-            case "json":
-                json.loads(block.text)
-            case _:
-                pytest.fail(f"{block.place}: language {block.language!r}")
-
-
-def anchor_of(heading):
-    """The anchor that GitHub makes of a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-
-
-def local_links(page):
-    targets = re.findall(r"\]\(([^)\s]+)\)", prose_of(page))
-    return [target for target in targets if not target.startswith(("https://", "http://"))]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_local_links_lead_somewhere(page):
-    for link in local_links(page):
-        name, _, anchor = link.partition("#")
-        target = (page.parent / name).resolve() if name else page
-        assert target.exists(), link
-        if anchor:
-            headings = re.findall(r"^#+ (.*)", prose_of(target), re.MULTILINE)
-            assert anchor in map(anchor_of, headings), link
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_paths_in_prose_exist(page):
-    folders = r"(?:fedattn_app|strategies|tests|benchmarks|notebooks|docs|\.ci)/"
-    for path in re.findall(rf"`({folders}[\w./-]*)`", prose_of(page)):
-        assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_settings_in_prose_exist(page):
-    known = RUN_CONFIG_KEYS | NODE_KEYS | FEDERATION_KEYS
-    for key in re.findall(r"`([a-z][a-z0-9-]*) ?= ?[^`]+`", prose_of(page)):
-        assert key in known, key
-
-
-def test_the_readme_links_every_page():
-    linked = {link.partition("#")[0] for link in local_links(ROOT / "README.md")}
-    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
