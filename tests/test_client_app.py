@@ -101,7 +101,7 @@ def test_what_a_private_file_says_never_leaves_in_an_error(tmp_path, caplog, con
         client_app.app(message(), context(data_path=str(path)))
     assert str(caught.value) == "this node cannot use its data-path; its own log says why"
     assert caught.value.__suppress_context__
-    assert "Jane Doe" in caplog.text  # the node itself is told all
+    assert "Jane Doe" in caplog.text  # the node's own log has the reason
 
 
 PERSONAL = SETTINGS | {"local": "personal", "shared": "attention"}
@@ -222,7 +222,7 @@ def test_a_private_node_spends_on_after_a_restart(private_node, tmp_path):
 def test_a_node_whose_ledger_is_lost_sends_nothing_at_all(private_node, tmp_path):
     ask(private_node())
     (tmp_path / "state" / "privacy-ledger.json").unlink()
-    with pytest.raises(UserError, match="this node cannot tell what its privacy ledger holds"):
+    with pytest.raises(UserError, match="this node cannot read its privacy ledger"):
         client_app.app(message(), private_node(SETTINGS))
 
 
@@ -363,7 +363,9 @@ def test_a_ledger_that_cannot_be_read_stops_the_node(private_node, tmp_path, cap
         ask(private_node())
     assert str(caught.value) == KEPT_HERE
     assert caught.value.__suppress_context__
-    assert f"{file}: is no privacy ledger" in caplog.text  # the node itself is told all
+    assert (
+        f"{file}: is not a readable privacy ledger" in caplog.text
+    )  # the node's own log has the reason
     assert file.read_text() == content
 
 

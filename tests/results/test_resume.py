@@ -10,17 +10,6 @@ from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
 
 
-@pytest.fixture
-def interrupted(tmp_path):
-    """The folder of a run of 5 rounds that was stopped between the third and its checkpoint."""
-    folder = RunFolder(make_config(output_dir=str(tmp_path / "run"), num_rounds=5, dropout=0.25))
-    for number in range(4):
-        folder.add_round(row(number), clients(number))
-        if number < 3:
-            folder.write_checkpoint(number, LATER if number == 2 else ARRAYS)
-    return folder.path
-
-
 def resume(path, **settings):
     """Return the folder of a run that resumes the one at `path`, and what it takes from it."""
     config = make_config(**{"resume_from": str(path), "num_rounds": 5, "dropout": 0.25, **settings})

@@ -6,7 +6,7 @@ from helpers.runs import QUICK, Failing, same_arrays, settled
 
 from fedattn_app import client_app
 from fedattn_app.config import RULES, AggregationConfig, Config
-from fedattn_app.config.schema import key_of
+from fedattn_app.config.schema import key_of, toml
 from fedattn_app.errors import RunFailedError
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
@@ -114,7 +114,7 @@ def test_a_key_of_another_rule_is_refused(refused, key, entry, owners):
     other = next(rule for rule in RULES if rule not in owners)
     others = {"weighting": "uniform", "adaptive-beta-2": 0.9}
     value = others.get(key) or entry.default + (1 if type(entry.default) is int else 0.05)
-    with refused(f"{key} = {value}", f'strategy = "{other}"', owners[0]):
+    with refused(f"{key} = {toml(value)}", f'strategy = "{other}"', owners[0]):
         Config.from_run_config({"strategy": other, key: value})
     if key != "fedbuff-buffer-size":
         Config.from_run_config({"strategy": owners[0], key: value})
