@@ -7,8 +7,8 @@ checked against the options and keys that the program has. A command of any othe
 
 import ast
 import json
+import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -126,10 +126,24 @@ def check_daemon(program, words):
     assert set(pairs(given.get("--node-config", []))) <= NODE_KEYS
 
 
+def run_python(*arguments):
+    """Run a script or module of this project in a Python of its own."""
+    ran = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout
+
+
 def check_benchmark(script, words):
     """Run a benchmark without arguments; of any other, its docstring shows the same arguments."""
     if not words:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        run_python(script)
         return
     usage = ast.get_docstring(ast.parse((ROOT / script).read_text())) or ""
     shown = re.findall(rf"python {re.escape(script)}(.*)", usage)
@@ -212,7 +226,7 @@ def check(reader_folder, monkeypatch, capsys, request):
                     request.getfixturevalue("earlier_run")
                 run_script(rest, monkeypatch, capsys)
             case ["python", "-m", module] if module.startswith("fedattn_app."):
-                runpy.run_module(module, run_name="__main__")
+                run_python("-m", module)
             case ["python", script, *rest] if script.startswith("benchmarks/"):
                 check_benchmark(script, rest)
             case ["pytest", *rest]:
