@@ -33,7 +33,8 @@ def rows_by_client(
 
     Raises `UserError` if the table cannot be split over `num_clients` clients.
     """
-    return PARTITIONERS[config.partitioner](config, table, num_clients, seed)
+    name = "iid" if config.partitioner == "auto" else config.partitioner
+    return PARTITIONERS[name](config, table, num_clients, seed)
 
 
 def _iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
@@ -191,13 +192,14 @@ class _FlowerRows(Sequence[Sequence[int]]):
     def __getitem__(self, client: int | slice) -> Sequence[Any]:
         if isinstance(client, slice):
             return [self[k] for k in range(*client.indices(len(self)))]
+        if not 0 <= client < len(self):
+            raise IndexError(f"client {client} of {len(self)}")
         rows: Sequence[int] = self._partitioner.load_partition(client)["row"][:]
         return rows
 
 
-# By the value of `partitioner`.
+# By the value of `partitioner`; "auto" is "iid" here.
 PARTITIONERS: Mapping[str, Partitioner] = {
-    "auto": _iid,
     "iid": _iid,
     "dirichlet": _dirichlet,
     "pathological": _pathological,

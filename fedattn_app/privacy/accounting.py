@@ -12,10 +12,11 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from fedattn_app.cache import PROCESS_CACHE
 
 # Above 1024 Opacus' binomial coefficients overflow; small ε needs large orders.
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
@@ -101,7 +102,7 @@ def _least_noise(
     return math.exp(high)
 
 
-@lru_cache(maxsize=4096)
+@PROCESS_CACHE.keep(max_entries=4096)
 def _curve(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float64]:
     """Return the Rényi divergence of one step at each of `ORDERS`."""
     if noise_multiplier < NO_NOISE:
@@ -114,7 +115,7 @@ def _curve(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float6
     )
 
 
-@lru_cache(maxsize=256)
+@PROCESS_CACHE.keep(max_entries=256)
 def _prv(history: tuple[Steps, ...], delta: float) -> float:
     """Return Opacus' upper bound, or infinity where it finds none."""
     from opacus.accountants import PRVAccountant
