@@ -15,13 +15,11 @@ from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Context,
-    Error,
     Message,
     MetricRecord,
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fedattn_app.clients.node_policy import (
     check_node_remembers,
@@ -32,6 +30,7 @@ from fedattn_app.clients.node_policy import (
     limit_of,
 )
 from fedattn_app.console import printing
+from fedattn_app.flower_compat import failure_reply
 
 if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
@@ -63,11 +62,11 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train locally and answer with the named shared arrays and the metrics of `fit`."""
-    from fedattn_app.transport.lazy_array import record_of
+    from fedattn_app.transport.lazy_array import lazy_record
 
     def fit(client: "FrozenClient", given: "NDArrays") -> Message:
         arrays, num_examples, metrics = client.fit(given, _config(message))
-        record = record_of(dict(zip(client.shared, arrays, strict=True)))
+        record = lazy_record(dict(zip(client.shared, arrays, strict=True)))
         return _reply(message, num_examples, metrics, {"arrays": record})
 
     return _answer(message, context, fit)
@@ -214,7 +213,7 @@ def _failed(message: Message, context: Context, error: Exception) -> Message:
     if context.run_config.get("privacy") == "dp-sgd":
         log.error("%s: %s", type(error).__name__, error)
         reason = str(error) if told else NOT_TOLD
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return failure_reply(message, reason)
     if isinstance(error, UserError) and not told:
         log.error("%s", error)
         raise UserError(NOT_TOLD) from None

@@ -11,8 +11,9 @@ from fedattn_app import client_app
 from fedattn_app.clients.private import STEP
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import UserError
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of

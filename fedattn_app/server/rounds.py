@@ -16,8 +16,8 @@ from itertools import count, islice
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import PrivacyAccountant
 from flwr.serverapp.exception import PrivacyBudgetExhausted
-from flwr.supercore.privacy_accounting import PrivacyAccountant
 
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError

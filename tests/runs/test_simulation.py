@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
-from flwr.common.serde import recorddict_to_proto
 from helpers.runs import same_arrays, settled
 
 from fedattn_app import client_app, server_app
@@ -16,9 +15,10 @@ from fedattn_app.clients.base import FrozenClient
 from fedattn_app.config import Config
 from fedattn_app.data.loading import client_data
 from fedattn_app.data.triage import LABELS
-from fedattn_app.engine.local_grid import LocalGrid, one_thread, task_identity
+from fedattn_app.engine.local_grid import LocalGrid, one_thread
 from fedattn_app.errors import RunFailedError
 from fedattn_app.files import write_arrays
+from fedattn_app.flower_compat import protobuf_size, task_identity
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.transformer import build_model
 from fedattn_app.results.run_folder import CHECKPOINT, RunResult, read_checkpoint
@@ -222,9 +222,9 @@ def test_bytes_are_those_of_the_messages(tiny):
     app = ClientApp()
 
     def passing(message, context):
-        sizes["down"] += recorddict_to_proto(message.content).ByteSize()
+        sizes["down"] += protobuf_size(message.content)
         reply = client_app.app(message, context)
-        sizes["up"] += recorddict_to_proto(reply.content).ByteSize()
+        sizes["up"] += protobuf_size(reply.content)
         return reply
 
     for register in (app.train, app.evaluate, app.query):

@@ -17,7 +17,13 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from fedattn_app.client_app import describe
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import (
+    SERVER_NODE_ID,
+    set_message_id,
+    set_source_node,
+    task_identity,
+)
 from fedattn_app.server.async_messages import Stream
 from fedattn_app.server.cohort import is_update
 from fedattn_app.server.partition_grid import PartitionGrid
@@ -50,7 +56,7 @@ def record(values):
 
 def steps(count, clients, concurrency, buffer, seconds=lambda partition: 1.0, app=None, exponent=0):
     """Run so many steps; return the number that all weights have after each, and who answered."""
-    grid = PartitionGrid(LocalGrid(app or adding_one(), clients, {}, seconds=seconds))
+    grid = PartitionGrid(LocalGrid(app or adding_one(), clients, {}, training_seconds=seconds))
     grid.wait_for_clients(clients)
     rule = FedBuff(concurrency, buffer, exponent)
     strategy = AttentionOnly(UpdateChecks(rule), lambda name: True)
@@ -109,9 +115,9 @@ def test_a_node_that_is_gone_frees_its_place():
                 node = reply.metadata.src_node_id
                 if node == list(self.get_node_ids())[1]:
                     asked = Message(RecordDict(), node, "train")
-                    asked.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+                    set_message_id(asked, reply.metadata.reply_to_message_id)
                     reply = Message(Error(1, "node unavailable"), reply_to=asked)
-                    reply.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's own
+                    set_source_node(reply, SERVER_NODE_ID)
                 yield reply
 
     grid = PartitionGrid(Gone(adding_one(), 3, {}))

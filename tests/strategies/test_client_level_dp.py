@@ -10,7 +10,8 @@ from flwr.serverapp.exception import PrivacyBudgetExhausted
 from flwr.serverapp.strategy import FedAvg
 from scipy.stats import chi2
 
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
 from strategies import AttentionOnly, ClientLevelDP
 
 CLIENTS = 4

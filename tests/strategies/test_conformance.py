@@ -10,7 +10,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from helpers.replying import documented_rule
 
 from fedattn_app.config import RULES, Config
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.server.strategy_factory import make_rule
 from strategies import AttentionOnly, UpdateChecks
 

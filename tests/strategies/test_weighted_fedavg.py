@@ -3,7 +3,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.exception import InconsistentMessageReplies
 
-from fedattn_app.engine.local_grid import task_identity
+from fedattn_app.flower_compat import task_identity
 from strategies import WeightedFedAvg
 
 
