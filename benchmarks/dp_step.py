@@ -22,7 +22,7 @@ from measure import peak, start_peak, text_like
 from sweep import about
 
 from fedattn_app.config import Config
-from fedattn_app.engine.workers import keep_memory
+from fedattn_app.engine.workers import keep_freed_memory
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import view_arrays
 from fedattn_app.models.scopes import scope_of
@@ -80,7 +80,7 @@ class Trainee:
 def times(shared: str, threads: int) -> dict[str, Any]:
     """Return the seconds of a plain step, and what the others take of it, by turns."""
     torch.set_num_threads(threads)
-    keep_memory()
+    keep_freed_memory()
     trainees = {engine: Trainee(shared, engine, BATCH) for engine in ENGINES}
     for trainee in trainees.values():
         trainee.step_seconds()

@@ -30,7 +30,8 @@ from sweep import about
 
 from fedattn_app import client_app
 from fedattn_app.config import Config
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 

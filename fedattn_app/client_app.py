@@ -13,17 +13,16 @@ from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Context,
-    Error,
     Message,
     MetricRecord,
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fedattn_app.clients.factory import make_client
 from fedattn_app.clients.node_policy import is_real
 from fedattn_app.console import printing
+from fedattn_app.flower_compat import failure_reply
 
 if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
@@ -135,7 +134,7 @@ def _failed(
     if protection_of(client.config).protects_on_node:
         log.error("%s: %s", type(error).__name__, error)
         reason = str(error) if may_leave else REASON_STAYS_HERE
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return failure_reply(message, reason)
     if isinstance(error, UserError) and not may_leave:
         log.error("%s", error)
         raise UserError(REASON_STAYS_HERE) from None

@@ -20,9 +20,10 @@ from fedattn_app.config import Config
 from fedattn_app.console import printing
 from fedattn_app.data.loading import check_split
 from fedattn_app.engine import shared_memory
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.privacy.protections import protection_of
 from fedattn_app.results.checkpoint import Checkpoint
 from fedattn_app.results.resume import settings_of

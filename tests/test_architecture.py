@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Packages by rank: each imports only from packages above it, and from itself.
 RANKS = [
     ["errors", "types"],
-    ["console", "files", "optional_dependency", "metrics", "cache"],
+    ["cache", "console", "files", "flower_compat", "metrics", "optional_dependency"],
     ["config"],
     ["models", "transport"],
     ["data", "results", "engine"],

@@ -11,8 +11,9 @@ from fedattn_app import client_app
 from fedattn_app.clients.factory import make_client
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import UserError
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.batch import PADDING_MULTIPLE
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays

@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 from fedattn_app.errors import UserError
 from fedattn_app.files import read_arrays, write_arrays
-from fedattn_app.transport.lazy_array import record_of
+from fedattn_app.transport.lazy_array import lazy_record
 from fedattn_app.types import NDArray
 
 
@@ -64,4 +64,4 @@ class ContextState:
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Write the record."""
-        self.records[name] = record_of(arrays)
+        self.records[name] = lazy_record(arrays)

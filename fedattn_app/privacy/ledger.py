@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from flwr.app import ConfigRecord, RecordDict
 
 from fedattn_app.errors import UserError
@@ -23,6 +24,8 @@ from fedattn_app.privacy.accounting import Steps
 FORMAT = "fedattn privacy ledger 1"
 KINDS = ("train", "evaluate")
 COPY = "privacy-ledger"
+LOCK_POLL_SECONDS = 0.01
+LOCK_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -200,14 +203,21 @@ def _counter(path: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let no other process on this machine change the ledger meanwhile."""
-    import fcntl
+    """Let no other thread or process on this machine change the ledger meanwhile.
 
+    The operating system releases the lock when its holder ends, even if it is killed.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock").open("w")
+        lock.acquire(LOCK_TIMEOUT_SECONDS, poll_interval=LOCK_POLL_SECONDS)
+    except Timeout:
+        raise UserError(
+            f"{path}: has been locked by another process for {LOCK_TIMEOUT_SECONDS} s"
+        ) from None
     except OSError as error:
         raise _not_written(path, error) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()

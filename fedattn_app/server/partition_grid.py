@@ -12,16 +12,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedattn_app.errors import RunFailedError
+from fedattn_app.flower_compat import Run, set_source_node
 from fedattn_app.server.reply_checks import error_line
-from fedattn_app.transport.lazy_array import num_bytes
+from fedattn_app.transport.payload import payload_size
 
 log = logging.getLogger("fedattn")
 
@@ -168,7 +166,7 @@ class PartitionGrid(Grid):
                 self._refused[reply.metadata.src_node_id] = error_line(reply)
                 log.warning("a node cannot take part: %s", error_line(reply))
                 continue
-            self.traffic.up += payload_bytes(reply.content)
+            self.traffic.up += payload_size(reply.content)
             answer = reply.content.config_records["node"]
             self.num_partitions = max(self.num_partitions, _int(answer["num-partitions"]))
             answers.append((_int(answer["partition-id"]), reply.metadata.src_node_id))
@@ -197,7 +195,7 @@ class PartitionGrid(Grid):
         sizes: dict[int, int] = {}  # most messages of a round share one content
         for message in messages:
             key = id(message.content)
-            sizes[key] = sizes.get(key) or payload_bytes(message.content)
+            sizes[key] = sizes.get(key) or payload_size(message.content)
             self.traffic.down += sizes[key]
 
     def _incoming(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -207,36 +205,10 @@ class PartitionGrid(Grid):
             partition = partition_of.get(reply.metadata.src_node_id, pushed)
             if partition is None:
                 continue
-            reply.metadata.__dict__["_src_node_id"] = partition  # Flower offers no setter
+            set_source_node(reply, partition)
             if not reply.has_error():
-                self.traffic.up += payload_bytes(reply.content)
+                self.traffic.up += payload_size(reply.content)
             yield reply
-
-
-def payload_bytes(content: RecordDict) -> int:
-    """Return the serialised size of a message's content in bytes.
-
-    Array data are counted, not copied; names, shapes and the other records at their size as
-    Flower's protocol buffers.
-    """
-    others = RecordDict(dict(content.items()))
-    for key in content.array_records:
-        del others[key]
-    size = int(recorddict_to_proto(others).ByteSize())
-    for key, record in content.array_records.items():
-        size += sum(num_bytes(array) for array in record.values())
-        about = tuple((name, a.dtype, tuple(a.shape), a.stype) for name, a in record.items())
-        size += _skeleton_bytes(key, about)
-    return size
-
-
-@lru_cache(maxsize=64)
-def _skeleton_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
-    """Return the size of a record of arrays without their data: mostly the same in all replies."""
-    record = ArrayRecord(
-        {name: Array(dtype, shape, stype, b"") for name, dtype, shape, stype in arrays}
-    )
-    return int(recorddict_to_proto(RecordDict({key: record})).ByteSize())
 
 
 def _int(value: object) -> int:

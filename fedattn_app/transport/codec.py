@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 
 from fedattn_app.config import CODECS, Config
-from fedattn_app.transport.lazy_array import record_of
+from fedattn_app.transport.lazy_array import lazy_record
 from fedattn_app.types import NDArray
 
 
@@ -35,7 +35,7 @@ class Float32:
 
     def encode(self, arrays: Mapping[str, NDArray]) -> ArrayRecord:
         """Return the arrays."""
-        return record_of(arrays)
+        return lazy_record(arrays)
 
     def decode(self, record: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
         """Return the record."""
@@ -51,7 +51,7 @@ class Float16:
     def encode(self, arrays: Mapping[str, NDArray]) -> ArrayRecord:
         """Return the arrays, rounded to the nearest number of half precision."""
         with np.errstate(over="ignore"):
-            return record_of(
+            return lazy_record(
                 {
                     name: array.astype(np.float16) if array.dtype.kind == "f" else array
                     for name, array in arrays.items()
@@ -65,7 +65,7 @@ class Float16:
             values = array.numpy()
             half = values.dtype == np.float16
             decoded[name] = values.astype(sent[name].dtype) if half else values
-        return record_of(decoded)
+        return lazy_record(decoded)
 
 
 def codec_of(config: Config) -> Codec:

@@ -18,7 +18,8 @@ from fedattn_app.clients.node_state import ContextState
 from fedattn_app.clients.personal import PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data.loading import client_data
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import SCOPES, scope_of

@@ -16,9 +16,10 @@ from fedattn_app.clients.base import FrozenClient
 from fedattn_app.config import Config
 from fedattn_app.data.loading import client_data
 from fedattn_app.data.triage import LABELS
-from fedattn_app.engine.local_grid import LocalGrid, one_thread, task_identity
+from fedattn_app.engine.local_grid import LocalGrid, one_thread
 from fedattn_app.errors import RunFailedError
 from fedattn_app.files import read_arrays, write_arrays
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.transformer import build_model
 from fedattn_app.results.checkpoint import CHECKPOINT, Checkpoint

@@ -17,7 +17,8 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from fedattn_app.client_app import describe
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import set_message_id, set_source_node, task_identity
 from fedattn_app.server.async_messages import AsyncMessages
 from fedattn_app.server.partition_grid import PartitionGrid
 from strategies import AttentionOnly, FedBuff, UpdateChecks
@@ -114,9 +115,9 @@ def test_a_node_that_is_gone_frees_its_place():
                 node = reply.metadata.src_node_id
                 if node == list(self.get_node_ids())[1]:
                     asked = Message(RecordDict(), node, "train")
-                    asked.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+                    set_message_id(asked, reply.metadata.reply_to_message_id)
                     reply = Message(Error(1, "node unavailable"), reply_to=asked)
-                    reply.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's own
+                    set_source_node(reply, 1)
                 yield reply
 
     grid = PartitionGrid(Gone(adding_one(), 3, {}))

@@ -8,8 +8,9 @@ from helpers.runs import QUICK, Failing
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
-from fedattn_app.engine.local_grid import FIRST_NODE_ID, LocalGrid, task_identity
+from fedattn_app.engine.local_grid import FIRST_NODE_ID, LocalGrid
 from fedattn_app.errors import UserError
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 
@@ -19,7 +20,8 @@ def run_timed(folder, seconds, clients=10, **more):
     keys = {key.replace("_", "-"): value for key, value in more.items()}
     config = Config.from_run_config({**QUICK, **keys, "output-dir": str(folder)})
     with task_identity():
-        grid = LocalGrid(client_app.app, clients, dict(config.to_run_config()), seconds=seconds)
+        run_config = dict(config.to_run_config())
+        grid = LocalGrid(client_app.app, clients, run_config, training_seconds=seconds)
         return server_app.run(PartitionGrid(grid), config), grid.clock
 
 
@@ -47,7 +49,7 @@ class Silent(LocalGrid):
 
     def pull_messages(self, message_ids):
         silent = FIRST_NODE_ID + 1
-        kept = [k for k in message_ids if self._waiting[k][1].metadata.dst_node_id != silent]
+        kept = [k for k in message_ids if self._pushed[k][1].metadata.dst_node_id != silent]
         return super().pull_messages(kept)
 
 
@@ -129,9 +131,9 @@ def test_clients_of_an_asynchronous_run_evaluate_at_its_end(tmp_path):
 
 def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
     class Quick(LocalGrid):
-        def _comes(self, message):
+        def arrival_time(self, message):
             quick = message.metadata.dst_node_id == FIRST_NODE_ID + 1
-            return super()._comes(message) - (0.99 if quick else 0.0)
+            return super().arrival_time(message) - (0.99 if quick else 0.0)
 
     settings = {**QUICK, "strategy": "fedbuff", "fedbuff-concurrency": 4, "fedbuff-buffer-size": 3}
     config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})

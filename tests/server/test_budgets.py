@@ -5,7 +5,7 @@ import math
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedattn_app.engine.local_grid import task_identity
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.server.budgets import Budgets, BudgetSpentError
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedattn_app.engine.local_grid import task_identity
+from fedattn_app.flower_compat import set_source_node, task_identity
 from fedattn_app.server.budgets import Budgets
 from fedattn_app.server.cohort import Cohort
 
@@ -25,14 +25,14 @@ def reply(partition, content=None, **metrics):
     asked = Message(RecordDict(), partition, "train")
     answer = RecordDict({"metrics": MetricRecord(metrics)}) if content is None else content
     made = Message(answer, reply_to=asked)
-    made.metadata.__dict__["_src_node_id"] = partition
+    set_source_node(made, partition)
     return made
 
 
 def failure(partition, reason):
     asked = Message(RecordDict(), partition, "train")
     made = Message(Error(1, reason), reply_to=asked)
-    made.metadata.__dict__["_src_node_id"] = partition
+    set_source_node(made, partition)
     return made
 
 

@@ -11,9 +11,10 @@ from helpers.runs import QUICK, same_arrays, settled
 from fedattn_app import client_app, server_app
 from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.config import Config, TrainingConfig
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import RunFailedError
 from fedattn_app.files import read_arrays
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.scopes import scope_of
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate

@@ -6,6 +6,7 @@ import pytest
 from flwr.app import Array, ConfigRecord
 from helpers.replying import failed_reply, grid, record, reply
 
+from fedattn_app.flower_compat import set_source_node
 from strategies import FedSGD, NormBounds, UpdateChecks, WeightedFedAvg
 
 START = {"w": np.float32([1.0, 1.0]), "s": np.float32(0.0)}
@@ -18,7 +19,7 @@ def checked(replies, rule=None, min_updates=1, **bounds):
     nodes = grid(max(2, len(replies)))  # Flower waits for two
     list(checks.configure_train(1, record(**START), ConfigRecord(), nodes))
     for node, answer in zip(nodes.get_node_ids(), replies, strict=False):
-        answer.metadata.__dict__["_src_node_id"] = node
+        set_source_node(answer, node)
     arrays, _ = checks.aggregate_train(1, replies)
     return checks, {name: array.numpy() for name, array in (arrays or {}).items()}
 
