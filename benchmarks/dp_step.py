@@ -16,20 +16,22 @@ batches of 256.
 
     python benchmarks/dp_step.py benchmarks/results/dp_step.jsonl
 
-It takes about five minutes, replaces the results file, and prints the table. Linux only.
+It takes about six minutes on a quiet machine. Each measurement is appended to the results file as
+it ends; when started again, the script resumes where the file ends. To measure everything again,
+delete the file. At the end it prints the table. Linux only.
 """
 
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from statistics import median
 
 import torch
 from common.markdown import markdown
 from common.measurement import peak_memory, start_peak_memory, text_like
-from common.results import Row, command_line, describe, write
+from common.results import Row, append, command_line, describe, read, write
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
@@ -162,39 +164,23 @@ class Trainee:
         return dict(zip(names, sums, strict=True))
 
 
-def check_sums(shared: str) -> list[Row]:
-    """Return the largest relative difference of each engine's clipped sums from ours.
+def difference_row(shared: str, engine: str, max_grad_norm: float) -> Row:
+    """Return the largest relative difference between the clipped sums of `engine` and ours.
 
-    The difference of a parameter's sum is measured relative to the norm of our sum of that
-    parameter. Exits if one is larger than `MAX_DIFFERENCE`, or if a parameter is left out.
+    The difference of a parameter's sum is relative to the norm of our sum for that parameter. Exits
+    if it is larger than `MAX_DIFFERENCE`, or if a parameter is left out.
     """
-    rows = []
-    private = [name for name, engine in ENGINES.items() if engine and engine is not BookKeeping]
-    for norm in CHECKED_NORMS:
-        expected = Trainee(shared, "fedattn", BATCH).clipped_sums(norm)
-        for engine in private:
-            found = Trainee(shared, engine, BATCH).clipped_sums(norm)
-            assert found.keys() == expected.keys()
-            differences = {
-                name: float((found[name] - value).norm() / value.norm().clamp(min=1e-12))
-                for name, value in expected.items()
-                # The attention is the same for any bias of the keys, so that its gradient is 0.
-                if not name.endswith("key.bias")
-            }
-            left_out = [name for name in differences if not found[name].any()]
-            worst = max(differences, key=lambda name: differences[name])
-            row = {
-                "shared": shared,
-                "engine": engine,
-                "max_grad_norm": norm,
-                "parameters": len(found),
-                "largest_difference": differences[worst],
-            }
-            print(row, worst, file=sys.stderr)
-            if left_out or not differences[worst] <= MAX_DIFFERENCE:
-                sys.exit(f"{engine} differs: {worst} by {differences[worst]}, left out {left_out}")
-            rows.append(row)
-    return rows
+    expected = Trainee(shared, "fedattn", BATCH).clipped_sums(max_grad_norm)
+    found = Trainee(shared, engine, BATCH).clipped_sums(max_grad_norm)
+    assert found.keys() == expected.keys()
+    differences = {
+        name: float((found[name] - value).norm() / value.norm()) for name, value in expected.items()
+    }
+    left_out = [name for name in differences if not found[name].any()]
+    worst = max(differences, key=lambda name: differences[name])
+    if left_out or not differences[worst] <= MAX_DIFFERENCE:
+        sys.exit(f"{engine} differs: {worst} by {differences[worst]}; left out: {left_out}")
+    return {"parameters": len(found), "largest_difference": differences[worst]}
 
 
 def times_row(shared: str, threads: int) -> Row:
@@ -209,47 +195,55 @@ def times_row(shared: str, threads: int) -> Row:
         for _ in range(TURNS)
     ]
     plain = "without privacy"
-    row = {
-        "shared": shared,
-        "threads": threads,
+    return {
         "plain_seconds": median(turn[plain] for turn in turns),
         "relative_time": {
             engine: median(turn[engine] / turn[plain] for turn in turns) for engine in ENGINES
         },
         "seconds_by_turn": {engine: [turn[engine] for turn in turns] for engine in ENGINES},
     }
-    print(row, file=sys.stderr)
-    return row
 
 
-def training_memory(shared: str, engine: str) -> float:
+def training_memory(shared: str, engine: str, batch: int) -> float:
     """Return the peak memory of training beyond the loaded model and data, in megabytes."""
-    trainee = Trainee(shared, engine, LARGE_BATCH)
+    trainee = Trainee(shared, engine, batch)
     before = start_peak_memory()
     trainee.seconds_per_step()
     return peak_memory() - before
 
 
-def training_memory_of_process(shared: str, engine: str) -> float:
+def memory_row(shared: str, engine: str, batch: int) -> Row:
     """Return the `training_memory` of a new process."""
-    command = [sys.executable, __file__, MEMORY_FLAG, shared, engine]
+    command = [sys.executable, __file__, MEMORY_FLAG, shared, engine, str(batch)]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(process.stdout)
+    return {"peak_megabytes": float(process.stdout)}
+
+
+def measurements() -> Iterator[tuple[Row, Callable[..., Row]]]:
+    """Yield what identifies each measurement, and the function that makes it."""
+    others = [name for name, engine in ENGINES.items() if engine not in (None, BookKeeping)]
+    for shared, engine, norm in product(SCOPES, others, CHECKED_NORMS):
+        yield {"shared": shared, "engine": engine, "max_grad_norm": norm}, difference_row
+    for shared, engine in product(SCOPES, ENGINES):
+        yield {"shared": shared, "engine": engine, "batch": LARGE_BATCH}, memory_row
+    for threads, shared in product(THREADS, SCOPES):
+        yield {"shared": shared, "threads": threads}, times_row
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the table of the documentation: times and memory relative to no privacy."""
+    """Return the table of the documentation: time and memory relative to no privacy."""
     lines = []
     for shared in SCOPES:
         same = [row for row in rows if row["shared"] == shared]
-        for row in same:
-            if "threads" in row:
-                ratios = [f"{ratio:.2f}" for ratio in row["relative_time"].values()]
-                seconds = f"{row['plain_seconds'] * 1e3:.0f} ms"
-                lines.append([shared, f"time, threads: {row['threads']}", seconds, *ratios[1:]])
+        measures = {
+            f"time, threads: {row['threads']}": list(row["relative_time"].values())
+            for row in same
+            if "threads" in row
+        }
         peaks = [row["peak_megabytes"] for row in same if "peak_megabytes" in row]
-        ratios = [f"{peak / peaks[0]:.2f}" for peak in peaks[1:]]
-        lines.append([shared, "peak memory", f"{peaks[0]:.0f} MB", *ratios])
+        measures["peak memory"] = [peak / peaks[0] for peak in peaks]
+        for measure, ratios in measures.items():
+            lines.append([shared, measure, *(f"{ratio:.2f}" for ratio in ratios)])
     return markdown(["shared", "measure", *ENGINES], lines)
 
 
@@ -257,21 +251,19 @@ def main() -> None:
     """Check that the sums agree, measure, write the results file and print the table."""
     if sys.argv[1:2] == [MEMORY_FLAG]:
         torch.set_num_threads(1)
-        print(training_memory(*sys.argv[2:]))
+        shared, engine, batch = sys.argv[2:]
+        print(training_memory(shared, engine, int(batch)))
         return
     (output,) = command_line(__doc__, results="results file")
-    rows = [row for shared in SCOPES for row in check_sums(shared)]
-    rows += [
-        {
-            "shared": shared,
-            "engine": engine,
-            "peak_megabytes": training_memory_of_process(shared, engine),
-        }
-        for shared, engine in product(SCOPES, ENGINES)
-    ]
-    rows += [times_row(shared, threads) for shared, threads in product(SCOPES, THREADS)]
     settings = {"steps": STEPS, "batch": BATCH, "large batch": LARGE_BATCH, "turns": TURNS}
+    rows = read(output).rows if output.exists() else []
     write(output, describe(settings), rows)
+    for job, measure in measurements():
+        if not any(job.items() <= row.items() for row in rows):
+            row = job | measure(**job)
+            append(output, row)
+            rows.append(row)
+            print(row, file=sys.stderr)
     print(table(rows))
 
 
