@@ -1,38 +1,55 @@
-"""One run from a script: ``python run_simulation.py --help``."""
+"""Run one federation from a script: ``python run_simulation.py --help``."""
 
 import argparse
 import sys
 from typing import NoReturn
 
-from fedattn_app.config import parse_run_config
+from fedattn_app.config import ConfigValue, parse_run_config
 from fedattn_app.errors import RunFailedError, UserError
 
 
 class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as every other mistake of the user is reported."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
 def main() -> int:
-    """Run one federation.
+    """Run one federation with the arguments of the command line.
 
-    Returns the exit status: 0 on success, 1 for a failed run, 2 for a user's mistake, 130 for one
-    who interrupts.
+    Returns the exit status: 0 on success, 1 for a failed run, 2 for a user's mistake, and 130 when
+    the user interrupts the run. A failure is one line on standard error.
     """
+    try:
+        arguments = _make_parser().parse_args()
+        run_config = parse_run_config(arguments.run_config)
+        if arguments.output_dir is not None:
+            run_config["output-dir"] = arguments.output_dir
+        return _run(run_config, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        description="Simulate a federation on this machine; the last line is the results' folder."
+        description="Simulate a federation on this machine. "
+        "The last line of the output is the folder with the results."
     )
     parser.add_argument(
         "--engine",
         choices=("local", "flower"),
         default="local",
-        help="local: ours; flower: Flower's own, on Ray",
+        help="local: this project's engine (default); flower: Flower's own simulation, on Ray",
     )
     parser.add_argument(
         "--num-supernodes",
         type=int,
         metavar="N",
-        help="clients; by default 10, or as many as in the run that is carried on",
+        help="number of clients (default: 10, or that of the run to resume)",
     )
     parser.add_argument(
         "--run-config",
@@ -45,25 +62,19 @@ def main() -> int:
         "--workers",
         type=int,
         metavar="N",
-        help="processes of the local engine; by default one for each core",
+        help="number of processes of the local engine (default: one per core)",
     )
-    parser.add_argument("--output-dir", metavar="DIR", help="the same as the key output-dir")
-    parser.add_argument("--quiet", action="store_true", help="print the folder only")
-    try:
-        arguments = parser.parse_args()
-        run_config = parse_run_config(arguments.run_config)
-        if arguments.output_dir is not None:
-            run_config["output-dir"] = arguments.output_dir
-        return _run(run_config, arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="folder for the results; the same as the key output-dir"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print only the folder with the results"
+    )
+    return parser
 
 
-def _run(run_config: dict[str, bool | int | float | str], arguments: argparse.Namespace) -> int:
-    from fedattn_app.simulation import simulate
+def _run(run_config: dict[str, ConfigValue], arguments: argparse.Namespace) -> int:
+    from fedattn_app.simulation import simulate  # takes seconds to import
 
     try:
         result = simulate(

@@ -1,56 +1,44 @@
 """The Flower ClientApp: translates Messages to a client's `fit` and `evaluate`, and back.
 
-Each message may be a process of its own on a real node, so what only some messages need is
-imported where it is used.
+A node answers with named arrays. This is the one place where names are taken off arrays, which a
+`NumPyClient` takes as a list, and put back on.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Context,
-    Error,
     Message,
     MetricRecord,
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
-from fedattn_app.clients.node_policy import (
-    check_node_remembers,
-    check_owner_agrees,
-    is_real,
-    kept_here,
-    ledger_path,
-    limit_of,
-)
+from fedattn_app.clients.factory import make_client
+from fedattn_app.clients.node_policy import is_real
 from fedattn_app.console import printing
+from fedattn_app.flower_compat import failure_reply
 
 if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
 
     from fedattn_app.clients.base import FrozenClient
-    from fedattn_app.clients.node_state import NodeState
-    from fedattn_app.config import Config
-    from fedattn_app.data.examples import ClientData
 
 log = logging.getLogger("fedattn")
 
-NOT_TOLD = "this node cannot answer; its own log says why"
+REASON_STAYS_HERE = "this node cannot answer; its own log says why"
 
 app = ClientApp()
 
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
-    """Tell which partition this node is, so that the server can order the nodes."""
+    """Answer which partition this node is, so that the server can order the nodes."""
     answer = ConfigRecord(
         {
             "partition-id": int(context.node_config.get("partition-id", -1)),
@@ -62,12 +50,13 @@ def describe(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train locally and answer with the named shared arrays and the metrics of `fit`."""
-    from fedattn_app.transport.lazy_array import record_of
+    """Train locally and answer with the encoded shared arrays and the metrics of `fit`."""
+    from fedattn_app.transport.codec import codec_of
 
-    def fit(client: "FrozenClient", given: "NDArrays") -> Message:
-        arrays, num_examples, metrics = client.fit(given, _config(message))
-        record = record_of(dict(zip(client.shared, arrays, strict=True)))
+    def fit(client: "FrozenClient", parameters: "NDArrays") -> Message:
+        arrays, num_examples, metrics = client.fit(parameters, _config(message))
+        named = dict(zip(client.shared, arrays, strict=True))
+        record = codec_of(client.config).encode(named)
         return _reply(message, num_examples, metrics, {"arrays": record})
 
     return _answer(message, context, fit)
@@ -75,10 +64,10 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate locally and answer with the loss and the metrics of `evaluate`."""
+    """Evaluate locally and answer with the metrics of `evaluate`."""
 
-    def score(client: "FrozenClient", given: "NDArrays") -> Message:
-        _, num_examples, metrics = client.evaluate(given, _config(message))
+    def score(client: "FrozenClient", parameters: "NDArrays") -> Message:
+        _, num_examples, metrics = client.evaluate(parameters, _config(message))
         return _reply(message, num_examples, metrics, {})
 
     return _answer(message, context, score)
@@ -89,110 +78,36 @@ def _answer(
 ) -> Message:
     """Make the client and let it do its `task` with the arrays of `message`."""
     with _logging(context):
-        client = client_fn(context, _round(message))
-        given = _arrays(message, client)
+        client = make_client(context, _server_round(message))
+        parameters = _parameters(message, client)
         try:
-            return task(client, given)
+            return task(client, parameters)
         except Exception as error:
-            return _failed(message, context, error)
+            return _failed(message, context, client, error)
 
 
 def _logging(context: Context) -> AbstractContextManager[None]:
-    """Print our lines on a real node, into its own log; elsewhere the server's process does."""
+    """Print log lines on a real node; in a simulation the server's process prints them."""
     return printing() if is_real(context.node_config) else nullcontext()
 
 
-def client_fn(context: Context, server_round: int = 0) -> "FrozenClient":
-    """Make this node's client from its run-config and node-config, for a round if it says which."""
-    from fedattn_app.clients.base import FrozenClient, PersonalClient
-    from fedattn_app.data.labels import label_names
-    from fedattn_app.data.loading import client_data, private_data
-    from fedattn_app.models.factory import build_tokenizer
-
-    config = _settings(tuple((k, type(v), v) for k, v in context.run_config.items()))
-    if 0 < server_round <= config.federation.warmup_rounds:
-        config = replace(config, federation=config.federation.while_warming_up)
-    node = context.node_config
-    check_owner_agrees(config, node)
-    check_node_remembers(config, context)
-    seed = config.federation.seed
-    partition = int(node.get("partition-id", 0))
-    # With a file of its own the node reads no other: not even for the labels.
-    labels = config.data.label_names if "data-path" in node else label_names(config.data)
-    with kept_here(node, "load the model"):
-        if config.model.pretrained and "model-path" in node:
-            config = replace(config, model=replace(config.model, model=str(node["model-path"])))
-        build_tokenizer(config.model)  # kept for the data, whose errors may be told
-    if "data-path" in node:
-        with kept_here(node, "use its data-path"):
-            secret = config.privacy.privacy == "dp-sgd"
-            data = private_data(config.data, config.model, seed, str(node["data-path"]), secret)
-    else:
-        num_partitions = int(node.get("num-partitions", 1))
-        data = client_data(config.data, config.model, seed, partition, num_partitions)
-    if config.privacy.privacy == "dp-sgd":
-        return _private_client(context, config, labels, data, partition)
-    with kept_here(node, "load the model"):
-        if config.federation.local == "personal":
-            return PersonalClient(config, labels, data, partition, _state(context))
-        return FrozenClient(config, labels, data, partition)
-
-
-@lru_cache(maxsize=2)
-def _settings(run_config: "tuple[tuple[str, type, bool | int | float | str], ...]") -> "Config":
-    """Read the run-config; types are in the key, since 1 and True are the same key otherwise."""
-    from fedattn_app.config import Config
-
-    return Config.from_run_config({key: value for key, _, value in run_config})
-
-
-def _private_client(
-    context: Context, config: "Config", labels: tuple[str, ...], data: "ClientData", partition: int
-) -> "FrozenClient":
-    from fedattn_app.clients.private import PrivateClient
-    from fedattn_app.privacy.ledger import Ledger
-
-    node = context.node_config
-    with kept_here(node, "train with these privacy settings"):
-        return PrivateClient(
-            config,
-            labels,
-            data,
-            partition,
-            _state(context),
-            Ledger(context.state, ledger_path(node)),
-            context.run_id,
-            limit_of(node, "max-epsilon"),
-        )
-
-
-def _state(context: Context) -> "NodeState":
-    from fedattn_app.clients.node_state import ContextState, FolderState
-    from fedattn_app.files import user_path
-
-    folder = context.node_config.get("state-dir")
-    if folder:
-        return FolderState(user_path("state-dir", str(folder)))
-    if is_real(context.node_config):
-        log.warning("no state-dir in node-config: personal parameters end with the run")
-    return ContextState(context.state)
-
-
-def _arrays(message: Message, client: "FrozenClient") -> "NDArrays":
+def _parameters(message: Message, client: "FrozenClient") -> "NDArrays":
+    """Return the arrays of `message` in the client's order."""
     record = message.content.array_records["arrays"]
     if set(record) != set(client.shared):
-        odd = sorted(set(record) ^ set(client.shared))
+        different = sorted(set(record) ^ set(client.shared))
         raise ValueError(
-            f"the server shares other parameters than this node: {len(odd)} names are in one of "
-            f"the two only, such as {odd[0]}"
+            f"the server shares other parameters than this node: {len(different)} names differ, "
+            f"such as {different[0]}"
         )
-    given = [record[name].numpy() for name in client.shared]
-    warmed = client.config.federation.warmup_rounds
-    rest = message.content.array_records.get("rest") if warmed else None
-    return given + ([rest[name].numpy() for name in client.frozen] if rest else [])
+    parameters = [record[name].numpy() for name in client.shared]
+    if client.config.federation.warmup_rounds and "rest" in message.content.array_records:
+        rest = message.content.array_records["rest"]
+        parameters += [rest[name].numpy() for name in client.frozen]
+    return parameters
 
 
-def _round(message: Message) -> int:
+def _server_round(message: Message) -> int:
     value = message.content.config_records["config"].get("server-round", 0)
     return value if isinstance(value, int) else 0
 
@@ -202,23 +117,27 @@ def _config(message: Message) -> "dict[str, Scalar]":
     return {key: value for key, value in record.items() if not isinstance(value, list)}
 
 
-def _failed(message: Message, context: Context, error: Exception) -> Message:
-    """Raise `error`, or under ``dp-sgd`` answer that it failed without saying why.
+def _failed(
+    message: Message, context: Context, client: "FrozenClient", error: Exception
+) -> Message:
+    """Raise `error`, or answer that the message failed where raising would harm.
 
-    The reason may tell of files, and under ``dp-sgd`` of examples. Flower's simulation forgets the
-    state, and so the ledger, of a client that raises.
+    On a real node the reason may name files, and with ``dp-sgd`` depend on examples: it stays
+    there. Flower's simulation discards the state, and so the privacy ledger, of a client that
+    raises.
     """
     from fedattn_app.clients.base import FrozenMismatchError
     from fedattn_app.errors import UserError
+    from fedattn_app.privacy.protections import protection_of
 
-    told = isinstance(error, FrozenMismatchError) or not is_real(context.node_config)
-    if context.run_config.get("privacy") == "dp-sgd":
+    may_leave = isinstance(error, FrozenMismatchError) or not is_real(context.node_config)
+    if protection_of(client.config).protects_on_node:
         log.error("%s: %s", type(error).__name__, error)
-        reason = str(error) if told else NOT_TOLD
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-    if isinstance(error, UserError) and not told:
+        reason = str(error) if may_leave else REASON_STAYS_HERE
+        return failure_reply(message, reason)
+    if isinstance(error, UserError) and not may_leave:
         log.error("%s", error)
-        raise UserError(NOT_TOLD) from None
+        raise UserError(REASON_STAYS_HERE) from None
     raise error
 
 

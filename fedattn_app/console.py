@@ -1,4 +1,4 @@
-"""What a run prints: our lines as they are, and of Flower's own only its errors."""
+"""Printing of log lines: all of ours, and only the errors of Flower."""
 
 import logging
 import sys
@@ -16,8 +16,8 @@ class _Writer(logging.Handler):
         self.write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        wrong = record.levelno >= logging.WARNING
-        self.write(record.getMessage(), sys.stderr if wrong else sys.stdout)
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        self.write(record.getMessage(), stream)
 
 
 @contextmanager
@@ -25,9 +25,12 @@ def printing(
     write: Callable[[str, TextIO], object] | None = None,
     level: int = logging.INFO,
 ) -> Iterator[None]:
-    """Print the lines of a run while the context lasts, warnings to standard error.
+    """Print the log lines of fedattn inside this context, without their level and time.
 
-    `write` takes a line and the stream it is for; by default it prints.
+    Args:
+        write: Called with each line and its stream, which is standard error for warnings and
+            errors, else standard output. By default it prints.
+        level: Lines below this level are not printed.
     """
     handler = _Writer(write or _print)
     before = LOGGER.level, LOGGER.propagate, FLOWER.level

@@ -1,6 +1,6 @@
-"""Files that hold arrays, and paths that a user gives.
+"""Safe reading and writing of files, and paths that a user gives.
 
-Arrays are kept as safetensors, never pickled, and every file is replaced whole or not at all.
+Arrays are stored as safetensors, never as pickles. A file is always replaced as a whole.
 """
 
 import os
@@ -16,9 +16,9 @@ from fedattn_app.types import NDArray
 
 
 def user_path(key: str, text: str) -> Path:
-    """Return the absolute path that the user gave for `key`.
+    """Return the absolute path `text`, which the user gave for `key`. It need not exist.
 
-    Raises `UserError` for a text that is no path, or one that this user may not look at.
+    Raises `UserError` if `text` is not a valid path or the user may not access it.
     """
     try:
         path = Path(text).expanduser().absolute()
@@ -32,7 +32,7 @@ def user_path(key: str, text: str) -> Path:
 
 
 def folder_of(text: str) -> Path | None:
-    """Return the existing folder that `text` names, if it names one."""
+    """Return the absolute path of the folder `text`, or None if there is no such folder."""
     try:
         path = Path(text).expanduser().absolute()
         return path if path.is_dir() else None
@@ -44,23 +44,29 @@ def write_arrays(
     path: Path, arrays: Mapping[str, NDArray], about: Mapping[str, str] | None = None
 ) -> None:
     """Write `arrays` and the metadata `about` to a safetensors file; raises `OSError`."""
-    # safetensors writes the buffer as it lies, so it must lie in C order.
+    # safetensors writes the memory of an array as it is and reads it as C order.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_atomically(path, save(ordered, dict(about or {})))
 
 
 def read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
-    """Read the arrays and the metadata of a safetensors file; raises `UserError` if it cannot."""
+    """Return the arrays and the metadata of a safetensors file.
+
+    Raises `UserError` if the file cannot be read.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             names: list[str] = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except Exception as error:  # safetensors raises its own class, which it does not export
+    except Exception as error:  # safetensors does not export the class of its exceptions
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds the old or the new bytes, never a part of them."""
+    """Write `content` to `path`, which holds either its old or its new content at any time.
+
+    When this returns, the content is on disk. Raises `OSError`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -70,8 +76,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the folder's list of names to disk, or a power cut could bring the old file back."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or a power cut might bring the old file back
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
+# The counts of `Scores`, each one number per label, as clients report them.
+COUNT_NAMES = ("support", "predicted", "correct")
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -22,7 +25,6 @@ class Scores:
         support: The number of examples with each label.
         predicted: The number of examples for which the model predicts each label.
         correct: The number of correct predictions of each label.
-
     """
 
     loss: float

@@ -1,4 +1,4 @@
-"""The extra ``pretrained``: what it installs is imported only where it is used."""
+"""Imports of packages that only the extra ``pretrained`` installs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,10 @@ from fedattn_app.errors import UserError
 
 @contextmanager
 def needing_extra(subject: str) -> Iterator[None]:
-    """Turn a failed import of what `subject` needs into the command that installs it."""
+    """Turn a `ModuleNotFoundError` into a `UserError` with the command that installs the package.
+
+    `subject` is the setting that needs the package, as the error should name it.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Simulate a federation on this machine: the function behind scripts, notebooks and tests."""
+"""Simulate a federation on this machine, from scripts, notebooks and tests."""
 
 import logging
 import os
@@ -20,13 +20,18 @@ from fedattn_app.config import Config
 from fedattn_app.console import printing
 from fedattn_app.data.loading import check_split
 from fedattn_app.engine import shared_memory
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
-from fedattn_app.results.run_folder import RunResult, read_checkpoint, settings_of
+from fedattn_app.flower_compat import task_identity
+from fedattn_app.privacy.protections import protection_of
+from fedattn_app.results.checkpoint import Checkpoint
+from fedattn_app.results.resume import settings_of
+from fedattn_app.results.run_result import RunResult
 from fedattn_app.server.partition_grid import PartitionGrid
 
 ENGINES = ("local", "flower")
+DEFAULT_NUM_CLIENTS = 10
 
 
 def simulate(
@@ -38,21 +43,25 @@ def simulate(
     quiet: bool = False,
     clients: ClientApp = client_app.app,
 ) -> RunResult:
-    """Run one federation of virtual clients and return its results.
+    """Run one federation of simulated clients and return its results.
 
-    There are `num_supernodes` clients; by default 10, or as many as in the run that is carried on.
+    Raises `UserError` for a mistake in the arguments, and `RunFailedError` where every client of a
+    round fails.
 
-    `config` is a `Config` or the run-config keys that differ from their defaults, or with
-    ``resume-from`` from the settings of that run. The engine ``local`` trains in as many processes
-    as `workers` says, by default one for each core, with the same results for any number. 1 is this
-    process alone, as is any number outside Linux and where a process may start no others. The
-    engine ``flower`` is Flower's own, on Ray. `quiet` prints warnings only. `clients` is the app
-    that answers for all clients, ours or one that calls ours. Raises `UserError` for
-    a mistake in the arguments and `RunFailedError` when every client of a round fails.
+    Args:
+        config: the run-config keys that differ from their defaults, or with ``resume-from`` from
+            the settings of that run; or a whole `Config`.
+        num_supernodes: the number of clients; by default 10, or that of the run that is resumed.
+        engine: ``local``, this project's, or ``flower``, Flower's own on Ray.
+        workers: the number of processes of the local engine, by default one per core; the results
+            are the same for any number. 1 is this process alone, and so is every number outside
+            Linux and in a process that may not start others.
+        quiet: print warnings only.
+        clients: the app that answers for all clients, the project's or one that calls it.
     """
-    config = _settled(config)
+    config = _completed(config)
     if num_supernodes is None:
-        num_supernodes = _earlier_clients(config) or 10
+        num_supernodes = _num_earlier_clients(config) or DEFAULT_NUM_CLIENTS
     if type(num_supernodes) is not int or num_supernodes < 1:
         raise UserError(f"num-supernodes = {num_supernodes!r}: must be a whole number >= 1")
     if engine not in ENGINES:
@@ -79,28 +88,27 @@ def simulate(
         return _run_local(config, num_supernodes, workers or _cores(), bar, clients)
 
 
-def _settled(config: Config | Mapping[str, Any]) -> Config:
-    """Fill in what is not given: from the run that is carried on, else from the defaults."""
+def _completed(config: Config | Mapping[str, Any]) -> Config:
+    """Fill in missing settings, from the run that is resumed, else from the defaults."""
     if isinstance(config, Mapping):
         resumed = config.get("resume-from")
         earlier = settings_of(user_path("resume-from", resumed)) if resumed else {}
         config = Config.from_run_config({**earlier, **config})
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")
-    if config.output.resume_from and (kept := config.kept_by_clients):
+    if config.output.resume_from and (kept := protection_of(config).kept_by_clients):
         raise UserError(
-            f"resume-from: a simulation with {kept} cannot be carried on, "
-            "since what its clients kept ended with it"
+            f"resume-from: a simulation with {kept} cannot be resumed, because its clients kept "
+            "them in memory"
         )
     return config
 
 
-def _earlier_clients(config: Config) -> int:
+def _num_earlier_clients(config: Config) -> int:
     resumed = config.output.resume_from
     if not resumed:
         return 0
-    _, about = read_checkpoint(user_path("resume-from", resumed))
-    return int(about.get("num-partitions", 0))
+    return Checkpoint.read(user_path("resume-from", resumed)).num_partitions
 
 
 def _cores() -> int:
@@ -115,7 +123,7 @@ def _run_local(
         if reply.metadata.message_type != MessageType.QUERY:
             bar.update()
 
-    if not shared_memory.AVAILABLE or current_process().daemon:  # which may start no others
+    if not shared_memory.AVAILABLE or current_process().daemon:  # a daemon may not start processes
         workers = 1
     workers = min(workers, num_supernodes)
     grid = LocalGrid(clients, num_supernodes, _run_config(config), advance, workers)
@@ -147,7 +155,7 @@ def _run_flower(config: Config, num_supernodes: int, clients: ClientApp) -> RunR
 
 
 class ConfiguredClientApp(ClientApp):
-    """A ClientApp with a run-config of its own: Flower's `run_simulation` passes none on."""
+    """A ClientApp with its own run-config, which Flower's `run_simulation` does not pass on."""
 
     def __init__(self, inner: ClientApp, run_config: UserConfig) -> None:
         super().__init__()

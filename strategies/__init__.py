@@ -1,4 +1,9 @@
-"""What runs on the server: Flower Strategy classes. They know Flower and numpy, nothing else."""
+"""The server's side: Flower Strategy classes that depend on Flower and numpy only.
+
+A rule combines the replies of a round into new global arrays; the modules here have one each.
+`common` has what they share. The classes in `wrappers` go around a rule, for any scope, checks,
+decoding and client-level differential privacy.
+"""
 
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 
@@ -11,12 +16,14 @@ from strategies.qfedavg import QFedAvg
 from strategies.weighted_fedavg import WeightedFedAvg
 from strategies.wrappers.attention_only import AttentionOnly
 from strategies.wrappers.client_level_dp import ClientLevelDP
-from strategies.wrappers.update_checks import UpdateChecks
+from strategies.wrappers.decoded_replies import DecodedReplies
+from strategies.wrappers.update_checks import NormBounds, UpdateChecks
 
 __all__ = [
     "AttentionOnly",
     "Bulyan",
     "ClientLevelDP",
+    "DecodedReplies",
     "FedAdagrad",
     "FedAdam",
     "FedAtt",
@@ -30,6 +37,7 @@ __all__ = [
     "GeometricMedian",
     "Krum",
     "MultiKrum",
+    "NormBounds",
     "QFedAvg",
     "UpdateChecks",
     "WeightedFedAvg",

@@ -1,13 +1,14 @@
-"""Attentive aggregation of clients.
+"""Attentive aggregation of clients (FedAtt).
 
     w^l ← w^l − ε Σ_k α_k^l (w^l − w_k^l),    α^l = softmax_k ‖w^l − w_k^l‖₂
 
-for each array l: who has moved further from the global model counts more. Ji, Pan, Long, Li, Jiang
-and Huang, "Learning private neural language modeling with attentive aggregation", 2019, arXiv
-1812.07108, equations 4 to 7.
+for each array l, so that clients that moved further from the global model count more. Ji, Pan,
+Long, Li, Jiang and Huang, "Learning private neural language modeling with attentive aggregation",
+2019, arXiv 1812.07108, equations 4 to 7.
 
-Use it where clients differ and the ones that learned most should lead; it weighs clients, whatever
-part of the model travels, and one that sends nonsense counts most of all.
+Use it where clients differ and those that learned most should lead. It weighs clients and is
+independent of which parameters are shared; compare `AttentionOnly`, which selects parameters. It is
+not robust: a malicious client that moves far gets the largest weight.
 """
 
 from collections.abc import Sequence
@@ -24,14 +25,19 @@ Floats = npt.NDArray[np.float64]
 
 
 class FedAtt(WholeRound):
-    """Steps by `step` (ε > 0) towards the clients; the other keywords are those of `FedAvg`."""
+    """Moves the global arrays towards the clients' arrays, weighted by distance.
+
+    Args:
+        step: Step size ε > 0; 1 is a weighted mean of the clients.
+        **fedavg: Keywords of Flower's `FedAvg`.
+    """
 
     def __init__(self, step: float = 1.0, **fedavg: Any) -> None:
         super().__init__(**fedavg)
         self.step = step
 
     def combine(self, start: ArrayRecord, clients: Sequence[ArrayRecord]) -> ArrayRecord:
-        """Move each array towards the clients'."""
+        """Move each array by itself, with weights of its own."""
         return ArrayRecord(
             {
                 name: as_dtype(
@@ -44,9 +50,12 @@ class FedAtt(WholeRound):
 
 
 def attend(server: npt.NDArray[Any], clients: Sequence[npt.NDArray[Any]], step: float) -> Floats:
-    """Return `server` moved by `step` towards the mean of `clients`, weighted by distance.
+    """Return `server` moved towards the distance-weighted mean of `clients`, as float64.
 
-    All arrays have one shape; the sums are in float64.
+    Args:
+        server: The global array.
+        clients: The array of each client, all of the shape of `server`; at least one.
+        step: Step size ε > 0.
     """
     updates = np.stack(clients).astype(np.float64) - server
     distances = np.sqrt(np.square(updates.reshape(len(clients), -1)).sum(axis=1))

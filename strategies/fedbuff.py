@@ -1,15 +1,15 @@
-"""Asynchronous federated learning with a buffer.
+"""Asynchronous federated learning with a buffer (FedBuff).
 
     w_{t+1} ← w_t + η Σ_{k ∈ buffer} c_k s(τ_k) Δ_k / Σ_{k ∈ buffer} c_k,    s(τ) = (1 + τ)^−a
 
-with Δ_k = w_k − w_{t−τ_k}, what client k made of the model that it was sent τ_k server steps ago.
-Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek and Huba, "Federated learning with buffered
-asynchronous aggregation", 2022, arXiv 2106.06639, algorithm 1; the paper weighs clients alike
-(`weighting` uniform) and takes a = 1/2.
+where Δ_k = w_k − w_{t−τ_k} is the update of client k to the model of τ_k server steps ago. Nguyen,
+Malik, Zhan, Yousefpour, Rabbat, Malek and Huba, "Federated learning with buffered asynchronous
+aggregation", 2022, arXiv 2106.06639, algorithm 1. The paper weighs clients uniformly and sets
+a = 1/2.
 
-Up to M clients train at any time, and the server steps whenever K updates have come: nobody waits
-for the slowest. Use it where clients differ much in speed. Where all are sent and all answer the
-same model, it is weighted federated averaging.
+Up to M clients train at any time, and the server steps as soon as K updates have arrived, so that
+no client waits for the slowest one. Use it where clients differ much in speed. If all clients get
+and answer the same model, it is weighted federated averaging.
 """
 
 import random
@@ -22,17 +22,25 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from strategies.common.arrays import RunningMean, as_dtype
-from strategies.common.replies import arrays_of, in_order, metrics_of
+from strategies.common.replies import arrays_of, metrics_of, valid_replies
 from strategies.common.weighting import WEIGHTINGS
 
 
 class FedBuff(FedAvg):
-    """Steps after `buffer_size` (K) replies, with `concurrency` (M) clients at work.
+    """Takes one server step per round, along the updates in the buffer.
 
-    `staleness_exponent` is a, `server_learning_rate` η. A round is one step of the server. Who
-    drives it calls `configure_train` when a round begins and whenever clients are free, with a grid
-    that names no others, takes and sends the first so many of the messages that at most
-    `concurrency` are out, and hands `aggregate_train` the replies of one buffer.
+    The caller runs the asynchronous exchange. It calls `configure_train` at the start of a round
+    and whenever clients become free, with a grid that lists free nodes only; it sends as many of
+    the messages as keep at most `concurrency` clients at work; and it passes the replies of one
+    buffer to `aggregate_train`.
+
+    Args:
+        concurrency: Maximum number M of clients at work.
+        buffer_size: Number K of replies per server step.
+        staleness_exponent: Exponent a ≥ 0; 0 weighs late updates like fresh ones.
+        server_learning_rate: Step size η ≥ 0.
+        weighting: Key of `WEIGHTINGS`.
+        **fedavg: Keywords of Flower's `FedAvg`.
     """
 
     def __init__(
@@ -51,18 +59,21 @@ class FedBuff(FedAvg):
         self.server_learning_rate = server_learning_rate
         self.weigh = WEIGHTINGS[weighting]
         self._global = ArrayRecord()
-        self._sent: dict[int, tuple[int, ArrayRecord]] = {}  # node -> step, and its model
+        # The server step at which each node at work was sent a model, and that model.
+        self._sent: dict[int, tuple[int, ArrayRecord]] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Make a message for each free client, in random order, `concurrency` at most."""
+        """Make messages for up to `concurrency` of the free nodes, in random order."""
         self._global = arrays
         config["server-round"] = server_round
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         free = list(grid.get_node_ids())
-        chosen = random.sample(free, min(self.concurrency, len(free)))
-        return self._messages(chosen, content, (server_round, arrays))
+        for node in free:  # one that failed has left its entry
+            self._sent.pop(node, None)
+        sampled = random.sample(free, min(self.concurrency, len(free)))
+        return self._messages(sampled, content, (server_round, arrays))
 
     def _messages(
         self, nodes: Iterable[int], content: RecordDict, sent: tuple[int, ArrayRecord]
@@ -74,31 +85,30 @@ class FedBuff(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take one step along the updates of the buffer, or return (None, None) without any."""
+        """Take one step along the updates; return (None, None) if no valid reply has a weight."""
         mean = RunningMean()
-        told = []
-        for reply in in_order(replies):
-            newest = server_round, self._global
-            sent, start = self._sent.pop(reply.metadata.src_node_id, newest)
-            if reply.has_error():
-                continue
+        weighted: list[RecordDict] = []
+        for reply in valid_replies(replies):
+            current = server_round, self._global
+            sent, start = self._sent.pop(reply.metadata.src_node_id, current)
             metrics = metrics_of(reply.content)
             if (weight := self.weigh(metrics)) > 0:
                 scale = self.server_learning_rate * self.staleness_weight(server_round - sent)
-                update_is_all = sent == server_round and scale == 1.0
                 end = arrays_of(reply.content)
-                mean.add(weight, end if update_is_all else self._moved(start, end, scale))
-                told.append(RecordDict({"metrics": metrics}))
-        if not told:
+                # Then `end` is the result, without rounding.
+                is_fresh_full_step = sent == server_round and scale == 1.0
+                mean.add(weight, end if is_fresh_full_step else self._moved(start, end, scale))
+                weighted.append(RecordDict({"metrics": metrics}))
+        if not weighted:
             return None, None
-        return mean.arrays(), self.train_metrics_aggr_fn(told, self.weighted_by_key)
+        return mean.arrays(), self.train_metrics_aggr_fn(weighted, self.weighted_by_key)
 
     def staleness_weight(self, staleness: int) -> float:
-        """Return s(τ), in (0, 1]."""
+        """Return s(τ), in (0, 1], for an update that is `staleness` (τ ≥ 0) server steps late."""
         return float((1 + staleness) ** -self.staleness_exponent)
 
     def _moved(self, start: ArrayRecord, end: ArrayRecord, scale: float) -> ArrayRecord:
-        """Return the global model moved by `scale` times what led from `start` to `end`."""
+        """Return the global arrays moved by `scale` times the update from `start` to `end`."""
         moved = {}
         for name, array in self._global.items():
             update = end[name].numpy().astype(np.float64) - start[name].numpy()

@@ -2,13 +2,13 @@
 
     g ← Σ_k c_k ∇F_k(w) / Σ_k c_k,    v ← βv + g,    w ← w − ηv
 
-with ∇F_k the gradient of client k's mean loss over its examples, or over a batch of them. McMahan,
-Moore, Ramage, Hampson and Agüera y Arcas, "Communication-efficient learning of deep networks from
-decentralized data", 2017, arXiv 1602.05629, section 2.
+where ∇F_k is the gradient of the mean loss of client k over all its examples, or over a batch of
+them. McMahan, Moore, Ramage, Hampson and Agüera y Arcas, "Communication-efficient learning of deep
+networks from decentralized data", 2017, arXiv 1602.05629, section 2.
 
-Where every client answers with the gradient over all its examples, and weighs by their number, it
-is gradient descent on all of them in one place. Use it as the yardstick for rules that let clients
-take steps of their own, which need far fewer rounds.
+If every client returns the gradient over all its examples, weighted by their number, this is
+gradient descent on the examples of all clients together. Use it as a baseline for the rules whose
+clients take several local steps, which need far fewer rounds.
 """
 
 from collections.abc import Iterable
@@ -20,18 +20,22 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from strategies.common.arrays import as_dtype
+from strategies.common.state import Arrays, with_prefix, without_prefix
 from strategies.weighted_fedavg import WeightedFedAvg
 
 
 class FedSGD(WeightedFedAvg):
-    """Asks for gradients and steps by `server_learning_rate` (η) and `server_momentum` (β).
+    """Asks clients for gradients and takes one step along their mean.
 
-    Clients find ``local-task`` = "gradient" in their config, and ``gradient-batch``: over how many
-    of its examples a client takes the gradient, 0 for all. The keywords beside are those of
-    `WeightedFedAvg`.
+    Clients get ``local-task`` = "gradient" and ``gradient-batch`` in the config of the message. The
+    arrays of a reply are a gradient, not updated parameters.
+
+    Args:
+        server_learning_rate: Step size η ≥ 0.
+        server_momentum: Momentum β, 0 ≤ β < 1.
+        gradient_batch: Number of examples that a client takes its gradient over; 0: all of them.
+        **fedavg: Keywords of `WeightedFedAvg`.
     """
-
-    replies_are_gradients = True
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class FedSGD(WeightedFedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask for a gradient at `arrays`."""
+        """Ask the sampled clients for a gradient at `arrays`."""
         self._global = arrays
         config["local-task"] = "gradient"
         config["gradient-batch"] = self.gradient_batch
@@ -59,7 +63,7 @@ class FedSGD(WeightedFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take one step along the mean gradient, or return (None, None) where none came."""
+        """Take one step along the mean gradient; return (None, None) if there is none."""
         gradient, metrics = super().aggregate_train(server_round, replies)
         if gradient is None:
             return None, None
@@ -72,3 +76,11 @@ class FedSGD(WeightedFedAvg):
             moved = array.numpy().astype(np.float64) - self.server_learning_rate * velocity
             stepped[name] = as_dtype(moved, array.dtype)
         return ArrayRecord(stepped), metrics
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the velocity v of each parameter."""
+        return with_prefix("velocity", self.velocity)
+
+    def load_state(self, arrays: Arrays) -> None:
+        """Restore the velocity of each parameter."""
+        self.velocity = without_prefix("velocity", arrays)

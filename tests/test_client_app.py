@@ -8,10 +8,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from helpers.data_files import write
 
 from fedattn_app import client_app
+from fedattn_app.clients.factory import make_client
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import UserError
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.batch import PADDING_MULTIPLE
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
@@ -100,7 +102,7 @@ def test_what_a_private_file_says_never_leaves_in_an_error(tmp_path, caplog, con
         client_app.app(message(), context(data_path=str(path)))
     assert str(caught.value) == "this node cannot use its data-path; its own log says why"
     assert caught.value.__suppress_context__
-    assert "Jane Doe" in caplog.text  # the node itself is told all
+    assert "Jane Doe" in caplog.text
 
 
 PERSONAL = SETTINGS | {"local": "personal", "shared": "attention"}
@@ -140,7 +142,7 @@ def test_a_state_dir_that_cannot_be_written_sends_no_update(site, tmp_path, capl
     node = context(PERSONAL, data_path=site, state_dir=str(blocked / "state"))
     with pytest.raises(UserError) as caught:
         client_app.app(message(run_config=PERSONAL), node)
-    assert str(caught.value) == client_app.NOT_TOLD
+    assert str(caught.value) == client_app.REASON_STAYS_HERE
     assert f"state-dir = {blocked / 'state'}" in caplog.text
 
 
@@ -221,7 +223,7 @@ def test_a_private_node_spends_on_after_a_restart(private_node, tmp_path):
 def test_a_node_whose_ledger_is_lost_sends_nothing_at_all(private_node, tmp_path):
     ask(private_node())
     (tmp_path / "state" / "privacy-ledger.json").unlink()
-    with pytest.raises(UserError, match="this node cannot tell what its privacy ledger holds"):
+    with pytest.raises(UserError, match="this node cannot read its privacy ledger"):
         client_app.app(message(), private_node(SETTINGS))
 
 
@@ -243,7 +245,7 @@ def test_a_node_that_has_spent_sends_nothing_without_noise(refused, private_node
 def test_a_run_is_not_carried_on_by_a_node_that_has_kept_nothing(refused, site, run_config, kept):
     own = {"data_path": site} if kept == "personal parameters" else {}
     with refused("resume-from", "no state-dir", kept):
-        client_app.client_fn(context(run_config | {"resume-from": "run"}, **own))
+        make_client(context(run_config | {"resume-from": "run"}, **own))
 
 
 ODD_ROWS = {
@@ -362,7 +364,7 @@ def test_a_ledger_that_cannot_be_read_stops_the_node(private_node, tmp_path, cap
         ask(private_node())
     assert str(caught.value) == KEPT_HERE
     assert caught.value.__suppress_context__
-    assert f"{file}: is no privacy ledger" in caplog.text  # the node itself is told all
+    assert f"{file}: is not a readable privacy ledger" in caplog.text
     assert file.read_text() == content
 
 
@@ -373,7 +375,7 @@ def test_a_ledger_that_was_removed_stops_the_node(private_node, tmp_path, caplog
     with pytest.raises(UserError) as caught:
         ask(node)
     assert str(caught.value) == KEPT_HERE
-    assert "lacks what this node has spent" in caplog.text
+    assert "lacks entries that this node has written" in caplog.text
     with pytest.raises(UserError, match=KEPT_HERE):  # nor does another run start from nothing
         ask(private_node())
 
@@ -402,7 +404,7 @@ def test_a_ledger_that_cannot_be_written_is_kept_from_the_server(private_node, t
     blocked = tmp_path / "Jane Doe"
     blocked.write_text("")
     reply = ask(private_node(state_dir=str(blocked / "state")))
-    assert reply.error.reason == client_app.NOT_TOLD
+    assert reply.error.reason == client_app.REASON_STAYS_HERE
     assert "Jane Doe" in caplog.text
 
 
@@ -436,15 +438,15 @@ def test_a_limit_protects_a_node_without_data_of_its_own_too(refused, key):
     settings = {"model": "tiny", "vocabulary": 512}
     limit = {key.replace("-", "_"): 1.0}
     with refused('privacy = "none"', key):
-        client_app.client_fn(context(settings, **limit))
+        make_client(context(settings, **limit))
     settings |= {"privacy": "dp-sgd", "noise-multiplier": 1.0, "reproducible-noise": True}
     with refused("reproducible-noise = true"):
-        client_app.client_fn(context(settings, **limit))
+        make_client(context(settings, **limit))
 
 
 def test_a_delta_up_to_the_owners_is_taken(private_node):
     run_config = PRIVATE | {"target-delta": 1e-6}
-    assert client_app.client_fn(private_node(run_config, max_delta=1e-6)).epsilon == 0.0
+    assert make_client(private_node(run_config, max_delta=1e-6)).epsilon == 0.0
 
 
 def test_the_owners_max_epsilon_ends_the_training(private_node, tmp_path):
@@ -458,8 +460,8 @@ def test_the_owners_max_epsilon_ends_the_training(private_node, tmp_path):
 def test_a_simulated_node_keeps_its_ledger_in_its_context():
     settings = {"model": "tiny", "vocabulary": 512, "privacy": "dp-sgd", "noise-multiplier": 1.0}
     node = context(settings | {"reproducible-noise": True}, partition_id=0, num_partitions=2)
-    client = client_app.client_fn(node)
+    client = make_client(node)
     client.data = ClientData(client.data.train[np.arange(8)], client.data.validation)
     *_, metrics = client.fit(client.get_parameters({}), {"server-round": 1})
     (entry,) = Ledger(node.state).entries
-    assert client_app.client_fn(node).epsilon == entry.epsilon == metrics["epsilon"]
+    assert make_client(node).epsilon == entry.epsilon == metrics["epsilon"]

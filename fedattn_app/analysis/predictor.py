@@ -27,7 +27,6 @@ class Attention:
         tokens: The T tokens.
         maps: One float32 tensor (H, T, T) per layer. For each of H heads, row i holds the
             attention of token i to every token j, and sums to 1.
-
     """
 
     tokens: Sequence[str]
@@ -56,7 +55,6 @@ class Predictor:
 
         Raises:
             UserError: If a file is missing, is not the model of a run, or does not fit the other.
-
         """
         path = Path(run)
         path = path / "model.safetensors" if path.is_dir() else path

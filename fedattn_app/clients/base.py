@@ -1,44 +1,48 @@
-"""The clients: Flower `NumPyClient` subclasses that hold all local behaviour.
+"""The client that trains the shared parameters and leaves all others as they are.
 
-They need no Flower runtime: construct one, call `fit` and `evaluate`. Arrays come and go in the
-order of `shared`; `client_app` puts names to them.
+Clients are Flower `NumPyClient` subclasses and hold all local behaviour. They need no Flower
+runtime: construct one, call `fit` and `evaluate`. Arrays come and go in the order of `shared`;
+`client_app` alone puts names on them.
 """
 
 import time
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
-from hashlib import sha256
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedattn_app.clients.node_state import NodeState
+from fedattn_app.clients.starting_point import starting_point
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import ClientData
 from fedattn_app.errors import UserError
-from fedattn_app.metrics import Counts
-from fedattn_app.models.classifier import Classifier
-from fedattn_app.models.factory import build_classifier, files_of
-from fedattn_app.models.parameters import fingerprint, get_arrays, set_arrays, view_arrays, without
-from fedattn_app.models.scopes import Scope, scope_of
+from fedattn_app.metrics import COUNT_NAMES, Counts
+from fedattn_app.models.parameters import copy_arrays, get_arrays, set_arrays
 from fedattn_app.training.evaluation import evaluate
 from fedattn_app.training.loop import TrainingResult, gradient, train
 from fedattn_app.training.optimizer import Proximal
 from fedattn_app.types import NDArray
 
-EFFECTIVE_BETA = 0.999
+if TYPE_CHECKING:
+    from fedattn_app.clients.factory import Node
+
+EFFECTIVE_NUMBER_BETA = 0.999
 
 
 class FrozenClient(NumPyClient):
-    """Trains and returns the shared parameters; all others stay as they were at the start.
+    """Trains and returns the shared parameters; all others stay frozen.
 
-    (Or, after rounds that shared everything, as the server sends them.)
+    `fit` and `evaluate` read ``server-round`` (int, from 1) and ``frozen-fingerprint`` from their
+    config: the SHA-256 of the server's frozen parameters, which must equal this client's; without
+    it nothing is compared. After warm-up rounds, which train all parameters, the server sends the
+    frozen ones too: after the shared ones, in the order of `frozen`.
 
-    `fit` and `evaluate` read from their config ``server-round`` (int, from 1) and
-    ``frozen-fingerprint`` (SHA-256 of the server's frozen parameters; absent: not compared). The
-    frozen parameters may be given too, in the order of `frozen` after the shared ones. A client
-    without examples answers with what it was sent and ``num_examples`` 0.
+    Args:
+        config: the settings of the run.
+        labels: the label names, in the order of the model's outputs.
+        data: the examples to train on and those held out; either may be empty.
+        partition: the number of this client, from 0; its random choices depend on it.
     """
 
     def __init__(
@@ -48,41 +52,46 @@ class FrozenClient(NumPyClient):
         self.labels = labels
         self.data = data
         self.partition = partition
-        self._start = _starting_point(config, len(labels), files_of(config.model))
+        self._start = starting_point(config, len(labels))
         self.model = self._start.model
-        self.shared = [name for name in self._start.arrays if name in self._start.scope.shared]
-        self._present = [self._start.arrays[name] for name in self.shared]
+        scope = self._start.scope
+        self.trainable = scope.trainable
+        self.shared = [name for name in self._start.arrays if name in scope.shared]
+        self._returned = [self._start.arrays[name] for name in self.shared]
+
+    @classmethod
+    def on_node(cls, node: "Node") -> Self:
+        """Make the client of a node."""
+        return cls(node.config, node.labels, node.data, node.partition)
 
     @property
     def frozen(self) -> list[str]:
-        """Names of the parameters that stay as they were."""
-        return list(without(view_arrays(self.model), self.trainable))
-
-    @property
-    def trainable(self) -> frozenset[str]:
-        """Names of the parameters that local training changes."""
-        return self._start.scope.trainable
+        """The names of the frozen parameters, in the model's order."""
+        return self._start.frozen_names
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
-        """Return the shared arrays as the last `fit` left them, at first as the seed made them."""
-        return [array.copy() for array in self._present]
+        """Return the shared arrays that the last `fit` returned, or before it the initial ones."""
+        return [array.copy() for array in self._returned]
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train from the global `parameters`.
 
-        Returns the new arrays, the number of examples trained on, and ``loss``, ``accuracy``
-        (over the last epoch) and ``seconds``, with `weighting` = "effective" ``effective-number``
-        too. With ``proximal-mu`` in `config` the loss has that proximal term; with ``local-task`` =
-        "gradient" the arrays are the gradient over ``gradient-batch`` examples, 0 for all, and the
-        number is theirs. Raises `FrozenMismatchError` and `TrainingDivergedError`.
+        With ``proximal-mu`` in `config` the loss has that proximal term. With ``local-task`` =
+        "gradient" the returned arrays are the gradient of the mean loss over ``gradient-batch``
+        examples (0: all of them). A client without examples returns what it was sent.
+
+        Returns the new arrays, the number of examples they rest on, and the metrics ``loss`` and
+        ``accuracy`` (means over the last local epoch) and ``seconds``; with `weighting` =
+        "effective" also ``effective-number``. Raises `FrozenMismatchError` and
+        `TrainingDivergedError`.
         """
         start = time.perf_counter()
         self._load(parameters, config)
         if not len(self.data.train):
             nothing: dict[str, Scalar] = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}
-            return self._sent(parameters), 0, {**nothing, **self._effective_number()}
+            return self._shared_of(parameters), 0, {**nothing, **self._effective_number()}
         server_round = int(config.get("server-round", 0))
         if config.get("local-task") == "gradient":
             arrays, num_examples, result = self._gradient(config, server_round)
@@ -108,30 +117,34 @@ class FrozenClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global `parameters` on the examples held out here.
 
-        Returns the loss, the number of examples, and ``loss``, ``accuracy``, ``seconds`` and, for
-        each label k, the counts ``support-k``, ``predicted-k`` and ``correct-k``.
+        Returns the mean loss in nats, the number of examples, and the metrics ``loss``,
+        ``accuracy``, ``seconds`` and, for each label k, the counts ``support-k``, ``predicted-k``
+        and ``correct-k``.
         """
         start = time.perf_counter()
         self._load(parameters, config)
         result = evaluate(self.model, self.data.validation, len(self.labels))
         metrics: dict[str, Scalar] = {"loss": result.loss, "accuracy": result.accuracy}
-        for k in range(len(self.labels)):
-            metrics[f"support-{k}"] = int(result.support[k])
-            metrics[f"predicted-{k}"] = int(result.predicted[k])
-            metrics[f"correct-{k}"] = int(result.correct[k])
+        metrics |= count_metrics([getattr(result, name) for name in COUNT_NAMES])
         metrics["seconds"] = time.perf_counter() - start
         return result.loss, result.num_examples, metrics
 
+    def seed(self, server_round: int) -> int:
+        """Return the seed of this client's random choices in a round, 0 to 2⁶³ - 1."""
+        path = (self.config.federation.seed, server_round, self.partition)
+        return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
+
     def _load(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> None:
+        """Set the model to its start, the personal parameters, and the global `parameters`."""
         expected = config.get("frozen-fingerprint")
         if expected is not None and expected != self._start.frozen_fingerprint:
             raise FrozenMismatchError()
-        names = self.shared if len(parameters) == len(self.shared) else self.shared + self.frozen
-        given = dict(zip(names, parameters, strict=True))
-        set_arrays(self.model, {**self._start.arrays, **self._local_arrays(), **given})
+        set_arrays(self.model, {**self._start.personal, **self._personal_arrays()})
+        sent = self.shared if len(parameters) == len(self.shared) else self.shared + self.frozen
+        copy_arrays(parameters, self._start.views(sent), sent)
 
-    def _sent(self, parameters: NDArrays) -> NDArrays:
-        """Return the shared ones of the `parameters` that came."""
+    def _shared_of(self, parameters: NDArrays) -> NDArrays:
+        """Return the shared ones of the `parameters` that the server sent."""
         return parameters[: len(self.shared)]
 
     def _training(self, server_round: int) -> TrainingConfig:
@@ -156,105 +169,51 @@ class FrozenClient(NumPyClient):
         return [arrays[name] for name in self.shared], batch or len(self.data.train), result
 
     def _effective_number(self) -> dict[str, Scalar]:
-        """Return the effective number of examples, where replies are weighed by it."""
+        """Return the metric ``effective-number`` where replies are weighted by it."""
         if self.config.aggregation.weighting != "effective":
             return {}
         counts = np.bincount(self.data.train.labels.numpy(), minlength=len(self.labels))
         return {"effective-number": effective_number(counts)}
 
     def _trained(self) -> NDArrays:
-        """Take the shared arrays from the trained model, and keep the others."""
+        """Return the shared arrays of the trained model, after the personal ones were saved."""
         trained = get_arrays(self.model, self.trainable)
-        self._keep(trained)
-        self._present = [trained[name] for name in self.shared]
-        return list(self._present)
+        self._save_personal(trained)
+        self._returned = [trained[name] for name in self.shared]
+        return list(self._returned)
 
-    def seed(self, server_round: int) -> int:
-        """Return what local randomness of this client starts from in a round."""
-        path = (self.config.federation.seed, server_round, self.partition)
-        return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
-
-    def _local_arrays(self) -> Mapping[str, NDArray]:
+    def _personal_arrays(self) -> Mapping[str, NDArray]:
+        """Return the personal parameters of earlier rounds."""
         return {}
 
-    def _keep(self, arrays: Mapping[str, NDArray]) -> None:
-        """Keep what must outlive this message; called before the update is returned."""
+    def _save_personal(self, trained: Mapping[str, NDArray]) -> None:
+        """Save what must outlive this message; called before the update is returned."""
 
 
-class PersonalClient(FrozenClient):
-    """Trains the personal parameters too, if there are any, and keeps them in `state`.
-
-    They are kept for every later run with the same model, labels, scope and seed.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        labels: tuple[str, ...],
-        data: ClientData,
-        partition: int,
-        state: NodeState,
-    ) -> None:
-        super().__init__(config, labels, data, partition)
-        self.state = state
-
-    @property
-    def state_name(self) -> str:
-        """Name of the personal arrays: those of another partition, model or seed have another."""
-        return f"personal-{self.partition}-{self._start.identity_of_rest[:16]}"
-
-    def _local_arrays(self) -> Mapping[str, NDArray]:
-        return self.state.load(self.state_name) or {}
-
-    def _keep(self, arrays: Mapping[str, NDArray]) -> None:
-        if self._start.scope.personal:
-            self.state.save(self.state_name, without(arrays, self.shared))
+def count_metrics(counts: "list[Counts]") -> dict[str, Scalar]:
+    """Return counts, one (K,) array per name in `COUNT_NAMES`, as metrics ``support-0`` etc."""
+    return {
+        f"{name}-{label}": int(counts_of_name[label])
+        for label in range(len(counts[0]))
+        for name, counts_of_name in zip(COUNT_NAMES, counts, strict=True)
+    }
 
 
 def effective_number(counts: Counts) -> float:
-    """Return Σ_c (1 - β^{n_c}) / (1 - β) of the examples of each class, with β = 0.999.
+    """Return Σ_c (1 - β^{n_c}) / (1 - β) for `counts` n_c of examples per class, with β = 0.999.
 
-    A class counts for less with each further example. Cui et al., "Class-balanced loss based on
-    effective number of samples", 2019, arXiv 1901.05555, section 3.
+    Each further example of a class adds less. Cui et al., "Class-balanced loss based on effective
+    number of samples", 2019, arXiv 1901.05555, section 3.
     """
-    return float(np.sum((1 - EFFECTIVE_BETA ** counts.astype(np.float64)) / (1 - EFFECTIVE_BETA)))
+    beta = EFFECTIVE_NUMBER_BETA
+    return float(np.sum((1 - beta ** counts.astype(np.float64)) / (1 - beta)))
 
 
 class FrozenMismatchError(UserError):
-    """Raised where a node's frozen parameters are not the server's."""
+    """Raised where the frozen parameters of a node differ from the server's."""
 
     def __init__(self) -> None:
         super().__init__(
             "the frozen parameters of this node differ from the server's: model, its weights, "
             "labels, seed and the versions of torch, transformers and peft must be the same on both"
         )
-
-
-class _StartingPoint:
-    """A model that clients of one process take turns with, and what to set it back to.
-
-    `arrays` are the trainable parameters at the start; the frozen ones change in the model only
-    with what the server sends along, which is then in every message.
-    """
-
-    def __init__(self, config: Config, num_labels: int, files: object) -> None:
-        federation = config.federation
-        self.adapters = config.lora if federation.uses_lora else None
-        self.model: Classifier = build_classifier(config, num_labels)
-        self.scope: Scope = scope_of(
-            federation.shared, federation.local, self.model.family, view_arrays(self.model)
-        )
-        self.arrays = get_arrays(self.model, self.scope.trainable)
-
-    @cached_property
-    def frozen_fingerprint(self) -> str:
-        return fingerprint(without(view_arrays(self.model), self.scope.trainable))
-
-    @cached_property
-    def identity_of_rest(self) -> str:
-        """What the parameters that do not travel start from, and what they are a part of."""
-        rest = without({**view_arrays(self.model), **self.arrays}, self.scope.shared)
-        return sha256(f"{fingerprint(rest)} {self.adapters}".encode()).hexdigest()
-
-
-_starting_point = lru_cache(maxsize=1)(_StartingPoint)

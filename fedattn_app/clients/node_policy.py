@@ -1,6 +1,6 @@
-"""What the owner of a real node lets a run do there, and what the run hears of it.
+"""What the owner of a real node lets a run do there, and which errors may leave the node.
 
-Imports are where they are used: each message to a real node may be a process of its own.
+Each message to a real node may be a process of its own, so imports are where they are used.
 """
 
 import difflib
@@ -20,22 +20,31 @@ if TYPE_CHECKING:
     from flwr.app.user_config import UserConfig
 
     from fedattn_app.config import Config
+    from fedattn_app.privacy.protections import Protection
 
 log = logging.getLogger("fedattn")
 
-# What the owner of a real node may set beside its number.
-OWN_KEYS = {"data-path", "state-dir", "model-path", "ledger", "max-epsilon", "max-delta"}
-NODE_KEYS = {"partition-id", "num-partitions"} | OWN_KEYS
+# The node-config keys of an owner, beside those that Flower sets for every node.
+OWNER_KEYS = {"data-path", "state-dir", "model-path", "ledger", "max-epsilon", "max-delta"}
+NODE_KEYS = {"partition-id", "num-partitions"} | OWNER_KEYS
+LIMIT_KEYS = ("max-epsilon", "max-delta")
 
 
 def is_real(node: "UserConfig") -> bool:
-    """Whether a node has an owner with files and wishes, as no simulated one has."""
-    return not OWN_KEYS.isdisjoint(node)
+    """Return whether a node has an owner, whose key its node-config holds; simulated ones do not.
+
+    Args:
+        node: the node-config.
+    """
+    return not OWNER_KEYS.isdisjoint(node)
 
 
 @contextmanager
-def kept_here(node: "UserConfig", task: str) -> Iterator[None]:
-    """Keep on a real node what goes wrong with a `task`: the reason may name its files."""
+def errors_stay_here(node: "UserConfig", task: str) -> Iterator[None]:
+    """On a real node, replace any error by one that names the `task` only; log the true reason.
+
+    The reason may name files of the node. On a simulated node errors pass unchanged.
+    """
     try:
         yield
     except Exception as error:
@@ -45,33 +54,33 @@ def kept_here(node: "UserConfig", task: str) -> Iterator[None]:
         raise UserError(f"this node cannot {task}; its own log says why") from None
 
 
-def check_owner_agrees(config: "Config", node: "UserConfig") -> None:
-    """Raise `UserError` for a run that would undo what this node's owner asks for."""
-    for key in node.keys() - NODE_KEYS:  # others may belong to another app
+def check_owner_allows(config: "Config", protection: "Protection", node: "UserConfig") -> None:
+    """Raise `UserError` for a run that the node-config of this node rules out."""
+    for key in node.keys() - NODE_KEYS:  # other keys may belong to another app
         if near := difflib.get_close_matches(key, NODE_KEYS, n=1, cutoff=0.8):
             raise UserError(f"node-config has {key}: did you mean {near[0]}?")
-    privacy = config.privacy.privacy
-    limits = [key for key in ("max-epsilon", "max-delta") if key in node]
-    if limits and privacy != "dp-sgd":
+    limits = [key for key in LIMIT_KEYS if key in node]
+    if limits and not protection.protects_on_node:
         raise UserError(
-            f'privacy = "{privacy}": this node has a {limits[0]}, so it trains with "dp-sgd" only'
+            f'privacy = "{config.privacy.privacy}": this node has a {limits[0]}, so it trains with '
+            '"dp-sgd" only'
         )
     if config.privacy.target_delta > limit_of(node, "max-delta"):
         raise UserError(
             f"target-delta = {config.privacy.target_delta:g}: this node has "
             f"max-delta = {node['max-delta']}"
         )
-    if privacy != "dp-sgd":
+    if not protection.protects_on_node:
         return
-    _check_nothing_is_asked_of_files(config, node)
+    _check_files_named_by_the_run(config, node)
     if not (limits or "data-path" in node):
         return
     if config.privacy.reproducible_noise:
         raise UserError("reproducible-noise = true: protects nobody; this node has data of its own")
     if "state-dir" not in node:
         raise UserError(
-            'privacy = "dp-sgd": this node has no state-dir in its node-config, where its privacy '
-            "ledger would outlive a restart"
+            f'privacy = "{config.privacy.privacy}": this node has no state-dir in its node-config, '
+            "where its privacy ledger would survive a restart"
         )
     if not Path(str(node["state-dir"])).expanduser().is_absolute():
         raise UserError(
@@ -80,45 +89,47 @@ def check_owner_agrees(config: "Config", node: "UserConfig") -> None:
         )
 
 
-def _check_nothing_is_asked_of_files(config: "Config", node: "UserConfig") -> None:
-    """Raise `UserError` for a private run that could learn of files by whether they can be used.
+def _check_files_named_by_the_run(config: "Config", node: "UserConfig") -> None:
+    """Raise `UserError` for a protected run that could learn what is in a file of this node.
 
-    Data that the run names are read as such that everybody may know, and may be a local folder. A
-    tokenizer can be made so that it fails on one word.
+    Whether a file can be used tells something about it. Data that a run names might be a private
+    folder of the node. A tokenizer can be made to fail on one word.
     """
+    privacy = config.privacy.privacy
     if is_real(node) and config.data.dataset != "triage" and "data-path" not in node:
         raise UserError(
-            f'dataset = {config.data.dataset!r}: with privacy = "dp-sgd" this node reads only a '
+            f'dataset = {config.data.dataset!r}: with privacy = "{privacy}" this node reads only a '
             "file that its own node-config names (data-path)"
         )
     if config.model.pretrained and "data-path" in node and "model-path" not in node:
         raise UserError(
-            f'model = {config.model.model!r}: with privacy = "dp-sgd" this node needs a model-path '
-            "in its node-config: its owner's word for that model, a folder or a hub id"
+            f'model = {config.model.model!r}: with privacy = "{privacy}" this node needs a '
+            "model-path in its node-config: the folder or hub id of the model that its owner trusts"
         )
 
 
-def check_node_remembers(config: "Config", context: Context) -> None:
-    """Raise `UserError` for a run that this node's `state-dir`, or the lack of one, speaks against.
+def check_node_kept_what_it_needs(
+    config: "Config", protection: "Protection", context: Context
+) -> None:
+    """Raise `UserError` for a run that does not fit what this node has kept.
 
-    A run that is carried on may need what only a `state-dir` outlives. And what is sent without
-    noise is not in a ledger: where there is one already, its ε would no more be all that was spent.
+    A resumed run may need what only a `state-dir` keeps. A run whose updates are not accounted for
+    is refused where a ledger has entries: its ε would no longer cover everything that was sent.
     """
-    node = context.node_config
-    privacy, kept = config.privacy.privacy, config.kept_by_clients
+    node, kept = context.node_config, protection.kept_by_clients
     if config.output.resume_from and kept and not node.get("state-dir"):
         raise UserError(f"resume-from: this node has no state-dir and so no {kept} of that run")
-    if privacy != "dp-sgd" and _has_spent(context):
+    if not protection.protects_on_node and _has_spent(context):
         raise UserError(
-            f'privacy = "{privacy}": this node has a privacy ledger, which would not count what '
-            "it sends; its owner may name another ledger"
+            f'privacy = "{config.privacy.privacy}": this node has a privacy ledger, which would '
+            "not count what it sends; its owner may name another ledger"
         )
 
 
 def _has_spent(context: Context) -> bool:
-    """Whether this node's `state-dir` has a ledger with something in it."""
+    """Return whether the ledger in this node's `state-dir` has entries."""
     node = context.node_config
-    with kept_here(node, "tell what its privacy ledger holds"):
+    with errors_stay_here(node, "read its privacy ledger"):
         path = ledger_path(node)
         if path is None:
             return False
@@ -128,7 +139,10 @@ def _has_spent(context: Context) -> bool:
 
 
 def limit_of(node: "UserConfig", key: str) -> float:
-    """Return the limit that the owner gives by `key`, infinite without one."""
+    """Return the owner's limit called `key`, infinite without one.
+
+    Raises `UserError` for a value that is not a number above 0.
+    """
     value = node.get(key, math.inf)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise UserError(f"{key} = {value!r}: must be a number above 0")
@@ -136,7 +150,10 @@ def limit_of(node: "UserConfig", key: str) -> float:
 
 
 def ledger_path(node: "UserConfig") -> Path | None:
-    """Return where the privacy ledger is, or None for a node without `state-dir`."""
+    """Return the path of the privacy ledger, or None for a node without `state-dir`.
+
+    Raises `UserError` for a `ledger` that is not a plain name.
+    """
     from fedattn_app.files import user_path
 
     name = str(node.get("ledger", "privacy-ledger"))

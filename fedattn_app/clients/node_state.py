@@ -1,7 +1,7 @@
-"""What a node keeps between messages: in its `state-dir`, or else in Flower's context.
+"""Arrays that a node keeps between messages: in its `state-dir`, else in Flower's context.
 
-Flower holds `context.state` in memory only, so on a real node what must outlive a restart needs a
-`state-dir` in node-config.
+Flower holds `context.state` in memory only, so a real node needs a `state-dir` in its node-config
+for anything that must survive a restart.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 from fedattn_app.errors import UserError
 from fedattn_app.files import read_arrays, write_arrays
-from fedattn_app.transport.lazy_array import record_of
+from fedattn_app.transport.lazy_array import lazy_record
 from fedattn_app.types import NDArray
 
 
@@ -20,25 +20,25 @@ class NodeState(Protocol):
     """Named sets of arrays that a node keeps."""
 
     def load(self, name: str) -> dict[str, NDArray] | None:
-        """Return the arrays saved under `name`, or None when there are none."""
+        """Return the arrays saved under `name`, or None where there are none."""
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Keep `arrays` under `name` in place of what was there."""
+        """Save `arrays` under `name`, replacing what was there."""
 
 
 class FolderState:
-    """Keeps each set as a safetensors file in one folder, replaced atomically."""
+    """Keeps each set of arrays as a safetensors file in one folder, replaced atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def load(self, name: str) -> dict[str, NDArray] | None:
-        """Read the file; raises `UserError` for one that cannot be read."""
+        """Read the file; raises `UserError` where it cannot be read."""
         path = self._path(name)
         return read_arrays(path)[0] if path.exists() else None
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Write the file; raises `UserError` where that is not possible."""
+        """Write the file; raises `UserError` where it cannot be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_arrays(self._path(name), arrays)
@@ -64,4 +64,4 @@ class ContextState:
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Write the record."""
-        self.records[name] = record_of(arrays)
+        self.records[name] = lazy_record(arrays)

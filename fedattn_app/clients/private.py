@@ -1,16 +1,21 @@
-"""The client whose replies are differentially private, over all rounds, runs and restarts."""
+"""The client whose replies are differentially private (``privacy = "dp-sgd"``).
+
+The guarantee covers all rounds, runs and restarts: see docs/threat-model.md.
+"""
 
 import logging
 import math
 from dataclasses import replace
-from functools import lru_cache
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from flwr.common import NDArrays, Scalar
 
-from fedattn_app.clients.base import PersonalClient
+from fedattn_app.cache import PROCESS_CACHE
+from fedattn_app.clients.base import count_metrics
 from fedattn_app.clients.node_state import NodeState
+from fedattn_app.clients.personal import PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
@@ -24,18 +29,31 @@ from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE, evaluate
 from fedattn_app.training.loop import set_trainable
 
-# One held-out example is one in `support`, one in `predicted` and at most one in `correct`.
+if TYPE_CHECKING:
+    from fedattn_app.clients.factory import Node
+
+# The L2 norm of what one held-out example adds to the counts: one in `support`, one in
+# `predicted` and at most one in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
 
 log = logging.getLogger("fedattn")
 
 
 class PrivateClient(PersonalClient):
-    """Trains every trainable parameter with DP-SGD, and says nothing else of its examples.
+    """Trains every trainable parameter with DP-SGD, and reports nothing else about its examples.
 
-    What a message costs goes into `ledger` before anything is computed. `run` is Flower's id of
-    the run: the noise is chosen once in a run. `max_epsilon` is what the node's owner lets all
-    runs together spend. Raises `UserError` where `target-delta` is too large for the examples.
+    What a message costs is written to `ledger` before anything is computed. Raises `UserError`
+    where `target-delta` is too large for the number of examples.
+
+    Args:
+        config: the settings of the run.
+        labels: the label names, in the order of the model's outputs.
+        data: the examples to train on and those held out.
+        partition: the number of this client, from 0.
+        state: where the personal parameters are kept between messages.
+        ledger: what this node has spent so far, in all runs.
+        run: Flower's id of the run; the noise multiplier is chosen once per run.
+        max_epsilon: the owner's limit on ε for all runs together.
     """
 
     def __init__(
@@ -63,15 +81,29 @@ class PrivateClient(PersonalClient):
                 f"examples, here 1 / {num_examples} = {1 / num_examples:.3g}"
             )
 
+    @classmethod
+    def on_node(cls, node: "Node") -> Self:
+        """Make the client of a node."""
+        return cls(
+            node.config,
+            node.labels,
+            node.data,
+            node.partition,
+            node.state,
+            node.ledger,
+            node.context.run_id,
+            node.max_epsilon,
+        )
+
     @property
     def state_name(self) -> str:
-        """Name of the personal arrays: never those that were trained without this ledger."""
+        """The name of the personal arrays: those trained under this ledger, and no others."""
         ledger = self.ledger.path.stem if self.ledger.path else "simulated"
         return f"{super().state_name}-{ledger}"
 
     @property
     def epsilon(self) -> float:
-        """What the node has spent on all its examples, at `target-delta`; it never decreases."""
+        """What the node has spent so far, in all runs, at `target-delta`; it never decreases."""
         return self._epsilon_with([])
 
     def fit(
@@ -79,17 +111,19 @@ class PrivateClient(PersonalClient):
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train from the global `parameters` with noise.
 
-        Returns the new arrays, 1 in place of the number of examples unless that is public, and
-        ``epsilon`` and ``budget-spent``. A client without examples, or without the budget for one
-        more round, answers with what it was sent and ``num_examples`` 0. Raises
-        `FrozenMismatchError` and `TrainingDivergedError`, and `UserError` for a ledger that cannot
-        be written.
+        A client without examples, or without the budget for another round, returns what it was
+        sent, with 0 examples.
+
+        Returns the new arrays, the number of examples if that is public and else 1, and the
+        metrics ``epsilon`` and ``budget-spent`` (1 where the budget does not suffice, else 0).
+        Raises `FrozenMismatchError` and `TrainingDivergedError`, and `UserError` for a ledger that
+        cannot be written.
         """
         self._load(parameters, config)
         examples = self.data.train
         server_round = int(config.get("server-round", 1))
         if not len(examples):
-            return self._sent(parameters), 0, self._metrics()
+            return self._shared_of(parameters), 0, self._metrics()
         public = self.privacy.num_examples_public
         sampling = Sampling.of(len(examples), self.config.training, public)
         noise = self._spend(
@@ -99,7 +133,7 @@ class PrivateClient(PersonalClient):
             server_round,
         )
         if noise is None:
-            return self._sent(parameters), 0, self._metrics(budget_spent=True)
+            return self._shared_of(parameters), 0, self._metrics(budget_spent=True)
         train_privately(
             self.model,
             self.trainable,
@@ -116,11 +150,11 @@ class PrivateClient(PersonalClient):
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global `parameters` on the examples held out here, and answer with noise.
+        """Evaluate the global `parameters` on the examples held out here; add noise to the counts.
 
-        Returns 0 for the loss, the noisy number of examples, ``epsilon``, ``budget-spent``, and
-        for each label k the noisy counts ``support-k``, ``predicted-k`` and ``correct-k``. Raises
-        `UserError` where there is no `evaluate-epsilon`.
+        Returns 0 for the loss, the noisy number of examples, and the metrics ``epsilon``,
+        ``budget-spent`` and, for each label k, the noisy counts ``support-k``, ``predicted-k`` and
+        ``correct-k``. Raises `UserError` where `evaluate-epsilon` is 0.
         """
         if not self.privacy.evaluate_epsilon:
             raise UserError('evaluate-epsilon = 0: with privacy = "dp-sgd" no node evaluates')
@@ -136,11 +170,7 @@ class PrivateClient(PersonalClient):
             random = self._random(server_round, "evaluate")
             counts = self._noisy_counts(self.data.validation, noise * COUNT_SENSITIVITY, random)
         spent = noise is None and len(self.data.validation) > 0
-        metrics = self._metrics(budget_spent=spent)
-        for k, (support, predicted, correct) in enumerate(counts.T):
-            metrics[f"support-{k}"] = int(support)
-            metrics[f"predicted-{k}"] = int(predicted)
-            metrics[f"correct-{k}"] = int(correct)
+        metrics = self._metrics(budget_spent=spent) | count_metrics(list(counts))
         return 0.0, max(0, int(counts[0].sum())), metrics
 
     def _noisy_counts(
@@ -155,10 +185,10 @@ class PrivateClient(PersonalClient):
         return noisy.round().long().view(counts.shape).numpy()
 
     def _spend(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
-        """Take down what `planned` will cost and return its noise multiplier.
+        """Record what `planned` will cost and return its noise multiplier.
 
-        None, and nothing taken down, where it would pass the `target` (0: no limit) for this
-        `kind` or the owner's limit for all.
+        Returns None, and records nothing, where ε would pass the `target` for this `kind` of
+        message (0: no limit) or the owner's limit on everything.
         """
         delta, accountant = self.privacy.target_delta, self.privacy.accountant
         with self.ledger.exclusive():
@@ -171,8 +201,8 @@ class PrivateClient(PersonalClient):
             limit = target * (1 + 1e-6) if target else math.inf
             if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
                 log.warning(
-                    "client %d: no budget to %s in round %d: ε is %.4g and would be %.4g, of at "
-                    "most %g in a run and %g in all",
+                    "client %d: no budget to %s in round %d: ε is %.4g and would become %.4g; the "
+                    "limits are %g in this run and %g in all runs",
                     self.partition,
                     kind,
                     server_round,
@@ -184,7 +214,7 @@ class PrivateClient(PersonalClient):
                 return None
             if not self.ledger.of(kind, self.run):
                 log.info(
-                    "client %d: %s with noise multiplier %.3g; ε %.4g after the first time",
+                    "client %d: %s with noise multiplier %.3g; ε is %.4g after the first message",
                     self.partition,
                     kind,
                     noise,
@@ -205,33 +235,34 @@ class PrivateClient(PersonalClient):
         return noise
 
     def _noise(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
-        """Return the noise multiplier that a run's first message chose, or let this one choose.
+        """Return the noise multiplier of this run, which its first message of a `kind` chooses.
 
-        It is the least that leaves enough of the `target` for all rounds to come, or None.
+        It is the smallest with which the `target` suffices for all remaining rounds, or None where
+        there is none.
         """
         of_run = self.ledger.of(kind, self.run)
         if of_run and of_run[-1].sample_rate == planned.sample_rate:
             return of_run[-1].noise_multiplier
-        left = max(1, self.config.federation.num_rounds - server_round + 1)
-        whole = replace(planned, count=planned.count * left)
+        rounds = max(1, self.config.federation.num_rounds - server_round + 1)
+        whole = replace(planned, count=planned.count * rounds)
         before = [entry.mechanism for entry in self.ledger.of(kind)]
         noise = noise_for(target, self.privacy.target_delta, whole, before, self.privacy.accountant)
         if noise is None:
             log.warning(
-                "client %d: too little is left of ε = %g to %s for %d rounds",
+                "client %d: what is left of ε = %g does not suffice to %s for %d rounds",
                 self.partition,
                 target,
                 kind,
-                left,
+                rounds,
             )
         return noise
 
     def _epsilon_with(self, more: list[Steps]) -> float:
-        """Return ε of the ledger and `more`: never less than was told before at this δ."""
+        """Return ε of the ledger and `more`: never less than was reported before at this δ."""
         delta = self.privacy.target_delta
-        told = [entry.epsilon for entry in self.ledger.entries if entry.delta == delta]
+        reported = [entry.epsilon for entry in self.ledger.entries if entry.delta == delta]
         spent = epsilon_of([*self.ledger.mechanisms, *more], delta, self.privacy.accountant)
-        return max([spent, *told])
+        return max([spent, *reported])
 
     def _metrics(self, budget_spent: bool = False) -> dict[str, Scalar]:
         return {"epsilon": self.epsilon, "budget-spent": int(budget_spent)}
@@ -242,7 +273,7 @@ class PrivateClient(PersonalClient):
         return SecretRandom()
 
 
-@lru_cache(maxsize=1)
+@PROCESS_CACHE.keep(max_entries=1)
 def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[Engine]:
     set_trainable(model, trainable)
     return engine_for(model, max_length)

@@ -1,8 +1,9 @@
-"""What a run is: every run-config key, its allowed values, and what cannot be combined."""
+"""The settings of a run: every run-config key, its allowed values, and what cannot be combined."""
 
 from fedattn_app.config.aggregation import RULES, AggregationConfig, AggregationRule
 from fedattn_app.config.command_line import parse_run_config
-from fedattn_app.config.data import DataConfig
+from fedattn_app.config.data import PARTITIONERS, DataConfig
+from fedattn_app.config.federation import FederationConfig
 from fedattn_app.config.model import (
     ATTENTION_ROLES,
     LORA_SCOPES,
@@ -11,23 +12,21 @@ from fedattn_app.config.model import (
     ModelConfig,
     ModelSize,
 )
-from fedattn_app.config.privacy import PrivacyConfig
+from fedattn_app.config.output import OutputConfig
+from fedattn_app.config.privacy import PROTECTIONS, PrivacyConfig, RegisteredProtection
 from fedattn_app.config.schema import ConfigValue
-from fedattn_app.config.settings import (
-    SETTINGS,
-    Config,
-    FederationConfig,
-    OutputConfig,
-    TrainingConfig,
-    settings_table,
-)
+from fedattn_app.config.settings import Config
+from fedattn_app.config.training import TrainingConfig
+from fedattn_app.config.transport import CODECS, TransportConfig
 
 __all__ = [
     "ATTENTION_ROLES",
+    "CODECS",
     "LORA_SCOPES",
     "MODEL_SIZES",
+    "PARTITIONERS",
+    "PROTECTIONS",
     "RULES",
-    "SETTINGS",
     "AggregationConfig",
     "AggregationRule",
     "Config",
@@ -39,7 +38,8 @@ __all__ = [
     "ModelSize",
     "OutputConfig",
     "PrivacyConfig",
+    "RegisteredProtection",
     "TrainingConfig",
+    "TransportConfig",
     "parse_run_config",
-    "settings_table",
 ]

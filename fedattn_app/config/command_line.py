@@ -1,8 +1,8 @@
-"""Run-config as a user writes it on a command line or in a file."""
+"""Reads run-config as users write it: pairs on a command line, or a TOML file."""
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
 
 
 def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
-    """Read ``--run-config`` arguments, each ``'key=value key=value'`` or the path of a TOML file.
+    """Read the values of ``--run-config``; of a key that is given twice, the last value counts.
 
-    Later items win. Raises `UserError` for a file that cannot be read and for text that is
-    neither.
+    Args:
+        items: texts that are each ``'key=value key=value'`` or the path of a file that ends in
+            ``.toml``. The ``config.toml`` of a run is accepted; its ``output-dir`` and
+            ``resume-from`` are left out, so that the run can be repeated.
+
+    Raises `UserError` for a file that cannot be read, and for text that is neither.
     """
     merged: dict[str, Any] = {}
     for item in items:
@@ -31,18 +35,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file ({error})") from None
-    if table.pop("versions", None):  # a run's own config.toml, given again
+    if table.pop("versions", None):  # only a run's own config.toml has this table
         table.pop("output-dir", None)
         table.pop("resume-from", None)
     return table
 
 
 def _read_pairs(text: str) -> dict[str, Any]:
-    pairs: Sequence[tuple[str, str]] = _PAIR.findall(text)
     if _PAIR.sub("", text):
         raise UserError(f"{text!r}: must be key=value pairs or the path of a .toml file")
     values: dict[str, Any] = {}
-    for key, value in pairs:
+    for key, value in _PAIR.findall(text):
         try:
             values[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -1,101 +1,119 @@
-"""The run-config keys of the data: their source, and how a simulation splits them."""
+"""The run-config keys of the data, and the registry of partitioners."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from fedattn_app.config.schema import Section, names_in, setting
+from fedattn_app.config.schema import Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
 
-# Settings that only one partitioner has.
-_PARTITIONERS_OF = {
-    "partition_by": ("natural",),
-    "alpha": ("dirichlet",),
-    "classes_per_client": ("pathological",),
-    "label_shares": ("label-shares",),
-    "examples_per_client": ("label-shares",),
+# Name of a partitioner → the fields of `DataConfig` that only some partitioners use. The functions
+# that split the data are in `fedattn_app.data`, by the same names.
+PARTITIONERS: Mapping[str, tuple[str, ...]] = {
+    "iid": (),
+    "dirichlet": ("alpha",),
+    "pathological": ("classes_per_client",),
+    "natural": ("partition_by",),
+    "linear": (),
+    "square": (),
+    "label-shares": ("label_shares", "examples_per_client"),
 }
+
+PER_CENT_TOLERANCE = 1e-6  # by which a client's shares of the labels may miss 100
+
+
+def partitioner_choices() -> tuple[str, ...]:
+    """Return the choices of the key ``partitioner``."""
+    return ("auto", *PARTITIONERS)
 
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where the examples come from and how a simulation splits them over its clients."""
+    """The source of the examples, and how a simulation splits them over its clients."""
+
+    title: ClassVar[str] = "Data"
 
     dataset: str = setting(
-        "triage", "`triage` (built in), `file` (with `data-path`), or the id of a hub data set"
+        "triage",
+        "where the examples come from: `triage`, the built-in synthetic corpus; `file`, the files "
+        "of `data-path`; or the id of a data set on the Hugging Face hub",
     )
     data_path: str = setting(
-        "", "CSV, JSON Lines or Parquet file, or a folder with train.* and test.*"
+        "",
+        "CSV, JSON Lines or Parquet file, or a folder with `train.*` and, if present, `test.*`; "
+        "empty: each node has a `data-path` of its own",
     )
-    text_column: str = setting("text", "column that holds the text")
-    label_column: str = setting("label", "column that holds the label")
+    text_column: str = setting("text", "name of the column that holds the text")
+    label_column: str = setting("label", "name of the column that holds the label")
     labels: str = setting(
-        "", "the label names, comma-separated; empty: those that the data set has"
+        "", "names of the labels, separated by commas; empty: the labels that the data set has"
     )
     partitioner: str = setting(
         "auto",
-        "how a simulation splits the data; `auto`: `natural` for triage, else `iid`",
-        choices=(
-            "auto",
-            "iid",
-            "dirichlet",
-            "pathological",
-            "natural",
-            "linear",
-            "square",
-            "label-shares",
-        ),
+        "how a simulation splits the data over its clients; `auto`: `natural` for `triage`, else "
+        "`iid`",
+        choices=partitioner_choices,
     )
-    partition_by: str = setting("", "column of the `natural` partitioner")
-    alpha: float = setting(0.5, "concentration of the `dirichlet` partitioner", above=0)
-    classes_per_client: int = setting(2, "labels of a `pathological` client", minimum=1)
+    partition_by: str = setting(
+        "", "name of the column whose values are the clients; empty: the sites of `triage`"
+    )
+    alpha: float = setting(
+        0.5,
+        "concentration of the Dirichlet distribution: the smaller, the more the clients' labels "
+        "differ",
+        above=0,
+    )
+    classes_per_client: int = setting(2, "number of different labels of each client", minimum=1)
     label_shares: str = setting(
         "50/50, 30/70, 20/80",
-        "for each `label-shares` client, as many as there are clients and comma-separated, the "
-        "shares of the labels in per cent, with / between them, in the order of `labels`",
+        "shares of the labels at each client, in per cent: clients are separated by commas, "
+        "labels by `/` in the order of `labels`",
     )
     examples_per_client: int = setting(
-        100, "examples of a `label-shares` client, held out ones included", minimum=1
+        100, "number of examples of each client, including those held out", minimum=1
     )
     validation_fraction: float = setting(
-        0.1, "share of its examples that a client holds out", minimum=0, maximum=0.9
+        0.1,
+        "fraction of a client's examples that it holds out for evaluation; 0: none",
+        minimum=0,
+        maximum=0.9,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unowned("partitioner", _PARTITIONERS_OF)
         if self.partitioner == "label-shares":
             self._check_shares()
-        if self.partitioner == "natural" and not self.partition_by and self.dataset != "triage":
-            raise UserError(
-                'partition-by = "": partitioner = "natural" needs the name of a column here'
-            )
         twice = [name for name in self.label_names if self.label_names.count(name) > 1]
         if twice:
-            raise UserError(f"labels = {self.labels!r}: names {twice[0]!r} twice")
+            raise UserError(
+                f"labels = {as_toml(self.labels)}: must name each label once, not {twice[0]} twice"
+            )
         if not self.dataset:
             raise UserError('dataset = "": must be triage, file, or the id of a hub data set')
-        if self.data_path and self.dataset != "file":
-            raise UserError(
-                f'data-path = {self.data_path!r}: is read with dataset = "file" only, '
-                f"not with dataset = {self.dataset!r}"
-            )
 
     def _check_shares(self) -> None:
         for shares in self.shares_per_client or [()]:
-            if not shares or abs(sum(shares) - 100) > 1e-6 or min(shares) < 0:
+            wrong_sum = abs(sum(shares) - 100) > PER_CENT_TOLERANCE
+            if not shares or wrong_sum or min(shares) < 0:
                 raise UserError(
-                    f"label-shares = {self.label_shares!r}: must give each client shares of the "
-                    "labels that sum to 100, such as 50/50, 20/80"
+                    f"label-shares = {as_toml(self.label_shares)}: must give each client shares of "
+                    "the labels that sum to 100, such as 50/50, 20/80"
                 )
 
     @property
     def shares_per_client(self) -> list[tuple[float, ...]]:
-        """For each `label-shares` client the shares in per cent; none where they are no numbers."""
+        """The shares of the labels in per cent, one tuple per client of `label-shares`.
+
+        Empty where `label_shares` holds something that is not a number.
+        """
         try:
-            return [tuple(map(float, of.split("/"))) for of in names_in(self.label_shares)]
+            return [
+                tuple(map(float, client.split("/"))) for client in split_names(self.label_shares)
+            ]
         except ValueError:
             return []
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names given by `labels`, or none when they come from the data."""
-        return names_in(self.labels)
+        """The names that `labels` gives; empty where they come from the data."""
+        return split_names(self.labels)

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
-from fedattn_app.config.schema import Section, names_in, setting
+from fedattn_app.config.schema import Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Encoder shape: `layers` blocks of `width` features, `heads` heads, `feedforward` units."""
+    """Shape of the encoder: `layers` blocks of `width` features, `heads` heads each.
+
+    `feedforward` is the number of hidden units of a block's feed-forward layer.
+    """
 
     layers: int
     width: int
@@ -23,53 +27,69 @@ MODEL_SIZES: Mapping[str, ModelSize] = {
     "base": ModelSize(layers=4, width=256, heads=8, feedforward=1024),
 }
 
+# The fields of `ModelConfig` that have no effect with a pretrained model.
+BUILT_IN_ONLY = (*(entry.name for entry in fields(ModelSize)), "vocabulary")
+
 ATTENTION_ROLES = ("query", "key", "value", "output")
 LORA_SCOPES = ("lora", "lora-a", "lora-b")
 
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """The Transformer and its tokenizer. Shapes of 0 are taken from the named size."""
+    """The Transformer and its tokenizer."""
+
+    title: ClassVar[str] = "Model"
 
     model: str = setting(
         "small",
-        "size of the built-in Transformer, `tiny`, `small` or `base`; or a pretrained one: "
-        "its hub id or its folder",
+        "size of the built-in Transformer, `tiny`, `small` or `base`; or a pretrained model (with "
+        "the extra `pretrained`): its id on the Hugging Face hub or its folder",
     )
-    layers: int = setting(0, "blocks; 0: as the size says", minimum=0, maximum=64)
-    width: int = setting(0, "features per token; 0: as the size says", minimum=0, maximum=8192)
-    heads: int = setting(0, "attention heads; 0: as the size says", minimum=0, maximum=256)
+    layers: int = setting(0, "number of blocks; 0: that of the named size", minimum=0, maximum=64)
+    width: int = setting(
+        0,
+        "number of features per token, a multiple of 2 × `heads`; 0: that of the named size",
+        minimum=0,
+        maximum=8192,
+    )
+    heads: int = setting(
+        0, "number of attention heads; 0: that of the named size", minimum=0, maximum=256
+    )
     feedforward: int = setting(
-        0, "units of the feed-forward block; 0: as the size says", minimum=0, maximum=65536
+        0,
+        "number of hidden units of the feed-forward layers; 0: that of the named size",
+        minimum=0,
+        maximum=65536,
     )
-    dropout: float = setting(0.0, "dropout probability in training", minimum=0, maximum=0.9)
-    vocabulary: int = setting(8192, "hash buckets of the tokenizer", minimum=8, maximum=2**24)
-    max_length: int = setting(64, "tokens kept of a text", minimum=1, maximum=8192)
+    dropout: float = setting(
+        0.0, "dropout probability in training; 0: no dropout", minimum=0, maximum=0.9
+    )
+    vocabulary: int = setting(
+        8192,
+        "number of token ids of the built-in tokenizer, which hashes words to them",
+        minimum=8,
+        maximum=2**24,
+    )
+    max_length: int = setting(
+        64,
+        "maximum number of tokens of a text; the rest of a longer text is cut off",
+        minimum=1,
+        maximum=8192,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrained:
-            self._refuse_shapes()
-            return
-        size = self.size
-        if size.width % (2 * size.heads):
-            raise UserError(
-                f"width = {size.width}: must be a multiple of 2 × heads = {2 * size.heads}"
-            )
-
-    def _refuse_shapes(self) -> None:
-        entries = {entry.name: entry for entry in fields(self)}
         if not self.model.strip():
+            sizes = ", ".join(MODEL_SIZES)
             raise UserError(
-                f"model = {self.model!r}: must be {entries['model'].metadata['rule'].help}"
+                f"model = {as_toml(self.model)}: must be {sizes}, or the hub id or the folder of a "
+                "pretrained model"
             )
-        for name in (*(entry.name for entry in fields(ModelSize)), "vocabulary"):
-            value = getattr(self, name)
-            if value != entries[name].default:
-                raise UserError(
-                    f"{name} = {value}: belongs to the built-in model, "
-                    f"model = {self.model!r} has its own"
-                )
+        if not self.pretrained and self.size.width % (2 * self.size.heads):
+            raise UserError(
+                f"width = {self.size.width}: must be a multiple of 2 × heads = "
+                f"{2 * self.size.heads}"
+            )
 
     @property
     def pretrained(self) -> bool:
@@ -78,9 +98,10 @@ class ModelConfig(Section):
 
     @property
     def size(self) -> ModelSize:
-        """The built-in model's shape: the named size with every explicit key that is not 0."""
+        """The shape of the built-in model: the named size, with every given key that is not 0."""
+        named = MODEL_SIZES[self.model]
         explicit = {
-            entry.name: getattr(self, entry.name) or getattr(MODEL_SIZES[self.model], entry.name)
+            entry.name: getattr(self, entry.name) or getattr(named, entry.name)
             for entry in fields(ModelSize)
         }
         return ModelSize(**explicit)
@@ -88,23 +109,27 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class LoraConfig(Section):
-    """Low-rank adapters of the attention projections, for the scopes of `LORA_SCOPES`."""
+    """Low-rank adapters of the attention projections: `shared` = `lora`, `lora-a` or `lora-b`."""
 
-    lora_rank: int = setting(8, "rank of the LoRA adapters", minimum=1, maximum=1024)
-    lora_alpha: int = setting(16, "a LoRA adapter is scaled by alpha / rank", minimum=1)
+    title: ClassVar[str] = "LoRA"
+
+    lora_rank: int = setting(8, "rank r of each adapter", minimum=1, maximum=1024)
+    lora_alpha: int = setting(16, "α: the output of an adapter is scaled by α / r", minimum=1)
     lora_targets: str = setting(
-        ",".join(ATTENTION_ROLES), "projections that get a LoRA adapter, comma-separated"
+        ",".join(ATTENTION_ROLES),
+        f"attention projections with an adapter, some of {', '.join(ATTENTION_ROLES)}, separated "
+        "by commas",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.roles or not set(self.roles) <= set(ATTENTION_ROLES):
             raise UserError(
-                f"lora-targets = {self.lora_targets!r}: must be some of "
-                f"{', '.join(ATTENTION_ROLES)}, comma-separated"
+                f"lora-targets = {as_toml(self.lora_targets)}: must be some of "
+                f"{', '.join(ATTENTION_ROLES)}, separated by commas"
             )
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The targets, without repetition."""
-        return tuple(dict.fromkeys(names_in(self.lora_targets)))
+        """The projections with an adapter, without repetition."""
+        return tuple(dict.fromkeys(split_names(self.lora_targets)))

@@ -1,68 +1,90 @@
-"""The run-config keys of differential privacy."""
+"""The run-config keys of differential privacy, and the registry of protections."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedattn_app.config.schema import Section, setting
-from fedattn_app.errors import UserError
 
-# Which kinds of privacy have a setting.
-_BOTH = ("dp-sgd", "client-dp")
-_KINDS_OF = {
-    "target_epsilon": _BOTH,
-    "target_delta": _BOTH,
-    "noise_multiplier": _BOTH,
-    "max_grad_norm": ("dp-sgd",),
-    "max_update_norm": ("client-dp",),
-    "accountant": ("dp-sgd",),
-    "evaluate_epsilon": ("dp-sgd",),
-    "num_examples_public": ("dp-sgd",),
-    "reproducible_noise": _BOTH,
+
+@dataclass(frozen=True)
+class RegisteredProtection:
+    """A protection of updates: its class, and the settings that it uses.
+
+    `class_path` is the class as "module:class", imported only where a run uses it. `keys` are the
+    fields of `PrivacyConfig` that have an effect with this protection.
+    """
+
+    class_path: str
+    keys: tuple[str, ...] = ()
+
+
+_BUDGET = ("target_epsilon", "target_delta", "noise_multiplier", "reproducible_noise")
+
+PROTECTIONS: Mapping[str, RegisteredProtection] = {
+    "none": RegisteredProtection("fedattn_app.privacy.protections.base:NoProtection"),
+    "dp-sgd": RegisteredProtection(
+        "fedattn_app.privacy.protections.dp_sgd:DpSgd",
+        (*_BUDGET, "max_grad_norm", "accountant", "evaluate_epsilon", "num_examples_public"),
+    ),
+    "client-dp": RegisteredProtection(
+        "fedattn_app.privacy.protections.client_dp:ClientDp", (*_BUDGET, "max_update_norm")
+    ),
 }
 
 
 @dataclass(frozen=True)
 class PrivacyConfig(Section):
-    """Differential privacy: of an example on its node, or of a client on the server."""
+    """Differential privacy, for each example on its node or for each client on the server."""
+
+    title: ClassVar[str] = "Privacy"
 
     privacy: str = setting(
         "none",
-        "protection of an update: `dp-sgd` on the node, for each of its examples; `client-dp` on "
-        "the server, for each client",
-        choices=("none", "dp-sgd", "client-dp"),
+        "how an update is protected: `none`; `dp-sgd`, noise on the node that protects each of its "
+        "examples; `client-dp`, noise on the server that protects each client as a whole",
+        choices=PROTECTIONS,
     )
     target_epsilon: float = setting(
-        0.0, "ε that may be spent; 0: no limit, `noise-multiplier` decides", minimum=0
+        0.0,
+        "maximum ε that may be spent; 0: no maximum, and `noise-multiplier` must be given",
+        minimum=0,
     )
     target_delta: float = setting(
-        1e-5, "δ of the guarantee, below 1 / number of examples", above=0, maximum=0.999
+        1e-5,
+        "δ of the guarantee; keep it below 1 / the number of examples or clients to protect",
+        above=0,
+        maximum=0.999,
     )
     noise_multiplier: float = setting(
-        0.0, "noise per clipping norm; 0: worked out from `target-epsilon`", minimum=0
+        0.0,
+        "standard deviation of the noise, as a multiple of the clipping norm; 0: computed from "
+        "`target-epsilon`",
+        minimum=0,
     )
     max_grad_norm: float = setting(
-        1.0, "L2 norm to which `dp-sgd` clips the gradient of an example", minimum=1e-6
+        1.0, "L2 norm to which the gradient of each example is clipped", minimum=1e-6
     )
     max_update_norm: float = setting(
-        1.0, "L2 norm to which `client-dp` clips the update of a client", above=0
+        1.0, "L2 norm to which the update of each client is clipped", above=0
     )
-    accountant: str = setting("rdp", "how `dp-sgd` adds ε up", choices=("rdp", "prv"))
+    accountant: str = setting(
+        "rdp",
+        "how ε is computed over the steps: `rdp`, Rényi differential privacy; `prv`, privacy loss "
+        "random variables, which gives a smaller ε and takes longer",
+        choices=("rdp", "prv"),
+    )
     evaluate_epsilon: float = setting(
         0.0,
-        "ε beside `target-epsilon` for noisy scores on what clients hold out; 0: with `dp-sgd` "
-        "they do not evaluate",
+        "ε, in addition to `target-epsilon`, for noisy scores on the examples that clients hold "
+        "out; 0: clients do not evaluate",
         minimum=0,
     )
     num_examples_public: bool = setting(
-        False, "with `dp-sgd`, clients may tell how many examples they have"
+        False, "whether clients may report their number of examples without noise"
     )
     reproducible_noise: bool = setting(
-        False, "noise from `seed`, for simulations only: it protects nobody"
+        False,
+        "whether the noise is drawn from `seed`, so that a run can be repeated; for tests and "
+        "simulations only, because noise that can be predicted protects nobody",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_unowned("privacy", _KINDS_OF)
-        if self.privacy != "none" and not self.target_epsilon and not self.noise_multiplier:
-            raise UserError(
-                f'privacy = "{self.privacy}": needs target-epsilon or noise-multiplier above 0'
-            )

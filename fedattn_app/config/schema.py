@@ -1,34 +1,46 @@
 """How a run-config key is declared and checked.
 
-A section is a frozen dataclass whose fields are keys, with dashes for underscores. A field
-declares its default, what it means and what it may be; a value outside that raises `UserError`
-with one line that names key, value and what is allowed.
+A section is a frozen dataclass. Each of its fields is one run-config key, with dashes in place of
+underscores, and declares its default, its meaning and its allowed values. A value that is not
+allowed raises `UserError` with one line that names the key, the value and what is allowed.
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from fedattn_app.errors import UserError
 
 ConfigValue: TypeAlias = bool | int | float | str
+# The allowed values of a text. A registry, which is a mapping by name, or a function is read
+# whenever a value is checked, so that a name added later is allowed too.
+Choices: TypeAlias = Collection[str] | Callable[[], Collection[str]]
+
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+EXACT_FLOAT_LIMIT = 2**53  # whole numbers below it are floats without rounding
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a value may be: one of `choices`, or a number within the bounds."""
+    """The meaning of a key and its allowed values: some names, or the numbers within bounds."""
 
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Choices = ()
     minimum: float = -math.inf
     maximum: float = math.inf
     above: float = -math.inf
 
-    def allowed(self, kind: type) -> str:
-        """Say what may be given, for a value of this type."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The allowed names at this moment; empty for a key that is not limited to some names."""
+        return tuple(self.choices() if callable(self.choices) else self.choices)
+
+    def allowed(self, value_type: type) -> str:
+        """Return the allowed values of a key of this type, in words."""
+        if self.names:
+            return "one of " + ", ".join(self.names)
         bounds = []
         if self.above > -math.inf:
             bounds.append(f"> {self.above}")
@@ -36,61 +48,86 @@ class Constraint:
             bounds.append(f">= {self.minimum}")
         if self.maximum < math.inf:
             bounds.append(f"<= {self.maximum}")
-        name = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-        return " ".join([name, " and ".join(bounds)]).strip()
+        return " ".join([TYPE_NAMES[value_type], " and ".join(bounds)]).strip()
 
-    def admits(self, value: ConfigValue) -> bool:
-        """Whether `value`, which has the right type, may be given."""
-        if self.choices:
-            return value in self.choices
+    def allows(self, value: ConfigValue) -> bool:
+        """Return whether `value`, which has the right type, is allowed."""
+        if self.names:
+            return value in self.names
         if isinstance(value, str):
             return True
         within = self.above < value and self.minimum <= value <= self.maximum
         return within and math.isfinite(value)
 
 
-def setting(default: Any, help: str, **rule: Any) -> Any:
-    """Declare one run-config key; the keywords are the fields of `Constraint`."""
-    return field(default=default, metadata={"rule": Constraint(help, **rule)})
+def setting(
+    default: ConfigValue,
+    help: str,
+    *,
+    choices: Choices = (),
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float = -math.inf,
+) -> Any:
+    """Declare one run-config key as a field of a section.
+
+    Args:
+        default: the value of a run that does not give the key. Its type is the key's type.
+        help: the meaning of the key, with its unit and the meaning of 0, as the docs show it.
+        choices: the allowed names of a text; any text is allowed without them.
+        minimum: the smallest allowed number.
+        maximum: the largest allowed number.
+        above: a number that every allowed number exceeds.
+    """
+    constraint = Constraint(help, choices, minimum, maximum, above)
+    return field(default=default, metadata={"constraint": constraint})
 
 
-def names_in(text: str) -> tuple[str, ...]:
-    """Return the names in a comma-separated text."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def constraint_of(entry: Field[Any]) -> Constraint:
+    """Return what `setting` declared for a field."""
+    constraint: Constraint = entry.metadata["constraint"]
+    return constraint
 
 
 def key_of(entry: Field[Any]) -> str:
-    """Return the run-config key that a field stands for."""
-    return entry.name.replace("_", "-")
+    """Return the run-config key of a field."""
+    return key_named(entry.name)
+
+
+def key_named(field_name: str) -> str:
+    """Return the run-config key of the field with this name."""
+    return field_name.replace("_", "-")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a comma-separated text, without the spaces around them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def as_toml(value: object) -> str:
+    """Return a value as a user writes it in a TOML file: text in double quotes, `true`, `1e-05`."""
+    if isinstance(value, (str, bool)):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Checks every field of a frozen dataclass against its rule when it is made."""
+    """A group of run-config keys. Every value is checked when the section is made.
+
+    A whole number is accepted for a key that takes any number, and stored as a float. Raises
+    `UserError` for a value of another type or outside the allowed ones.
+    """
+
+    title: ClassVar[str]  # the heading in the docs
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            rule: Constraint = entry.metadata["rule"]
-            kind: type = type(entry.default)
-            value = getattr(self, entry.name)
-            if kind is float and type(value) is int and abs(value) < 2**53:
-                value = float(value)
+            constraint, value_type = constraint_of(entry), type(entry.default)
+            given = value = getattr(self, entry.name)
+            if value_type is float and type(given) is int and abs(given) < EXACT_FLOAT_LIMIT:
+                value = float(given)
                 object.__setattr__(self, entry.name, value)
-            if type(value) is not kind or not rule.admits(cast(ConfigValue, value)):
-                shown = value if isinstance(value, (int, float)) else repr(value)
-                raise UserError(f"{key_of(entry)} = {shown}: must be {rule.allowed(kind)}")
-
-    def refuse_unowned(self, chooser: str, owners: Mapping[str, Sequence[str]]) -> None:
-        """Raise `UserError` for a setting of other values of the field `chooser`.
-
-        `owners` has those values by field; a setting may always be at its default.
-        """
-        chosen = getattr(self, chooser)
-        for entry in fields(self):
-            value, own = getattr(self, entry.name), owners.get(entry.name)
-            if own and chosen not in own and value != entry.default:
-                needed = " or ".join(f'"{owner}"' for owner in own)
-                raise UserError(
-                    f'{key_of(entry)} = {value}: does nothing with {chooser} = "{chosen}"; it '
-                    f"needs {chooser} = {needed}"
-                )
+            if type(value) is not value_type or not constraint.allows(cast(ConfigValue, value)):
+                allowed = constraint.allowed(value_type)
+                raise UserError(f"{key_of(entry)} = {as_toml(given)}: must be {allowed}")

@@ -58,7 +58,6 @@ def client_data(
 
     Raises:
         UserError: If the data cannot be read or cannot be split over that many clients.
-
     """
     kind = kind_of(config)
     table = None
@@ -86,7 +85,6 @@ def private_data(
     Raises:
         UserError: If `config` does not name the labels, because a node does not know the labels of
             other nodes; if the data cannot be read; and for an unknown label unless `secret`.
-
     """
     if not config.label_names:
         raise UserError(

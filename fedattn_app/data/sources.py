@@ -28,7 +28,6 @@ class Table:
         labels: N label names; an empty one is missing.
         source: What error texts call the table, such as the file's path.
         groups: N values of the column ``partition-by``, if the table has it.
-
     """
 
     texts: Sequence[str]

@@ -1,1 +1,1 @@
-"""The local simulation engine: Flower's Grid on this machine, over worker processes."""
+"""The local simulation engine: a Flower `Grid` that runs its nodes in worker processes."""

@@ -1,10 +1,11 @@
-"""Objects that pass between processes of this machine, through memory that both see.
+"""Send objects between processes of this machine through shared memory.
 
-A parcel is an anonymous file in memory that holds a pickle (protocol 5) and, beside it, the data of
-the arrays in it. Only its descriptor passes through a socket, and what the receiver gets are
-read-only views. The file has no name, so that nothing is left behind however the processes end.
-Unpickling is safe here, and here only: the other end of the socket, which has no name either, is
-this very program, forked. Linux only.
+A parcel is an anonymous file in memory. It holds a pickle (protocol 5), followed by the data of the
+arrays in the object. Only the file's descriptor passes through a socket, and the receiver's arrays
+are read-only views of the file. The file has no name, so nothing is left behind when a process is
+killed. Unpickling is safe here because the other end of the socket is a fork of this process.
+
+Linux only: `AVAILABLE` says whether this machine can do it.
 """
 
 import ctypes
@@ -17,43 +18,49 @@ import sys
 import weakref
 from typing import Any, Self
 
-# Asked directly: Python's own `memfd_create` is missing from the builds of conda and uv, and its
-# `mmap` keeps a descriptor open for each mapping, of which a process may have only 1,024.
+# libc is called directly because some Python builds lack `os.memfd_create`, and because `mmap.mmap`
+# keeps one descriptor open per mapping, of which a process may only have about a thousand.
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 if LIBC:
     LIBC.mmap.restype = ctypes.c_void_p
 AVAILABLE = hasattr(LIBC, "memfd_create")
-CLOSE_ON_EXEC = 1  # of memfd_create(2)
-ALIGNMENT = 64
-# How long the pickle is, and how many pairs of numbers after it say where its arrays lie.
-HEADER = struct.Struct("qq")
-PLACE = struct.Struct("qq")
+MFD_CLOEXEC = 1  # from memfd_create(2)
+ALIGNMENT = 64  # bytes
+HEADER = struct.Struct("qq")  # length of the pickle in bytes, number of arrays
+ARRAY_RANGE = struct.Struct("qq")  # first byte of an array's data, and the byte after its last
 
 
 class Parcel:
-    """A packed object, to be sent as often as you like until it is closed."""
+    """A packed object, which can be sent any number of times until it is closed.
 
-    def __init__(self, header: bytes, file: int) -> None:
+    Make one with `Parcel.pack`.
+    """
+
+    def __init__(self, header: bytes, descriptor: int) -> None:
         self._header = header
-        self._file = file
+        self._descriptor = descriptor
 
     @classmethod
-    def of(cls, value: object) -> Self:
-        """Pack `value`."""
+    def pack(cls, value: object) -> Self:
+        """Copy `value` into a new parcel.
+
+        Raises what `pickle` raises for an object that cannot be pickled, and `OSError` when there
+        is not enough memory.
+        """
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        raw = [buffer.raw() for buffer in buffers]
-        end, places = len(pickled) + PLACE.size * len(raw), []
-        for data in raw:
+        arrays = [buffer.raw() for buffer in buffers]
+        end, ranges = len(pickled) + ARRAY_RANGE.size * len(arrays), []
+        for data in arrays:
             start = end + -end % ALIGNMENT
             end = start + data.nbytes
-            places.append((start, end))
-        parcel = cls(HEADER.pack(len(pickled), len(raw)), _file_in_memory())
+            ranges.append((start, end))
+        parcel = cls(HEADER.pack(len(pickled), len(arrays)), _memory_file())
         try:
-            with open(parcel._file, "wb", closefd=False) as file:
+            with open(parcel._descriptor, "wb", closefd=False) as file:
                 file.write(pickled)
-                file.writelines(PLACE.pack(*place) for place in places)
-                for (start, _), data in zip(places, raw, strict=True):
+                file.writelines(ARRAY_RANGE.pack(*limits) for limits in ranges)
+                for (start, _), data in zip(ranges, arrays, strict=True):
                     file.seek(start)
                     file.write(data)
         except BaseException:
@@ -62,17 +69,17 @@ class Parcel:
         return parcel
 
     def send(self, receiver: socket.socket) -> None:
-        """Send it; raises `ConnectionError` where nobody listens."""
-        socket.send_fds(receiver, [self._header], [self._file])
+        """Send the object; raises `ConnectionError` when the other end is closed."""
+        socket.send_fds(receiver, [self._header], [self._descriptor])
 
     def close(self) -> None:
-        """Let go of the file; what was received of it stays."""
-        os.close(self._file)
+        """Close the file. What others have received remains valid."""
+        os.close(self._descriptor)
 
 
 def send(receiver: socket.socket, value: object) -> None:
-    """Send `value`."""
-    parcel = Parcel.of(value)
+    """Send `value` once; raises as `Parcel.pack` and `Parcel.send` do."""
+    parcel = Parcel.pack(value)
     try:
         parcel.send(receiver)
     finally:
@@ -80,42 +87,43 @@ def send(receiver: socket.socket, value: object) -> None:
 
 
 def receive(sender: socket.socket) -> Any:
-    """Wait for an object and return it; raises `EOFError` when the other end is gone."""
+    """Wait for an object and return it; raises `EOFError` when the other end is closed."""
     header, descriptors, *_ = socket.recv_fds(sender, HEADER.size, 1)
     if not header:
         raise EOFError
     length, count = HEADER.unpack(header)
     try:
-        memory = _mapped(descriptors[0])
+        memory = _map(descriptors[0])
     finally:
         os.close(descriptors[0])
-    places = PLACE.iter_unpack(memory[length : length + PLACE.size * count])
-    buffers = [memory[start:end] for start, end in places]
+    ranges = ARRAY_RANGE.iter_unpack(memory[length : length + ARRAY_RANGE.size * count])
+    buffers = [memory[start:end] for start, end in ranges]
     return pickle.loads(memory[:length], buffers=buffers)
 
 
-def _file_in_memory() -> int:
+def _memory_file() -> int:
+    """Create an anonymous file in memory and return its descriptor."""
     assert LIBC
-    descriptor: int = LIBC.memfd_create(b"fedattn", CLOSE_ON_EXEC)
+    descriptor: int = LIBC.memfd_create(b"fedattn", MFD_CLOEXEC)
     if descriptor < 0:
-        raise _error()
+        raise _libc_error()
     return descriptor
 
 
-def _mapped(descriptor: int) -> memoryview:
-    """Return the content of a file, which stays as long as any view of it."""
+def _map(descriptor: int) -> memoryview:
+    """Return a file's content, which is unmapped when the last view of it is gone."""
     assert LIBC
     size = os.fstat(descriptor).st_size
     length, start = ctypes.c_size_t(size), ctypes.c_long(0)
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     address = LIBC.mmap(None, length, mmap.PROT_READ, flags, descriptor, start)
     if address == ctypes.c_void_p(-1).value:
-        raise _error()
+        raise _libc_error()
     content = (ctypes.c_ubyte * size).from_address(address)
     weakref.finalize(content, LIBC.munmap, ctypes.c_void_p(address), length).atexit = False
     return memoryview(content).cast("B").toreadonly()
 
 
-def _error() -> OSError:
+def _libc_error() -> OSError:
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))

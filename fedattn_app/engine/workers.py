@@ -1,7 +1,7 @@
-"""Processes that work through the messages of a simulation, each on one core.
+"""Worker processes that answer the messages of a simulation, one per core.
 
-They are forked once and stay, so that models and tokenised data are made once in each. Arrays pass
-through shared memory. Which process answers a message has no part in the answer.
+The processes are forked once and stay alive, so each builds models and tokenises data only once.
+Messages and replies pass through shared memory. A reply does not depend on which process made it.
 """
 
 import ctypes
@@ -22,33 +22,34 @@ from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.app.message import make_message
 
 from fedattn_app.engine import shared_memory
 from fedattn_app.engine.shared_memory import Parcel
+from fedattn_app.flower_compat import message_with_metadata
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
 
-# Messages that are with a process: one that it works at, and one that waits, so that it need not.
-AT_ONCE = 2
-# At most so many messages for each process are out of order: their answers have to be kept.
-AHEAD = 16
-PARENT_DEATH_SIGNAL = 1  # of prctl(2)
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-KEPT_BYTES = 1 << 30
-LARGEST_KEPT = 1 << 25  # more glibc does not take
-FOREVER = 1e9  # seconds, for what has not been timed yet
+# One task that a worker is running and one that waits, so that the worker is never idle.
+MAX_TASKS_PER_WORKER = 2
+# Answers that arrive before an earlier one must be kept; this limits their number, per worker.
+MAX_ANSWERS_AHEAD_PER_WORKER = 16
+UNKNOWN_SECONDS = 1e9  # assumed for a node that has not been timed: longer than any other
+
+PR_SET_PDEATHSIG = 1  # from prctl(2)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from mallopt(3)
+TRIM_THRESHOLD_BYTES = 1 << 30
+MMAP_THRESHOLD_BYTES = 1 << 25  # the largest value that glibc accepts
 
 log = logging.getLogger("fedattn")
 
-# Answers a message, whatever happens, and may change the context's state.
-Answering = Callable[[Message, Context], Message]
+# Returns the reply to a message, never raises, and may change the context's state.
+MessageHandler = Callable[[Message, Context], Message]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A message and the context of the node that it is for."""
+    """A message and the context of the node that receives it."""
 
     message: Message
     context: Context
@@ -56,51 +57,57 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a task: the reply, the node's state after it, and what was logged.
+    """The result of a task.
 
-    Where the process died over it, `reply` is None and `died` says how.
+    Args:
+        reply: The reply, or None if the worker process died.
+        state: The node's state after the message.
+        log_records: What was logged while the message was handled.
+        seconds: How long that took.
+        death_cause: If the worker died, its exit code in words.
     """
 
     reply: Message | None
     state: RecordDict
-    lines: Sequence[logging.LogRecord] = ()
+    log_records: Sequence[logging.LogRecord] = ()
     seconds: float = 0.0
-    died: str = ""
+    death_cause: str = ""
 
 
 class Workers:
-    """`count` processes that run `answering`."""
+    """A pool of `count` processes that call `handle`. They start with the first task."""
 
-    def __init__(self, answering: Answering, count: int) -> None:
-        self.answering = answering
+    def __init__(self, handle: MessageHandler, count: int) -> None:
+        self.handle = handle
         self.count = count
         self._workers: list[_Worker] = []
-        self._seconds: dict[tuple[int, str], float] = {}  # by node and kind of message
+        self._seconds: dict[tuple[int, str], float] = {}  # by node and message type
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
-        """Yield the answers in the order of `tasks`, each as soon as those before it are there.
+        """Yield the answers in the order of `tasks`, each as soon as all before it have arrived.
 
-        No two tasks may be of one node, whose state either would change.
-        What took long the last time is begun first, so that the processes end together. A process
-        that dies is replaced. Raises `RuntimeError` while another call is not at its end.
+        All tasks must be for different nodes, because each may change its node's state. Tasks that
+        took longest the last time start first, so that all workers finish at about the same time.
+        A worker that dies is replaced. Raises `RuntimeError` while another call is unfinished.
         """
         if any(worker.tasks for worker in self._workers):
             raise RuntimeError("the answers to other messages have not all been taken yet")
-        contents = _Contents()
-        waiting, answers, yielded = list(range(len(tasks))), dict[int, Answer](), 0
+        sender = _ContentSender()
+        waiting, answers, num_yielded = list(range(len(tasks))), dict[int, Answer](), 0
         try:
-            while yielded < len(tasks):
-                self._hand_out(tasks, waiting, yielded + AHEAD * self.count, contents)
-                for worker in self._with_answers():
+            while num_yielded < len(tasks):
+                end = num_yielded + MAX_ANSWERS_AHEAD_PER_WORKER * self.count
+                self._assign(tasks, waiting, end, sender)
+                for worker in self._wait_for_answers():
                     number = worker.tasks[0]
                     answers[number] = self._receive(worker, tasks[number], waiting)
-                while yielded in answers:
-                    yield answers.pop(yielded)
-                    yielded += 1
+                while num_yielded in answers:
+                    yield answers.pop(num_yielded)
+                    num_yielded += 1
         finally:
-            contents.close()
+            sender.close()
             for worker in self._workers:
-                if worker.tasks:  # nobody waits for its answers any more
+                if worker.tasks:  # the caller stopped early
                     self._end(worker)
 
     def close(self) -> None:
@@ -108,46 +115,49 @@ class Workers:
         for worker in self._workers:
             self._end(worker)
 
-    def _hand_out(
-        self, tasks: Sequence[Task], waiting: list[int], end: int, contents: "_Contents"
+    def _assign(
+        self, tasks: Sequence[Task], waiting: list[int], end: int, sender: "_ContentSender"
     ) -> None:
-        """Give every process something to do, from the tasks `waiting` before the number `end`."""
+        """Give tasks to all workers that have room, starting workers where some are missing.
+
+        `waiting` has the numbers of the unassigned tasks; only those below `end` are assigned.
+        """
         for worker in self._workers:
             if not (worker.tasks or worker.process.is_alive()):
                 self._end(worker)
-        for place in range(self.count):
-            if waiting and place not in {worker.place for worker in self._workers}:
-                self._start(place)
-        for depth in range(AT_ONCE):
+        for slot in range(self.count):
+            if waiting and slot not in {worker.slot for worker in self._workers}:
+                self._start(slot)
+        for num_assigned in range(MAX_TASKS_PER_WORKER):
             for worker in self._workers:
                 ready = [number for number in waiting if number < end]
-                if len(worker.tasks) == depth and ready:
-                    number = min(ready, key=lambda n: self._rank(tasks[n], n, worker.place))
+                if len(worker.tasks) == num_assigned and ready:
+                    number = min(ready, key=lambda n: self._priority(tasks[n], n, worker.slot))
                     waiting.remove(number)
                     worker.tasks.append(number)
-                    contents.give(worker, tasks[number])
+                    sender.send(worker, tasks[number])
 
-    def _rank(self, task: Task, number: int, place: int) -> tuple[bool, float, int]:
-        """Order tasks for a process: first its own nodes, whose data it has, and the longest.
+    def _priority(self, task: Task, number: int, slot: int) -> tuple[bool, float, int]:
+        """Return a sort key: a worker prefers its own nodes, then long tasks, then low numbers.
 
-        Of those that take about as long, within √2, the first in number is the first: then few
-        answers have to wait for one before them.
+        A worker's own nodes are those whose data it already holds. Durations within a factor of √2
+        count as equal, so that tasks start roughly in order and few answers wait for earlier ones.
         """
         node = task.message.metadata.dst_node_id
-        length = round(2 * math.log2(self._seconds.get(_kind(task), FOREVER)))
-        return node % self.count != place, -length, number
+        duration = round(2 * math.log2(self._seconds.get(_timing_key(task), UNKNOWN_SECONDS)))
+        return node % self.count != slot, -duration, number
 
-    def _start(self, place: int) -> None:
+    def _start(self, slot: int) -> None:
         ours, theirs = socket.socketpair()
         process = get_context("fork").Process(
-            target=_work, args=(theirs, self.answering, os.getpid()), daemon=True
+            target=_worker_main, args=(theirs, self.handle, os.getpid()), daemon=True
         )
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with warnings.catch_warnings():  # of threads, which the process does not use
+            with warnings.catch_warnings():  # about threads, which the worker does not use
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
-            self._workers.append(_Worker(place, process, ours))
+            self._workers.append(_Worker(slot, process, ours))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
@@ -158,46 +168,49 @@ class Workers:
         worker.connection.close()
         self._workers = [other for other in self._workers if other is not worker]
 
-    def _with_answers(self) -> list["_Worker"]:
+    def _wait_for_answers(self) -> list["_Worker"]:
+        """Wait until at least one worker has answered or died, and return all such workers."""
         busy = {worker.connection: worker for worker in self._workers if worker.tasks}
         return [busy[ready] for ready in wait(list(busy)) if isinstance(ready, socket.socket)]
 
     def _receive(self, worker: "_Worker", task: Task, waiting: list[int]) -> Answer:
+        """Return the worker's answer to `task`; if it has died, its other tasks wait again."""
         try:
             answer: Answer = shared_memory.receive(worker.connection)
         except (EOFError, ConnectionError):
             self._end(worker)
             waiting.extend(worker.tasks[1:])
-            return Answer(None, task.context.state, died=f"exit code {worker.process.exitcode}")
-        worker.tasks.pop(0)  # not before, so that an interrupt up to here finds a busy worker
-        self._seconds[_kind(task)] = answer.seconds
+            cause = f"exit code {worker.process.exitcode}"
+            return Answer(None, task.context.state, death_cause=cause)
+        worker.tasks.pop(0)  # only now: an interrupt before this line must find the worker busy
+        self._seconds[_timing_key(task)] = answer.seconds
         return answer
 
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, seen from the parent."""
+    """The parent's record of one process."""
 
-    place: int
+    slot: int
     process: "ForkProcess"
     connection: socket.socket
-    content: Parcel | None = None  # what it was sent last
-    tasks: list[int] = field(default_factory=list)  # what it was given, oldest first
+    content: Parcel | None = None  # the message content that the process received last
+    tasks: list[int] = field(default_factory=list)  # numbers of its unanswered tasks, oldest first
 
 
-class _Contents:
-    """The contents of messages, each packed once for all processes."""
+class _ContentSender:
+    """Sends tasks to workers and packs each message content once, for all workers."""
 
     def __init__(self) -> None:
-        self._parcels: dict[int, Parcel] = {}
+        self._parcels: dict[int, Parcel] = {}  # by id of the content
 
-    def give(self, worker: _Worker, task: Task) -> None:
-        """Send `task` to `worker`, and first the content of its message unless it has that."""
+    def send(self, worker: _Worker, task: Task) -> None:
+        """Send `task` to `worker`, without the content if the worker already has it."""
         content = task.message.content
         parcel = self._parcels.get(id(content))
         if parcel is None:
-            parcel = self._parcels[id(content)] = Parcel.of(content)
-        with suppress(ConnectionError):  # from one that has died, as its answer will show
+            parcel = self._parcels[id(content)] = Parcel.pack(content)
+        with suppress(ConnectionError):  # the worker has died, which `_receive` will find
             if worker.content is not parcel:
                 parcel.send(worker.connection)
                 worker.content = parcel
@@ -208,53 +221,54 @@ class _Contents:
             parcel.close()
 
 
-class _Lines(QueueHandler):
-    """Collects log lines so that they can be sent."""
+class _LogCollector(QueueHandler):
+    """Keeps log records in a list, in a form that can be pickled."""
 
     def __init__(self) -> None:
         super().__init__(None)  # type: ignore[arg-type]
-        self.lines: list[logging.LogRecord] = []
+        self.records: list[logging.LogRecord] = []
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.lines.append(record)
+        self.records.append(record)
 
 
-def _kind(task: Task) -> tuple[int, str]:
+def _timing_key(task: Task) -> tuple[int, str]:
     metadata = task.message.metadata
     return metadata.dst_node_id, metadata.message_type
 
 
-def keep_memory() -> None:
-    """Keep memory that a step lets go of: the next one takes it again, and anew it takes longer.
+def keep_freed_memory() -> None:
+    """Make malloc keep freed memory for later use instead of returning it to the system.
 
+    Every training step frees and allocates the same blocks, and fresh memory is slow to obtain.
     Linux with glibc only.
     """
     libc = ctypes.CDLL(None)
-    libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
-    libc.mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+    libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
-def _work(connection: socket.socket, answering: Answering, parent: int) -> None:
-    """Answer what comes until the `parent` goes. Interrupts are blocked: it alone hears them."""
+def _worker_main(connection: socket.socket, handle: MessageHandler, parent_pid: int) -> None:
+    """Answer messages until the parent process ends, in a process that ignores SIGINT."""
     libc = ctypes.CDLL(None)
-    libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it was asked for a signal
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # the parent ended before the call of prctl
         return
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
-    handler = _Lines()
-    log.handlers, log.propagate = [handler], False
+    collector = _LogCollector()
+    log.handlers, log.propagate = [collector], False
     content = RecordDict()
     while True:
-        given = shared_memory.receive(connection)
-        if isinstance(given, RecordDict):
-            content = given
+        received = shared_memory.receive(connection)
+        if isinstance(received, RecordDict):
+            content = received
             continue
-        metadata, context = given
+        metadata, context = received
         began = time.perf_counter()
-        message = make_message(metadata, RecordDict(dict(content.items())))
-        reply = answering(message, context)
+        message = message_with_metadata(metadata, RecordDict(dict(content.items())))
+        reply = handle(message, context)
         seconds = time.perf_counter() - began
-        answer = Answer(reply, context.state, tuple(handler.lines), seconds)
+        answer = Answer(reply, context.state, tuple(collector.records), seconds)
         shared_memory.send(connection, answer)
-        handler.lines.clear()
+        collector.records.clear()

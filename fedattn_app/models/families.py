@@ -25,7 +25,6 @@ class Family:
         head: The full names of the parameters between the encoder's output and the logits.
         positions_after_padding: Whether token positions count from the padding token's id plus 1,
             which reduces the maximum length.
-
     """
 
     attention: str

@@ -1,7 +1,7 @@
 """Read and write the parameters of a model as numpy arrays by name."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,16 +36,28 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
 
     Raises `ValueError` for an unknown name or a different shape.
     """
-    state = _state(model)
-    for name, array in arrays.items():
-        if name not in state:
+    present = view_arrays(model)
+    for name in arrays:
+        if name not in present:
             raise ValueError(f"the model has no parameter {name!r}")
-        if state[name].shape != array.shape:
+    copy_arrays(list(arrays.values()), [present[name] for name in arrays], list(arrays))
+
+
+def copy_arrays(
+    sources: Sequence[NDArray], targets: Sequence[NDArray], names: Sequence[str]
+) -> None:
+    """Copy each of the `sources` into the target at the same place.
+
+    Raises `ValueError` for a different number of arrays, and for a different shape with the name at
+    that place.
+    """
+    for source, target, name in zip(sources, targets, names, strict=True):
+        if target.shape != source.shape:
             raise ValueError(
-                f"parameter {name!r} has shape {array.shape}, in the model "
-                f"{tuple(state[name].shape)}: do the nodes agree on the model and its labels?"
+                f"parameter {name!r} has shape {source.shape}, in the model {target.shape}: do the "
+                "nodes agree on the model and its labels?"
             )
-        np.copyto(state[name].detach().numpy(), array)
+        np.copyto(target, source)
 
 
 def fingerprint(arrays: Mapping[str, NDArray]) -> str:

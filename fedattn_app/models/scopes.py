@@ -48,7 +48,6 @@ def scope_of(shared: str, local: str, family: str, names: Collection[str]) -> Sc
     Raises:
         UserError: If the regular expression is invalid or matches no name, or if `shared` is a
             named scope that needs the family's row and `FAMILIES` has none.
-
     """
     every_name = frozenset(names)
     selected = _matching(shared, _pattern(shared, family, every_name), every_name)

@@ -80,7 +80,6 @@ class HashingTokenizer(Tokenizer):
     Args:
         buckets: The number of ids, at least 2.
         max_length: The maximum number of tokens of a text, at least 1. The rest is cut off.
-
     """
 
     EMPTY = "\x00"

@@ -49,7 +49,6 @@ class SelfAttention(nn.Module):
 
         Returns:
             Float32 (B, T, D).
-
         """
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D/H)

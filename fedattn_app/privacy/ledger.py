@@ -1,9 +1,9 @@
-"""A node's privacy ledger: all that was ever spent on its data, written before it is used.
+"""A node's privacy ledger: everything spent on its data so far, written before it is spent.
 
-It is a JSON file in the node's `state-dir`, replaced as a whole under a lock, with a copy in
-Flower's `context.state`, which ends with the run; in a simulation there is the copy only. Entries
-are added, never removed: a hidden file beside it counts them. A ledger that cannot be read, or that
-has lost some of them, stops the node.
+The ledger is a JSON file in the node's `state-dir`, replaced as a whole under a lock. A copy in
+Flower's `context.state` lasts as long as the run; a simulated node has only the copy. Entries are
+added and never removed; a hidden file beside the ledger counts them. A ledger that cannot be read,
+or that has lost entries, stops the node.
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from flwr.app import ConfigRecord, RecordDict
 
 from fedattn_app.errors import UserError
@@ -23,15 +24,23 @@ from fedattn_app.privacy.accounting import Steps
 FORMAT = "fedattn privacy ledger 1"
 KINDS = ("train", "evaluate")
 COPY = "privacy-ledger"
+LOCK_POLL_SECONDS = 0.01
+LOCK_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Entry:
     """What one message of the server has cost.
 
-    `steps` mechanisms of noise multiplier `noise_multiplier` and `sample_rate`, on the examples to
-    `kind`: train on or evaluate. `run` is Flower's id. `epsilon` is what all entries up to this one
-    come to at `delta`, as it was told.
+    Attributes:
+        kind: "train" or "evaluate": which examples the mechanism was applied to.
+        noise_multiplier: the standard deviation of the noise per sensitivity, at least 0.
+        sample_rate: the probability of each example to be in a step, above 0, at most 1.
+        steps: the number of steps, at least 1.
+        run: Flower's id of the run.
+        server_round: the round.
+        epsilon: ε at `delta` of all entries up to this one, as it was reported.
+        delta: the δ of `epsilon`, between 0 and 1.
     """
 
     kind: str
@@ -48,7 +57,7 @@ class Entry:
             value = getattr(self, entry.name)
             if type(value) is not entry.type:
                 raise ValueError(f"{entry.name} = {value!r} is not {entry.type}")
-        sound = (
+        valid = (
             self.kind in KINDS
             and 0 <= self.noise_multiplier < math.inf
             and 0 < self.sample_rate <= 1
@@ -56,21 +65,24 @@ class Entry:
             and self.epsilon >= 0
             and 0 < self.delta < 1
         )
-        if not sound:
-            raise ValueError(f"{asdict(self)} makes no sense")
+        if not valid:
+            raise ValueError(f"{asdict(self)} is not a possible entry")
 
     @property
     def mechanism(self) -> Steps:
-        """What accounting needs to know of it."""
+        """The entry as the accountant takes it."""
         return Steps(self.noise_multiplier, self.sample_rate, self.steps)
 
 
 class Ledger:
     """The entries so far, oldest first, and where they are kept.
 
-    `copy` is Flower's `context.state` or a `RecordDict` of one's own; `path` the file, or None for
-    a node that lives no longer than `copy`. Raises `UserError` for a file that is not a ledger,
-    cannot be read, or lacks entries that `copy` has.
+    Raises `UserError` for a file that is not a ledger, cannot be read, or lacks entries that `copy`
+    has.
+
+    Args:
+        copy: Flower's `context.state`, or any `RecordDict`.
+        path: the file, or None for a node that exists no longer than `copy`.
     """
 
     def __init__(self, copy: RecordDict, path: Path | None = None) -> None:
@@ -81,7 +93,7 @@ class Ledger:
 
     @property
     def mechanisms(self) -> list[Steps]:
-        """All that was spent."""
+        """Every entry as the accountant takes it."""
         return [entry.mechanism for entry in self.entries]
 
     def of(self, kind: str, run: int | None = None) -> list[Entry]:
@@ -89,7 +101,7 @@ class Ledger:
         return [entry for entry in self.entries if entry.kind == kind and run in (None, entry.run)]
 
     def add(self, entry: Entry) -> None:
-        """Keep one more entry. It is on disk when this returns; raises `UserError` if it is not."""
+        """Add an entry. It is on disk when this returns; otherwise `UserError` is raised."""
         with self.exclusive():
             text = _to_json([*self.entries, entry])
             if self.path is not None:
@@ -103,10 +115,10 @@ class Ledger:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Let nobody else on this machine add entries meanwhile, from what they have added on.
+        """Read the newest entries and keep every other process of this machine from adding any.
 
-        It may be entered again from inside, as `add` does.
-        Raises `UserError` where the folder cannot be written or the file not be read.
+        Reentrant: `add` enters it too. Raises `UserError` where the folder cannot be written or
+        the file cannot be read.
         """
         if self._exclusive:
             yield
@@ -136,13 +148,13 @@ class Ledger:
             raise _not_read(self.path, str(reason)) from None
         if kept[: len(copied)] != copied or len(kept) < count:
             raise UserError(
-                f"{self.path}: lacks what this node has spent; put back the newest file that was "
-                "there, or for other data name another with the node-config key ledger"
+                f"{self.path}: lacks entries that this node has written; restore its newest "
+                "version, or for other data name another with the node-config key ledger"
             )
         return kept
 
     def _count(self) -> int:
-        """Return how many entries there have been; 0 for a file that came without its count."""
+        """Return the number of entries ever written; 0 for a ledger without its count."""
         assert self.path
         try:
             return int(_counter(self.path).read_text())
@@ -158,7 +170,7 @@ def _to_json(entries: Sequence[Entry]) -> str:
 
 
 def _from_json(text: str) -> list[Entry]:
-    content: Any = json.loads(text, object_pairs_hook=_each_once)
+    content: Any = json.loads(text, object_pairs_hook=_unique_names)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"it is not marked {FORMAT!r}")
     if not isinstance(content["entries"], list):
@@ -166,7 +178,7 @@ def _from_json(text: str) -> list[Entry]:
     return [Entry(**row) for row in content["entries"]]
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name occurs twice")
@@ -175,8 +187,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _not_read(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path}: is no privacy ledger that can be read ({reason}); put back the file that was "
-        "there, or for other data name another with the node-config key ledger"
+        f"{path}: is not a readable privacy ledger ({reason}); restore its newest version, or for "
+        "other data name another with the node-config key ledger"
     )
 
 
@@ -191,14 +203,21 @@ def _counter(path: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let no other process on this machine change the ledger meanwhile."""
-    import fcntl
+    """Let no other thread or process on this machine change the ledger meanwhile.
 
+    The operating system releases the lock when its holder ends, even if it is killed.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock").open("w")
+        lock.acquire(LOCK_TIMEOUT_SECONDS, poll_interval=LOCK_POLL_SECONDS)
+    except Timeout:
+        raise UserError(
+            f"{path}: has been locked by another process for {LOCK_TIMEOUT_SECONDS} s"
+        ) from None
     except OSError as error:
         raise _not_written(path, error) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""Messages that outlive the round they were sent in: the traffic of an asynchronous federation."""
+"""Messages that outlive the round in which they were sent, for asynchronous rounds."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +10,11 @@ from fedattn_app.server.partition_grid import PartitionGrid
 POLL_SECONDS = 0.2
 
 
-class Stream:
-    """Keeps up to `concurrency` partitions of `grid` at work, each on one message.
+class AsyncMessages:
+    """Keeps up to `concurrency` clients of `grid` at work, each on one message.
 
-    A partition is asked once at most between two steps of the server: the second time it would
-    train the same model on the same examples. One that has not answered within `timeout` seconds is
+    A client is asked at most once between two steps of the server: asked again, it would train the
+    same model on the same examples. A client that has not answered within `timeout` seconds is
     given up, and may be asked again in the next step.
     """
 
@@ -22,70 +22,74 @@ class Stream:
         self.grid = grid
         self.concurrency = concurrency
         self.timeout = timeout
-        self._out: dict[str, tuple[int, float]] = {}  # message id -> partition, when it was sent
-        self._early: list[Message] = []  # came with others and are still to be taken
-        self._done: set[int] = set()  # what came from them belongs to this step
+        self._sent: dict[str, tuple[int, float]] = {}  # message id -> partition, time of sending
+        self._waiting: list[Message] = []  # replies that came together with others
+        self._answered: set[int] = set()  # partitions whose replies belong to the present step
 
     def take(
         self,
         count: int,
-        messages: Callable[[int], Sequence[Message]],
-        counts: Callable[[Message], bool],
+        make_messages: Callable[[int], Sequence[Message]],
+        fills_buffer: Callable[[Message], bool],
     ) -> Iterator[Message]:
-        """Yield replies as they come, until `count` of them are such as `counts` says.
+        """Yield replies as they come, until `count` of them have filled a place in the buffer.
 
-        It ends before where nobody is at work any more. `messages(limit)` is asked for `limit`
-        messages at most to free partitions when it begins, and again whenever some have answered;
-        `counts(reply)` after what took the reply comes for the next.
+        Ends earlier where no client is at work any more.
+
+        Args:
+            count: the size of the buffer.
+            make_messages: given a limit, returns at most as many messages to free clients; called
+                at the start and whenever clients have answered.
+            fills_buffer: whether a reply filled a place; called once the caller asks for the next.
         """
-        self._done = set()
-        taken, begun = 0, False
-        while taken < count:
-            if not (begun and self._early):
-                self._send(messages)
+        self._answered = set()
+        num_filled, begun = 0, False
+        while num_filled < count:
+            if not (begun and self._waiting):
+                self._send(make_messages)
                 begun = True
-            if not self._early and not self._out:
+            if not self._waiting and not self._sent:
                 break
-            if not self._early:
+            if not self._waiting:
                 self._pull()
-            if self._early:
-                reply = self._early.pop(0)
-                self._done.add(reply.metadata.src_node_id)
+            if self._waiting:
+                reply = self._waiting.pop(0)
+                self._answered.add(reply.metadata.src_node_id)
                 yield reply
-                taken += counts(reply)
-        self._done = set()
-        self._tell()
+                num_filled += fills_buffer(reply)
+        self._answered = set()
+        self._update_busy()
 
     def close(self) -> None:
-        """Forget who is at work."""
-        self._out, self._early, self._done = {}, [], set()
-        self._tell()
+        """Forget all messages that have not been answered."""
+        self._sent, self._waiting, self._answered = {}, [], set()
+        self._update_busy()
 
-    def _send(self, messages: Callable[[int], Sequence[Message]]) -> None:
-        self._tell()
-        asked = messages(max(0, self.concurrency - len(self._out)))
-        partitions = [message.metadata.dst_node_id for message in asked]
-        for key, partition in zip(self.grid.push_messages(asked), partitions, strict=False):
-            if key:  # else Flower could not send it
-                self._out[key] = partition, time.monotonic()
-        self._tell()
+    def _send(self, make_messages: Callable[[int], Sequence[Message]]) -> None:
+        self._update_busy()
+        messages = make_messages(max(0, self.concurrency - len(self._sent)))
+        partitions = [message.metadata.dst_node_id for message in messages]
+        for key, partition in zip(self.grid.push_messages(messages), partitions, strict=False):
+            if key:  # empty where Flower could not send the message
+                self._sent[key] = partition, time.monotonic()
+        self._update_busy()
 
     def _pull(self) -> None:
-        replies = list(self.grid.pull_messages(list(self._out)))
+        replies = list(self.grid.pull_messages(list(self._sent)))
         answered = {reply.metadata.reply_to_message_id for reply in replies}
-        late = time.monotonic() - self.timeout
-        waiting = {key: its for key, its in self._out.items() if key not in answered}
-        self._out = {
-            key: (partition, since) for key, (partition, since) in waiting.items() if since > late
+        deadline = time.monotonic() - self.timeout
+        open_messages = {key: sent for key, sent in self._sent.items() if key not in answered}
+        self._sent = {key: sent for key, sent in open_messages.items() if sent[1] > deadline}
+        self._answered |= {
+            partition for partition, sent_at in open_messages.values() if sent_at <= deadline
         }
-        self._done |= {partition for partition, since in waiting.values() if since <= late}
-        self._early = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-        self._tell()
+        self._waiting = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        self._update_busy()
         if not replies:
             time.sleep(POLL_SECONDS)
 
-    def _tell(self) -> None:
-        """Tell the grid whom not to ask."""
-        waiting = {reply.metadata.src_node_id for reply in self._early}
-        at_work = {partition for partition, _ in self._out.values()}
-        self.grid.busy = at_work | waiting | self._done
+    def _update_busy(self) -> None:
+        """Set which clients the grid must not name as free."""
+        waiting = {reply.metadata.src_node_id for reply in self._waiting}
+        at_work = {partition for partition, _ in self._sent.values()}
+        self.grid.busy = at_work | waiting | self._answered

@@ -1,6 +1,7 @@
-"""What the server knows of the privacy that clients have spent, and whom it therefore asks no more.
+"""What each client has spent of its privacy budget, as far as the server knows.
 
-Under ``dp-sgd`` each client says its ε itself; under ``client-dp`` the server's accountant does.
+With ``dp-sgd`` every client reports its own ε. With ``client-dp`` the server's accountant computes
+one ε for all.
 """
 
 import logging
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from flwr.app import Message
 
-from fedattn_app.server.reply_checks import epsilon_told
+from fedattn_app.server.reply_checks import reported_epsilon
 
 log = logging.getLogger("fedattn")
 
@@ -21,69 +22,73 @@ class BudgetSpentError(Exception):
 
 
 @dataclass
-class Spending:
-    """The ε of each partition so far, which never decreases.
+class Budgets:
+    """The ε that each client, by partition, has spent so far. It never decreases.
 
-    A partition that is `untold` has not answered the last message, or has lost its ledger, and may
-    have spent more.
-    Those that are `retired` have no budget for another round, or have lost their ledger.
+    Attributes:
+        epsilon: what each client has reported, or what the server's noise has cost it.
+        unreported: clients that have not answered the last message, or have lost their ledger;
+            they may have spent more.
+        retired: clients without budget for another round, or without their ledger; they are not
+            asked again.
+        common: what the server's own noise has cost every client that has taken part.
     """
 
     epsilon: dict[int, float] = field(default_factory=dict)
-    untold: set[int] = field(default_factory=set)
+    unreported: set[int] = field(default_factory=set)
     retired: set[int] = field(default_factory=set)
-    alike: float = 0.0  # what the server's own noise has spent, of every client that takes part
+    common: float = 0.0
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Self:
-        """Return what `row` says of an earlier server; raises `ValueError` for any other row."""
-        told = {int(partition): float(value) for partition, value in row["epsilon"].items()}
-        if any(not 0 <= value < math.inf for value in told.values()):
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Restore what `to_row` returned; raises an exception for anything else."""
+        epsilon = {int(partition): float(value) for partition, value in row["epsilon"].items()}
+        if any(not 0 <= value < math.inf for value in epsilon.values()):
             raise ValueError("an epsilon is not a number >= 0")
-        return cls(told, set(map(int, row["untold"])))
+        return cls(epsilon, set(map(int, row["unreported"])))
 
-    def row(self) -> dict[str, Any]:
-        """Return what another server must know to carry on."""
-        told = {str(partition): value for partition, value in sorted(self.epsilon.items())}
-        return {"epsilon": told, "untold": sorted(self.untold)}
+    def to_row(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know, as a JSON object."""
+        epsilon = {str(partition): value for partition, value in sorted(self.epsilon.items())}
+        return {"epsilon": epsilon, "unreported": sorted(self.unreported)}
 
     @property
     def largest(self) -> float | None:
-        """The most that any client has spent; None where nothing is."""
-        return max([*self.epsilon.values(), self.alike]) or None
+        """The largest ε of all clients; None where nothing has been spent."""
+        return max([*self.epsilon.values(), self.common]) or None
 
-    def ask(self, partitions: Iterable[int]) -> None:
-        """Take down that these were sent a message that may cost them something."""
-        self.untold.update(partitions)
+    def record_messages(self, partitions: Iterable[int]) -> None:
+        """Record that these clients are sent a message that may cost them something."""
+        self.unreported.update(partitions)
 
-    def take(self, reply: Message) -> None:
-        """Believe what a reply says of ε, sound or not, unless it fell: then retire the client."""
-        partition, told = reply.metadata.src_node_id, epsilon_told(reply)
-        if told is None:
+    def record_reply(self, reply: Message) -> None:
+        """Record the ε in a reply, valid or not. A client whose ε fell is retired."""
+        partition, epsilon = reply.metadata.src_node_id, reported_epsilon(reply)
+        if epsilon is None:
             return
         before = self.epsilon.get(partition, 0.0)
-        self.epsilon[partition] = max(before, told)
-        if told >= before:
-            self.untold.discard(partition)
+        self.epsilon[partition] = max(before, epsilon)
+        if epsilon >= before:
+            self.unreported.discard(partition)
         else:
-            log.warning("client %d: its privacy ledger is lost; it is asked no more", partition)
+            log.warning("client %d: its privacy ledger is lost; it is not asked again", partition)
             self.retired.add(partition)
 
-    def spend_alike(self, partitions: Collection[int], epsilon: float) -> None:
-        """Take down that these, and all that took part before, have spent the same."""
-        self.alike = epsilon
+    def spend_in_common(self, partitions: Collection[int], epsilon: float) -> None:
+        """Record that these clients, and all that took part before, have spent `epsilon`."""
+        self.common = epsilon
         self.epsilon = dict.fromkeys([*self.epsilon, *partitions], epsilon)
 
     def retire(self, partitions: Collection[int]) -> None:
-        """Take down that these answered "budget spent"."""
+        """Record that these clients have no budget left."""
         self.retired.update(partitions)
         for partition in sorted(partitions):
             log.info("client %d: budget spent, ε %.4g", partition, self.epsilon[partition])
 
-    def check(self, left: int, needed: int) -> None:
-        """Raise `BudgetSpentError` where some clients retired and fewer than needed are `left`."""
-        if self.retired and left < needed:
+    def check(self, num_left: int, num_needed: int) -> None:
+        """Raise `BudgetSpentError` where clients were retired and fewer than needed are left."""
+        if self.retired and num_left < num_needed:
             raise BudgetSpentError(
-                f"{left} of {left + len(self.retired)} clients have privacy budget left, "
-                f"{needed} are needed"
+                f"{num_left} of {num_left + len(self.retired)} clients have privacy budget left, "
+                f"{num_needed} are needed"
             )

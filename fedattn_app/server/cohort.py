@@ -1,60 +1,86 @@
-"""Who takes part in a round, and what is kept of their replies."""
+"""The replies of the clients of one round, sorted into valid, failed and out of budget.
 
+This is the one place on the server where a reply is asked whether it has failed.
+"""
+
+import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from flwr.app import Message, MetricRecord
 
-from fedattn_app.server.partition_grid import error_line
-from fedattn_app.server.reply_checks import metrics_of
+from fedattn_app.server.budgets import Budgets
+from fedattn_app.server.reply_checks import error_line, metrics_fault, metrics_of, number
+
+log = logging.getLogger("fedattn")
 
 
 class Cohort:
-    """The replies of those that train in a round, one at a time, and what is kept of them.
+    """An iterator over the valid replies, one at a time, that records what became of each client.
 
-    Of those that took part it passes on all replies but those that tell of a spent budget.
+    Args:
+        replies: all replies, in the order of partitions, as they come.
+        expected_metrics: the names of the metrics that a valid reply has.
+        budgets: what each client has spent.
+        reports_epsilon: whether the clients report what they have spent.
+
+    Attributes:
+        metrics: the metrics of each valid reply, by partition.
+        failures: why each of the other clients failed, by partition.
+        out_of_budget: the metrics of the clients whose privacy budget did not suffice.
     """
 
-    def __init__(self, replies: Iterator[Message]) -> None:
-        self.good: dict[int, MetricRecord] = {}
-        self.updates = 0
-        self.failed = 0
-        self.spent: set[int] = set()
-        self.reasons: set[str] = set()
-        self._replies = self._usable(replies)
+    def __init__(
+        self,
+        replies: Iterator[Message],
+        expected_metrics: Set[str],
+        budgets: Budgets,
+        reports_epsilon: bool,
+    ) -> None:
+        self.metrics: dict[int, MetricRecord] = {}
+        self.failures: dict[int, str] = {}
+        self.out_of_budget: dict[int, MetricRecord] = {}
+        self._expected_metrics = expected_metrics
+        self._budgets = budgets
+        self._reports_epsilon = reports_epsilon
+        self._valid = self._sorted(replies)
 
     def __iter__(self) -> Iterator[Message]:
-        return self._replies
+        return self._valid
 
     def finish(self) -> None:
-        """Take the replies that the strategy left."""
-        deque(self._replies, maxlen=0)
+        """Record the replies that nobody has taken."""
+        deque(self._valid, maxlen=0)
 
     def drop(self, refused: Mapping[int, str]) -> None:
-        """Count those as failed whose updates were refused."""
+        """Count clients as failed whose updates were `refused`, with the reason by partition."""
         for partition, reason in refused.items():
-            self.updates -= self.good.pop(partition, None) is not None
-            self.failed += 1
-            self.reasons.add(reason)
+            self.metrics.pop(partition, None)
+            self.failures[partition] = reason
 
-    def _usable(self, replies: Iterator[Message]) -> Iterator[Message]:
+    def has_examples(self, partition: int) -> bool:
+        """Return whether a client's reply is valid and rests on examples."""
+        metrics = self.metrics.get(partition)
+        return metrics is not None and number(metrics, "num-examples") > 0
+
+    def _sorted(self, replies: Iterator[Message]) -> Iterator[Message]:
         for reply in replies:
             partition = reply.metadata.src_node_id
-            if reply.has_error():
-                self.reasons.add(error_line(reply))
-                self.failed += 1
+            fault = self._fault(reply, partition)
+            if fault is not None:
+                log.warning("client %d failed: %s", partition, fault)
+                self.failures[partition] = fault
             elif metrics_of(reply).get("budget-spent"):
-                self.spent.add(partition)
-                continue
+                self.out_of_budget[partition] = metrics_of(reply)
             else:
-                self.good[partition] = metrics_of(reply)
-                self.updates += 1
-            yield reply
+                self.metrics[partition] = metrics_of(reply)
+                yield reply
 
-
-def is_update(reply: Message) -> bool:
-    """Whether a reply to a training message brings something to combine."""
-    if reply.has_error():
-        return False
-    metrics = reply.content.metric_records.get("metrics", MetricRecord())
-    return bool(metrics.get("num-examples", 0)) and not metrics.get("budget-spent")
+    def _fault(self, reply: Message, partition: int) -> str | None:
+        if reply.has_error():
+            return error_line(reply)
+        spent = self._budgets.epsilon.get(partition, 0.0)
+        fault = metrics_fault(reply, self._expected_metrics, spent)
+        if self._reports_epsilon:
+            self._budgets.record_reply(reply)
+        return fault and f"invalid reply: {fault}"

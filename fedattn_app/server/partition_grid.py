@@ -1,27 +1,25 @@
-"""The server's view of the nodes: by partition, in order, with every byte counted.
+"""The nodes as the server sees them: by partition number, in order, with every byte counted.
 
-Flower's node ids are random, its lists of nodes unordered and its replies come as they come, so
-that a seed alone does not repeat a run. `PartitionGrid` wraps any Flower `Grid` and gives the
-nodes their partition numbers as ids: whatever samples and sums in the order of ids then does the
-same thing every time, Flower's own strategies included.
+Flower's node ids are random, its lists of nodes are unordered, and replies come in any order, so a
+seed alone does not repeat a run. `PartitionGrid` wraps any Flower `Grid` and gives the nodes their
+partition numbers as ids. Anything that samples and sums in the order of ids then does the same in
+every run, Flower's own strategies included.
 """
 
 import logging
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedattn_app.errors import RunFailedError
-from fedattn_app.transport.lazy_array import num_bytes
+from fedattn_app.flower_compat import Run, set_source_node
+from fedattn_app.server.reply_checks import error_line
+from fedattn_app.transport.payload import payload_size
 
 log = logging.getLogger("fedattn")
 
@@ -40,9 +38,14 @@ class Traffic:
 class PartitionGrid(Grid):
     """Presents the nodes of `inner` under their partition numbers.
 
-    A node is asked once for its ``partition-id``; one that has none, or another's, gets the next
-    free number. `traffic` grows with every message that passes; `retired` partitions are asked no
-    more, and `busy` ones not now.
+    Each node is asked once for its ``partition-id``. A node that has none, or that of another
+    node, gets the next free number.
+
+    Attributes:
+        traffic: the payload bytes so far; every message adds to it.
+        num_partitions: the largest ``num-partitions`` that a node has reported.
+        retired: partitions that are not asked again.
+        busy: partitions that are not asked at present.
     """
 
     def __init__(self, inner: Grid) -> None:
@@ -56,11 +59,11 @@ class PartitionGrid(Grid):
         self._pushed: dict[str, int] = {}  # message id -> partition
 
     def wait_for_clients(self, minimum: int, timeout: float = math.inf) -> int:
-        """Wait until enough nodes are connected and return how many are.
+        """Wait until `minimum` nodes are connected, and return how many there are.
 
-        Enough is `minimum`, or with 0 as many as the nodes say there are partitions. Raises
-        `RunFailedError` when so many nodes are there but none can take part, and after `timeout`
-        seconds.
+        With a `minimum` of 0, wait for as many as the nodes' ``num-partitions``. Raises
+        `RunFailedError` where that many nodes are connected but none can take part, and after
+        `timeout` seconds.
         """
         waiting = None
         began = time.monotonic()
@@ -80,19 +83,20 @@ class PartitionGrid(Grid):
             time.sleep(POLL_SECONDS)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the partition numbers of the connected nodes that can be asked, ascending."""
+        """Return the partition numbers of the nodes that can be asked now, ascending."""
         return sorted(self._refresh().keys() - self.retired - self.busy)
 
     def count_left(self) -> int:
-        """Return how many connected nodes are not retired, busy or not."""
+        """Return the number of connected nodes that are not retired; busy ones count."""
         return len(self._refresh().keys() - self.retired)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Send to partitions, one message each, and yield the replies in the order of partitions.
+        """Send at most one message per partition; yield the replies in the order of partitions.
 
-        Each is there as soon as all before it are, where the inner grid yields as they come.
+        A reply is yielded as soon as all before it have come, if the inner grid yields replies as
+        they come.
         """
         asked = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         awaited = deque(message.metadata.dst_node_id for message in asked)
@@ -114,9 +118,9 @@ class PartitionGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there, from partitions.
+        """Return the replies that have come, by partition.
 
-        Where the SuperLink answers for a node that is gone, that counts as the partition's answer.
+        Where the SuperLink answers for a node that has left, that is the partition's reply.
         """
         return self._incoming(self.inner.pull_messages(message_ids))
 
@@ -141,7 +145,7 @@ class PartitionGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def _refresh(self) -> dict[int, int]:
-        """Bring the map of partitions up to date, asking each new node which one it is."""
+        """Update the map from partitions to nodes; ask each new node for its partition."""
         present = set(self.inner.get_node_ids())
         for partition in [p for p, node in self._node_ids.items() if node not in present]:
             log.warning("client %d has left", partition)
@@ -149,8 +153,8 @@ class PartitionGrid(Grid):
         self._refused = {node: why for node, why in self._refused.items() if node in present}
         new = sorted(present - set(self._node_ids.values()) - set(self._refused))
         if new:
-            nothing = RecordDict()
-            questions = [Message(nothing, node, MessageType.QUERY) for node in new]
+            empty = RecordDict()
+            questions = [Message(empty, node, MessageType.QUERY) for node in new]
             self._count_down(questions)
             self._admit(self.inner.send_and_receive(questions, timeout=QUERY_TIMEOUT))
         return self._node_ids
@@ -162,7 +166,7 @@ class PartitionGrid(Grid):
                 self._refused[reply.metadata.src_node_id] = error_line(reply)
                 log.warning("a node cannot take part: %s", error_line(reply))
                 continue
-            self.traffic.up += payload_bytes(reply.content)
+            self.traffic.up += payload_size(reply.content)
             answer = reply.content.config_records["node"]
             self.num_partitions = max(self.num_partitions, _int(answer["num-partitions"]))
             answers.append((_int(answer["partition-id"]), reply.metadata.src_node_id))
@@ -176,7 +180,7 @@ class PartitionGrid(Grid):
             free = next(p for p in range(len(self._node_ids) + 1) if p not in self._node_ids)
             if partition >= 0:
                 log.warning(
-                    "two nodes say they are partition %d; one counts as %d", partition, free
+                    "two nodes report partition %d; one of them counts as %d", partition, free
                 )
             self._node_ids[free] = node
 
@@ -188,10 +192,10 @@ class PartitionGrid(Grid):
         return outgoing
 
     def _count_down(self, messages: list[Message]) -> None:
-        sizes: dict[int, int] = {}  # messages of one round mostly carry the same content
+        sizes: dict[int, int] = {}  # most messages of a round share one content
         for message in messages:
             key = id(message.content)
-            sizes[key] = sizes.get(key) or payload_bytes(message.content)
+            sizes[key] = sizes.get(key) or payload_size(message.content)
             self.traffic.down += sizes[key]
 
     def _incoming(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -201,44 +205,10 @@ class PartitionGrid(Grid):
             partition = partition_of.get(reply.metadata.src_node_id, pushed)
             if partition is None:
                 continue
-            reply.metadata.__dict__["_src_node_id"] = partition  # Flower offers no setter
+            set_source_node(reply, partition)
             if not reply.has_error():
-                self.traffic.up += payload_bytes(reply.content)
+                self.traffic.up += payload_size(reply.content)
             yield reply
-
-
-def payload_bytes(content: RecordDict) -> int:
-    """Return the serialised size of a message's content in bytes.
-
-    Array data are counted, not copied; names, shapes and the other records at their size as
-    Flower's protocol buffers.
-    """
-    others = RecordDict(dict(content.items()))
-    for key in content.array_records:
-        del others[key]
-    size = int(recorddict_to_proto(others).ByteSize())
-    for key, record in content.array_records.items():
-        size += sum(num_bytes(array) for array in record.values())
-        about = tuple((name, a.dtype, tuple(a.shape), a.stype) for name, a in record.items())
-        size += _skeleton_bytes(key, about)
-    return size
-
-
-@lru_cache(maxsize=64)
-def _skeleton_bytes(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
-    """Return the size of a record of arrays without their data: mostly the same in all replies."""
-    record = ArrayRecord(
-        {name: Array(dtype, shape, stype, b"") for name, dtype, shape, stype in arrays}
-    )
-    return int(recorddict_to_proto(RecordDict({key: record})).ByteSize())
-
-
-def error_line(reply: Message) -> str:
-    """Return the last line of the reason that a failed reply gives, without Flower's wrapping."""
-    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
-    if not lines:
-        return f"error code {reply.error.code}"
-    return re.sub(r"^(<class '.*?'>:<'|.* Message: )(.*?)('>)?$", r"\2", lines[-1].strip())
 
 
 def _int(value: object) -> int:

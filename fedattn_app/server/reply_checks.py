@@ -1,54 +1,65 @@
-"""What the server makes of a reply before any strategy sees it."""
+"""Check the metrics of a reply, before any strategy sees it, and read them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 
 import numpy as np
 from flwr.app import Message, MetricRecord
 
-from strategies.common.replies import failed_reply
+from fedattn_app.metrics import COUNT_NAMES
 
-COUNTS = ("support", "predicted", "correct")
-# What no count, loss or time comes near, and what can still be added up and written.
-MOST = 1e15
+# No count, loss or time comes near it, and it can still be summed and written as JSON.
+MAX_METRIC = 1e15
 
 
-def sound(reply: Message, keys: set[str], spent: float) -> Message:
-    """Return a `reply` whose metrics are sound, and a failed one in the place of any other.
+def metrics_fault(reply: Message, expected: Set[str], spent: float = 0.0) -> str | None:
+    """Return what is wrong with the metrics of a reply that has not failed, or None.
 
-    They are sound where they are the `keys` and no others, all finite numbers of a possible size,
-    and ``epsilon``, if it is one of them, is no less than what the client has `spent`. Arrays are
-    left to the strategy.
+    A reply must have exactly the `expected` metrics, all of them finite numbers of a possible
+    size. An ``epsilon`` must be no less than what the client has `spent` so far. The arrays are
+    checked by the strategy.
     """
-    if reply.has_error():
-        return reply
-    fault = _metrics_fault(reply, keys, spent)
-    return failed_reply(reply, f"unsound reply: {fault}") if fault else reply
+    if list(reply.content.metric_records) != ["metrics"]:
+        return "it must have one record of metrics"
+    metrics = metrics_of(reply)
+    if set(metrics) != expected:
+        return f"its metrics differ in {', '.join(sorted(set(metrics) ^ expected))}"
+    for key, value in metrics.items():
+        if isinstance(value, list) or not np.isfinite(value):
+            return f"{key} is not a finite number"
+        may_be_noisy = key.partition("-")[0] in COUNT_NAMES
+        if (value < 0 and not may_be_noisy) or (abs(value) > MAX_METRIC and key != "epsilon"):
+            return f"{key} is {value:.4g}"
+    if "epsilon" in metrics and number(metrics, "epsilon") < spent:
+        return (
+            f"epsilon is {number(metrics, 'epsilon'):.4g} and was {spent:.4g} before: its privacy "
+            "ledger is lost"
+        )
+    return None
 
 
 def metrics_of(reply: Message) -> MetricRecord:
-    """Return the metrics of a sound reply."""
+    """Return the metrics of a valid reply."""
     return reply.content.metric_records["metrics"]
 
 
-def epsilon_told(reply: Message) -> float | None:
-    """Return what a node says that it has spent, in whatever reply; None where it says nothing."""
-    if reply.has_error():
-        return None
+def reported_epsilon(reply: Message) -> float | None:
+    """Return the largest ε in a reply that has not failed, valid or not; None without any."""
     records = reply.content.metric_records.values()
-    told = [record["epsilon"] for record in records if "epsilon" in record]
-    sound = (float(x) for x in told if not isinstance(x, list) and 0 <= x < np.inf)
-    return max(sound, default=None)
+    reported = [record["epsilon"] for record in records if "epsilon" in record]
+    usable = (float(x) for x in reported if not isinstance(x, list) and 0 <= x < np.inf)
+    return max(usable, default=None)
 
 
-def number(record: MetricRecord, key: str) -> float:
-    """Return a metric that is one number."""
-    value = record[key]
+def number(metrics: MetricRecord, key: str) -> float:
+    """Return a metric that is a single number."""
+    value = metrics[key]
     assert isinstance(value, (int, float))
     return value
 
 
 def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
-    """Return loss and accuracy averaged over examples, or None where no reply tells them."""
+    """Return loss and accuracy averaged over examples, or None where no reply reports them."""
     records = [record for record in records if "loss" in record]
     weights = [number(record, "num-examples") for record in records]
     if not sum(weights):
@@ -59,33 +70,9 @@ def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
     }
 
 
-def train_keys(private: bool, weighting: str = "") -> set[str]:
-    """Return the metrics of a reply to a training message; `private`: under ``dp-sgd``."""
-    exact, noisy = {"loss", "accuracy", "seconds"}, {"epsilon", "budget-spent"}
-    more = {"effective-number"} if weighting == "effective" else set()
-    return {"num-examples", *(noisy if private else exact), *more}
-
-
-def evaluate_keys(private: bool, num_labels: int) -> set[str]:
-    """Return the metrics of a reply to an evaluation message."""
-    return train_keys(private) | {f"{kind}-{k}" for kind in COUNTS for k in range(num_labels)}
-
-
-def _metrics_fault(reply: Message, keys: set[str], spent: float) -> str | None:
-    if list(reply.content.metric_records) != ["metrics"]:
-        return "it must have one record of metrics"
-    record = reply.content.metric_records["metrics"]
-    if set(record) != keys:
-        return f"its metrics differ in {', '.join(sorted(set(record) ^ keys))}"
-    for key, value in record.items():
-        if isinstance(value, list) or not np.isfinite(value):
-            return f"{key} is not a finite number"
-        noisy = key.partition("-")[0] in COUNTS
-        if (value < 0 and not noisy) or (abs(value) > MOST and key != "epsilon"):
-            return f"{key} is {value:.4g}"
-    if "epsilon" in record and number(record, "epsilon") < spent:
-        return (
-            f"epsilon is {number(record, 'epsilon'):.4g} and was {spent:.4g} before: its privacy "
-            "ledger is lost"
-        )
-    return None
+def error_line(reply: Message) -> str:
+    """Return the last line of the reason that a failed reply gives, without Flower's wrapping."""
+    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
+    if not lines:
+        return f"error code {reply.error.code}"
+    return re.sub(r"^(<class '.*?'>:<'|.* Message: )(.*?)('>)?$", r"\2", lines[-1].strip())

@@ -1,53 +1,38 @@
-"""The loop over rounds: train, combine, evaluate, record.
+"""The loop over rounds: train, combine, evaluate, and report to the observers.
 
-It drives the hooks of any Flower `Strategy`, as `Strategy.start` does, and adds what that lacks:
-repeatable sampling, a row per round and per client written at once, a checkpoint, the best model
-beside the last, and an end with one clear line when a round brings nothing.
+It drives the hooks of any Flower `Strategy`, as Flower's `Strategy.start` does, and adds
+repeatable sampling, an end with one clear line when a round brings nothing, asynchronous rounds,
+and observers.
 """
 
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import count, islice
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp.exception import PrivacyBudgetExhausted
-from flwr.supercore.privacy_accounting import PrivacyAccountant
 
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
 from fedattn_app.metrics import Scores
+from fedattn_app.privacy.protections import Protection
 from fedattn_app.results.run_folder import RunFolder
-from fedattn_app.server.async_messages import Stream
+from fedattn_app.server.async_messages import AsyncMessages
 from fedattn_app.server.budgets import BudgetSpentError
-from fedattn_app.server.cohort import Cohort, is_update
-from fedattn_app.server.outcome import (
-    Outcome,
-    best_round,
-    client_rows,
-    pooled,
-    round_line,
-    round_row,
-)
-from fedattn_app.server.partition_grid import PartitionGrid, Traffic, error_line
-from fedattn_app.server.reply_checks import (
-    evaluate_keys,
-    mean_scores,
-    metrics_of,
-    number,
-    sound,
-    train_keys,
-)
+from fedattn_app.server.cohort import Cohort
+from fedattn_app.server.observers import RoundEnd, RoundObserver
+from fedattn_app.server.outcome import Outcome
+from fedattn_app.server.partition_grid import PartitionGrid, Traffic
+from fedattn_app.server.records import client_rows, pooled_scores, round_row
+from fedattn_app.server.reply_checks import number
 from fedattn_app.server.strategy_factory import Phase
-from fedattn_app.types import NDArray, Row
+from fedattn_app.types import NDArray
 
-# Of why the clients of a round failed, this many different reasons are told.
-MOST_REASONS = 3
+MAX_FAILURE_REASONS = 3  # distinct ones, in the error of a round that brings nothing
 
 log = logging.getLogger("fedattn")
 
@@ -55,9 +40,16 @@ log = logging.getLogger("fedattn")
 class Rounds:
     """Runs the rounds of one federation.
 
-    Each round is of the last of the `phases` that has begun. Of the global model only the
-    parameters `kept` ever change. `evaluate` scores them on the server's own examples, or is None
-    where it has none. `accountant` adds up what the server's own noise spends, where it adds any.
+    Args:
+        phases: the strategies, by the round from which each is used.
+        grid: the nodes.
+        folder: the run's folder, for what must be on disk before a message is sent.
+        config: the settings of the run.
+        protection: the protection of the run.
+        changeable: the names of the parameters that training may change.
+        num_labels: the number of labels.
+        evaluate: scores arrays on the server's test set; None where it has none.
+        observers: what happens after each round, in this order.
     """
 
     def __init__(
@@ -66,57 +58,54 @@ class Rounds:
         grid: PartitionGrid,
         folder: RunFolder,
         config: Config,
-        kept: Collection[str],
+        protection: Protection,
+        changeable: Collection[str],
         num_labels: int,
         evaluate: Callable[[Mapping[str, NDArray]], Scores] | None,
-        accountant: PrivacyAccountant | None = None,
+        observers: Sequence[RoundObserver],
     ) -> None:
         self.phases = phases
         self.grid = grid
         self.folder = folder
         self.config = config.federation
-        self.privacy = config.privacy
-        self.private = config.privacy.privacy == "dp-sgd"
-        self.weighting = config.weighting
-        self.kept = kept
+        self.protection = protection
+        self.changeable = changeable
         self.num_labels = num_labels
         self.evaluate = evaluate
-        self.accountant = accountant
-        self._best = -math.inf
-        self.stream: Stream | None = None
+        self.observers = observers
+        self.accountant = phases[0].accountant
+        self.asynchronous: AsyncMessages | None = None
         if config.aggregation.strategy == "fedbuff":
-            self.buffer_size = config.aggregation.buffer_size
-            self.stream = Stream(grid, config.aggregation.concurrency, self.config.round_timeout)
+            self.buffer_size = config.aggregation.fedbuff_buffer_size
+            self.asynchronous = AsyncMessages(
+                grid, config.aggregation.fedbuff_concurrency, self.config.round_timeout
+            )
 
-    def run(self, arrays: Mapping[str, NDArray]) -> Outcome:
-        """Run from the folder's start round to the last one, from the global `arrays`.
+    def run(self, outcome: Outcome, rule_state: Mapping[str, NDArray]) -> None:
+        """Run from the round after `outcome` to the last one; `outcome` is brought up to date.
 
-        It ends early where too few clients have privacy budget left for another round, and where
-        the score has not become better for long enough. Raises
-        `RunFailedError` where they have none for the first, and when every client of a round fails;
-        what went before is in the folder.
+        A resumed run has `rule_state`, what the rule had kept. The run ends early where an
+        observer has a reason, and where too few clients have privacy budget for another round.
+        Raises `RunFailedError` where they have none for the first round, and where every client of
+        a round fails; the rounds before it are in the folder.
         """
-        outcome = Outcome(
-            ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
-            history=list(self.folder.earlier),
-            spending=self.folder.spending,
-        )
-        self.grid.retired = outcome.spending.retired
-        self._account([], outcome)  # of a run that is carried on
-        before = map(self._score, outcome.history[:-1])
-        self._best = max((value for value in before if value is not None), default=-math.inf)
-        first = self.folder.start_round + 1
-        if not outcome.history:
-            self._start(outcome)
-        elif self._phase(first) is self._phase(first - 1):
-            self._phase(first).remember(self.folder.memory)
-        self._keep_best(outcome)  # of a run that is carried on, where it was stopped before it did
-        began = time.perf_counter()
+        self.grid.retired = outcome.budgets.retired
+        self._account([], outcome)  # what the earlier rounds of a resumed run have spent
+        first = outcome.last_round + 1 if outcome.history else 1
+        if outcome.history:
+            if self._phase(first) is self._phase(first - 1):
+                self._phase(first).load_state(rule_state)
+            self._notify_start(self._end(outcome))
+        else:
+            self._notify_start(None)
+            self._round_zero(outcome)
         for server_round in range(first, self.config.num_rounds + 1):
-            if self._gets_no_better(outcome):
+            reasons = (observer.reason_to_stop(outcome) for observer in self.observers)
+            if reason := next(filter(None, reasons), None):
+                log.info("the run ends: %s", reason)
                 break
             try:
-                row = self._round(server_round, outcome)
+                self._round(server_round, outcome)
             except BudgetSpentError as end:
                 if server_round == 1:
                     raise RunFailedError(
@@ -124,109 +113,101 @@ class Rounds:
                     ) from None
                 log.warning("the run ends after round %d: %s", server_round - 1, end)
                 break
-            done = server_round - first + 1
-            left = (time.perf_counter() - began) / done * (self.config.num_rounds - server_round)
-            log.info(round_line(row, self.config.num_rounds, left))
-        if self.evaluate and outcome.central is None:  # of a run carried on, without a round to run
-            outcome.central = self.evaluate(self._kept(outcome))
-        return outcome
+        if self.evaluate and outcome.central is None:  # of a resumed run without a round to run
+            outcome.central = self.evaluate(self._changeable_arrays(outcome))
 
-    def _gets_no_better(self, outcome: Outcome) -> bool:
-        """Whether the score was last better so many rounds ago that patience is over."""
-        score, patience = self.config.score, self.config.patience
-        best = best_round(outcome.history, self._score, self.config.min_delta)
-        if not patience or best < 0 or outcome.history[-1]["round"] - best < patience:
-            return False
-        log.info("the run ends: no better %s since round %d (patience = %d)", score, best, patience)
-        return True
+    def _notify_start(self, resumed: RoundEnd | None) -> None:
+        for observer in self.observers:
+            observer.run_started(resumed)
+
+    def _notify_end(self, end: RoundEnd) -> None:
+        for observer in self.observers:
+            observer.round_ended(end)
 
     def _phase(self, server_round: int) -> Phase:
-        return next(p for p in reversed(self.phases) if p.first <= max(server_round, 1))
+        """Return the most recent phase whose first round has been reached."""
+        return next(p for p in reversed(self.phases) if p.first_round <= max(server_round, 1))
 
-    def _start(self, outcome: Outcome) -> None:
+    def _round_zero(self, outcome: Outcome) -> None:
+        """Score the model before any training."""
         began = time.perf_counter()
         if self.evaluate:
-            outcome.central = self.evaluate(self._kept(outcome))
+            outcome.central = self.evaluate(self._changeable_arrays(outcome))
         traffic = self._take_traffic()
-        seconds = time.perf_counter() - began
-        row = round_row(0, seconds, 0, 0, 0, traffic, None, outcome)
-        self._record(row, [], outcome)
-        log.info(round_line(row, self.config.num_rounds, None))
+        outcome.history.append(round_row(0, time.perf_counter() - began, traffic, outcome))
+        self._notify_end(self._end(outcome))
 
-    def _round(self, server_round: int, outcome: Outcome) -> Row:
+    def _round(self, server_round: int, outcome: Outcome) -> None:
         began = time.perf_counter()
-        wanted = max(1, self.config.min_clients)
-        self.grid.wait_for_clients(wanted, timeout=self.config.round_timeout)
-        cohort, failed_training = self._train(server_round, outcome)
-        trained = cohort.good
-        evaluated, failed_evaluation = self._evaluate(server_round, outcome)
+        self.grid.wait_for_clients(self._min_clients, timeout=self.config.round_timeout)
+        trained, num_failed_training = self._train(server_round, outcome)
+        evaluated, num_failed_evaluating = self._evaluate(server_round, outcome)
         if self.evaluate:
-            outcome.central = self.evaluate(self._kept(outcome))
+            outcome.central = self.evaluate(self._changeable_arrays(outcome))
             if not np.isfinite(outcome.central.loss):
                 raise RunFailedError(
                     f"round {server_round}: the global model's test loss is not finite; lower "
                     f"learning-rate; the rounds before are in {self.folder.path}"
                 )
         traffic = self._take_traffic()
-        seconds = time.perf_counter() - began
         row = round_row(
             server_round,
-            seconds,
-            cohort.updates,
-            failed_training + failed_evaluation,
-            len(self._phase(server_round).checks.dropped),
+            time.perf_counter() - began,
             traffic,
-            mean_scores(list(trained.values())),
             outcome,
+            trained,
+            num_failed_training + num_failed_evaluating,
+            len(self._phase(server_round).refused),
         )
+        outcome.history.append(row)
         clients = client_rows(
-            server_round, trained, evaluated, outcome.spending.epsilon, self.num_labels
+            server_round,
+            trained.metrics,
+            {**evaluated.metrics, **evaluated.out_of_budget} if evaluated else {},
+            outcome.budgets.epsilon,
+            self.num_labels,
+            self.protection.reports_num_examples,
         )
-        if not self._num_examples_told:
-            clients = [{**client, "num_examples": None} for client in clients]
-        self._record(row, clients, outcome)
-        return row
-
-    @property
-    def _num_examples_told(self) -> bool:
-        return not self.private or self.privacy.num_examples_public
+        self._notify_end(self._end(outcome, clients))
 
     def _train(self, server_round: int, outcome: Outcome) -> tuple[Cohort, int]:
-        """Run one round of training; return who took part, and how many failed."""
+        """Run one round of training; return the clients' replies and the number of failures."""
         self._check_budgets(outcome)
         phase = self._phase(server_round)
-        phase.checks.dropped.clear()
+        phase.begin_round()
         try:
-            replies, asked = self._asked_to_train(server_round, phase, outcome)
+            cohort, num_asked = self._asked_to_train(server_round, phase, outcome)
         except PrivacyBudgetExhausted as error:
             raise BudgetSpentError(str(error).rstrip(".")) from None
-        self.folder.begin()
-        keys = train_keys(self.private, self.weighting)
-        cohort = Cohort(self._sound(replies, keys, outcome))
+        self.folder.remove_final_files()
         arrays, _ = phase.strategy.aggregate_train(server_round, cohort)
         cohort.finish()
-        cohort.drop(phase.checks.dropped)
-        outcome.spending.retire(cohort.spent)
-        if cohort.spent and not cohort.good:
+        cohort.drop(phase.refused)
+        outcome.budgets.retire(cohort.out_of_budget)
+        if cohort.out_of_budget and not cohort.metrics:
             self._check_budgets(outcome)
-        elif (asked or cohort.failed or self.stream) and not cohort.good:
+        elif (num_asked or cohort.failures or self.asynchronous) and not cohort.metrics:
+            reasons = sorted(set(cohort.failures.values()))[:MAX_FAILURE_REASONS]
             silent = f"no reply within {self.config.round_timeout:g} s"
-            reason = "; ".join(sorted(cohort.reasons)[:MOST_REASONS]) or silent
             raise RunFailedError(
-                f"round {server_round}: all {asked or cohort.failed} clients failed: {reason}; "
-                f"the rounds before are in {self.folder.path}"
+                f"round {server_round}: all {num_asked or len(cohort.failures)} clients failed: "
+                f"{'; '.join(reasons) or silent}; the rounds before are in {self.folder.path}"
             )
         if arrays is None:
             log.warning("round %d: nothing to combine; the model stays", server_round)
         else:
             outcome.arrays = arrays
-        self._account(cohort.good, outcome)
-        return cohort, max(asked - cohort.updates - len(cohort.spent), cohort.failed)
+        self._account(cohort.metrics, outcome)
+        num_answered = len(cohort.metrics) + len(cohort.out_of_budget)
+        return cohort, max(num_asked - num_answered, len(cohort.failures))
 
     def _asked_to_train(
         self, server_round: int, phase: Phase, outcome: Outcome
-    ) -> tuple[Iterator[Message], int]:
-        """Return the replies that this round combines, as they come, and how many there may be."""
+    ) -> tuple[Cohort, int]:
+        """Send the messages of a round; return the replies as they come, and how many were asked.
+
+        In asynchronous rounds that number is 0: nobody waits for all of them.
+        """
         stages = (f"train {number}" if number else "train" for number in count())
 
         def messages(limit: int | None = None) -> list[Message]:
@@ -234,45 +215,32 @@ class Rounds:
                 made = phase.strategy.configure_train(
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
-                asked = list(islice(made, limit))
-            self._take_down(asked, outcome)
-            return asked
+                sampled = list(islice(made, limit))
+            self._record_messages(sampled, outcome)
+            return sampled
 
-        if self.stream is None:
-            asked = messages()
-            return self._exchange(asked), len(asked)
-        return self.stream.take(self.buffer_size, messages, partial(self._fills, phase, outcome)), 0
+        metrics = self.protection.train_metrics()
+        if self.asynchronous is None:
+            sampled = messages()
+            return self._cohort(self._exchange(sampled), metrics, outcome), len(sampled)
 
-    def _fills(self, phase: Phase, outcome: Outcome, reply: Message) -> bool:
-        """Whether a reply that was dealt with has filled a place in the buffer."""
-        partition = reply.metadata.src_node_id
-        keys = train_keys(self.private, self.weighting)
-        reply = sound(reply, keys, outcome.spending.epsilon.get(partition, 0.0))
-        return is_update(reply) and partition not in phase.checks.dropped
+        def fills_buffer(reply: Message) -> bool:
+            partition = reply.metadata.src_node_id
+            return cohort.has_examples(partition) and partition not in phase.refused
 
-    def _account(self, clients: Collection[int], outcome: Outcome) -> None:
-        """Take down what the server's own noise has spent, before anyone sees what it is on."""
-        if self.accountant:
-            self.folder.account(self.accountant.state_dict())
-            outcome.spending.spend_alike(clients, self.accountant.get_privacy_spent().epsilon)
+        replies = self.asynchronous.take(self.buffer_size, messages, fills_buffer)
+        cohort = self._cohort(replies, metrics, outcome)
+        return cohort, 0
 
-    def _take_down(self, messages: Sequence[Message], outcome: Outcome) -> None:
-        """Take down who is to get `messages`: what they cost may never be told."""
-        if self.private:
-            outcome.spending.ask(message.metadata.dst_node_id for message in messages)
-            self.folder.keep_spending(outcome.spending)
-
-    def _check_budgets(self, outcome: Outcome) -> None:
-        outcome.spending.check(self.grid.count_left(), max(1, self.config.min_clients))
-
-    def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[dict[int, MetricRecord], int]:
+    def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[Cohort | None, int]:
+        """Let clients evaluate; return their replies, and the number of failures."""
         outcome.federated, outcome.client_accuracies = None, ()
-        if self.stream:  # nobody waits for anybody, but at the end
+        if self.asynchronous:  # no client waits for others, except at the end
             if server_round < self.config.num_rounds:
-                return {}, 0
-            self.stream.close()
+                return None, 0
+            self.asynchronous.close()
         if self.config.fraction_evaluate and not self.grid.count_left():
-            return {}, 0  # Flower would wait for one to come
+            return None, 0  # Flower would wait for a node
         phase = self._phase(server_round)
         with _sampling(self.config.seed, server_round, "evaluate"):
             messages = list(
@@ -280,21 +248,16 @@ class Rounds:
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
             )
-        self._take_down(messages, outcome)
-        keys = evaluate_keys(self.private, self.num_labels)
-        replies = list(self._sound(self._exchange(messages), keys, outcome))
-        phase.strategy.aggregate_evaluate(server_round, replies)
-        good = {
-            reply.metadata.src_node_id: metrics_of(reply)
-            for reply in replies
-            if not reply.has_error()
-        }
-        counted = [record for record in good.values() if number(record, "num-examples")]
-        if counted:
-            outcome.federated = pooled(counted, self.num_labels)
-            if not self.private:  # the least of noisy numbers tells of the noise
-                outcome.client_accuracies = [number(record, "accuracy") for record in counted]
-        return good, len(messages) - len(good)
+        self._record_messages(messages, outcome)
+        metrics = self.protection.evaluate_metrics(self.num_labels)
+        cohort = self._cohort(self._exchange(messages), metrics, outcome)
+        phase.strategy.aggregate_evaluate(server_round, list(cohort))
+        scored = [m for m in cohort.metrics.values() if number(m, "num-examples")]
+        if scored:
+            outcome.federated = pooled_scores(scored, self.num_labels)
+            if "accuracy" in metrics:  # the extremes of noisy numbers show the noise, not clients
+                outcome.client_accuracies = [number(m, "accuracy") for m in scored]
+        return cohort, len(messages) - len(cohort.metrics) - len(cohort.out_of_budget)
 
     def _exchange(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Send `messages` and yield the replies."""
@@ -307,56 +270,47 @@ class Rounds:
         for partition in sorted(silent):
             log.warning("client %d did not reply in time", partition)
 
-    def _sound(
-        self, replies: Iterator[Message], keys: set[str], outcome: Outcome
-    ) -> Iterator[Message]:
-        """Yield the `replies`, those that are not sound as failed ones."""
-        for answer in replies:
-            partition = answer.metadata.src_node_id
-            reply = sound(answer, keys, outcome.spending.epsilon.get(partition, 0.0))
-            if reply.has_error():
-                log.warning("client %d failed: %s", partition, error_line(reply))
-            if self.private:
-                outcome.spending.take(answer)
-            yield reply
+    def _cohort(
+        self, replies: Iterator[Message], metrics: frozenset[str], outcome: Outcome
+    ) -> Cohort:
+        return Cohort(replies, metrics, outcome.budgets, self.protection.protects_on_node)
+
+    def _account(self, clients: Collection[int], outcome: Outcome) -> None:
+        """Record what the server's own noise has spent, before anyone sees the noisy model."""
+        if self.accountant:
+            self.folder.write_accountant(self.accountant.state_dict())
+            epsilon = self.accountant.get_privacy_spent().epsilon
+            outcome.budgets.spend_in_common(clients, epsilon)
+
+    def _record_messages(self, messages: Sequence[Message], outcome: Outcome) -> None:
+        """Record who is sent `messages`, before they are: the cost may never be reported."""
+        if self.protection.protects_on_node:
+            outcome.budgets.record_messages(message.metadata.dst_node_id for message in messages)
+            self.folder.write_budgets(outcome.budgets.to_row())
+
+    def _check_budgets(self, outcome: Outcome) -> None:
+        outcome.budgets.check(self.grid.count_left(), self._min_clients)
+
+    @property
+    def _min_clients(self) -> int:
+        return max(1, self.config.min_clients)
 
     def _take_traffic(self) -> Traffic:
         taken, self.grid.traffic = self.grid.traffic, Traffic()
         return taken
 
-    def _record(self, row: Row, clients: list[Row], outcome: Outcome) -> None:
-        outcome.history.append(row)
-        if self.privacy.privacy != "none":
-            self.folder.keep_spending(outcome.spending)
-        self.folder.add_round(row, clients)
-        memory = self._phase(row["round"]).memory
-        self.folder.checkpoint(row["round"], self._kept(outcome), self.grid.num_partitions, memory)
-        self._keep_best(outcome)
+    def _end(self, outcome: Outcome, clients: Sequence[Mapping[str, object]] = ()) -> RoundEnd:
+        return RoundEnd(
+            outcome,
+            [dict(row) for row in clients],
+            self._changeable_arrays(outcome),
+            self._phase(outcome.last_round).state(),
+            self.grid.num_partitions,
+        )
 
-    def _keep_best(self, outcome: Outcome) -> None:
-        """Keep the newest model if it is the one with the best score."""
-        newest = outcome.history[-1]
-        value = self._score(newest)
-        if value is not None and value > self._best:
-            self._best = value
-            if newest["round"] != self.folder.best[0]:
-                self.folder.keep_best(newest["round"], self._kept(outcome))
-
-    def _score(self, row: Row) -> float | None:
-        """Return the score that the best model has most of, or None where there is none.
-
-        Under ``client-dp`` what clients hold out has no part in it: the choice would tell of that.
-        """
-        scores = row["central"]
-        if not scores and self.privacy.privacy != "client-dp":
-            scores = row["evaluate"]
-        if not scores:
-            return None
-        value: float | None = scores[self.config.score.replace("-", "_")]
-        return -value if value is not None and self.config.score == "loss" else value
-
-    def _kept(self, outcome: Outcome) -> dict[str, NDArray]:
-        return {name: array.numpy() for name, array in outcome.arrays.items() if name in self.kept}
+    def _changeable_arrays(self, outcome: Outcome) -> dict[str, NDArray]:
+        arrays = outcome.arrays.items()
+        return {name: array.numpy() for name, array in arrays if name in self.changeable}
 
 
 @contextmanager

@@ -1,147 +1,177 @@
-"""Make the strategy that a run's settings name, with all that is wrapped around it."""
+"""Make the strategy of a run: the rule that its settings name, and everything around it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import PrivacyAccountant
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 import strategies
 from fedattn_app.config import Config
-from fedattn_app.errors import UserError
-from fedattn_app.privacy.accounting import Steps, noise_for
-from fedattn_app.results.run_folder import RunFolder
+from fedattn_app.models.scopes import Scope
+from fedattn_app.privacy.protections import Protection
+from fedattn_app.transport.codec import codec_of
 from fedattn_app.types import NDArray
-from strategies import AttentionOnly, ClientLevelDP, UpdateChecks
-from strategies.common.memory import memory_of, remember
+from strategies import (
+    AttentionOnly,
+    ClientLevelDP,
+    DecodedReplies,
+    FedSGD,
+    NormBounds,
+    UpdateChecks,
+)
+from strategies.common.state import load_state, state_of
 
 
 @dataclass(frozen=True)
 class Phase:
-    """The rounds from `first` on, in which one `strategy` combines the same parameters.
+    """The rounds from `first_round` on, in which the same parameters travel.
 
-    `message_config` goes with every message. `rule` is the innermost strategy.
+    Attributes:
+        first_round: the first round, from 1.
+        rule: what combines the replies, inside all wrappers.
+        strategy: the rule in all wrappers; the server calls this one.
+        refusing: the wrappers that refuse single replies.
+        message_config: goes with every message.
     """
 
-    first: int
+    first_round: int
     rule: FedAvg | ClientLevelDP
-    strategy: AttentionOnly
-    checks: UpdateChecks
+    strategy: Strategy
+    refusing: tuple[DecodedReplies | UpdateChecks, ...]
     message_config: Mapping[str, str]
 
-    @classmethod
-    def of(
-        cls,
-        rule: FedAvg | ClientLevelDP,
-        config: Config,
-        shared: Collection[str],
-        message_config: Mapping[str, str],
-        first: int = 1,
-        with_rest: bool = False,
-    ) -> "Phase":
-        """Wrap `rule` for the parameters `shared` alone and for updates that pass the checks.
-
-        `with_rest`: clients are sent the other parameters too.
-        """
-        chosen = config.aggregation
-        least = chosen.rule.least(chosen)
-        checks = UpdateChecks(rule, chosen.drop_norm, chosen.clip_norm, least)
-        # Noise goes out whoever answers: that nobody had anything to say is private too.
-        noisy = isinstance(rule, ClientLevelDP)
-        strategy = AttentionOnly(checks, shared.__contains__, noisy, with_rest)
-        return cls(first, rule, strategy, checks, message_config)
+    @property
+    def accountant(self) -> PrivacyAccountant | None:
+        """The accountant of the server's own noise, where it adds any."""
+        return self.rule.accountant if isinstance(self.rule, ClientLevelDP) else None
 
     @property
-    def memory(self) -> dict[str, NDArray]:
-        """What the rule keeps from round to round."""
-        return memory_of(self.rule)
+    def refused(self) -> dict[int, str]:
+        """Why replies of this round were refused, by partition."""
+        return {node: why for wrapper in self.refusing for node, why in wrapper.dropped.items()}
 
-    def remember(self, memory: Mapping[str, NDArray]) -> None:
-        """Give the rule back what it kept in the run that is carried on."""
-        remember(self.rule, memory)
+    def begin_round(self) -> None:
+        """Forget what was refused in the round before."""
+        for wrapper in self.refusing:
+            wrapper.dropped.clear()
+
+    def state(self) -> dict[str, NDArray]:
+        """Return the arrays that the rule keeps from round to round."""
+        return state_of(self.rule)
+
+    def load_state(self, state: Mapping[str, NDArray]) -> None:
+        """Give the rule what `state` returned in the run that is resumed."""
+        load_state(self.rule, state)
 
 
-def make_rule(config: Config) -> FedAvg:
-    """Make the rule that combines the replies."""
-    settings: dict[str, Any] = {
+def build_phases(
+    config: Config,
+    protection: Protection,
+    scope: Scope,
+    frozen_fingerprint: str,
+    accountant_state: Mapping[str, Any],
+    num_rounds: int,
+) -> list[Phase]:
+    """Return the warm-up phase, in which everything is shared, if there is one; then the main one.
+
+    Args:
+        config: the settings of the run.
+        protection: the protection of the run.
+        scope: which parameters are shared.
+        frozen_fingerprint: the SHA-256 of the frozen parameters, to be checked by every client;
+            empty where none is frozen.
+        accountant_state: the server's accountant in the run that is resumed, else empty.
+        num_rounds: the number of rounds still to run.
+    """
+    rule = make_rule(config, protection, accountant_state, num_rounds)
+    warmup_rounds = config.federation.warmup_rounds
+    if not warmup_rounds:
+        checked = {"frozen-fingerprint": frozen_fingerprint} if frozen_fingerprint else {}
+        return [build_pipeline(config, rule, scope.shared, checked)]
+    # One accountant must count the noise of all rounds; any other rule begins anew.
+    second_rule = rule
+    if not isinstance(rule, ClientLevelDP):
+        second_rule = make_rule(config, protection, accountant_state, num_rounds)
+    return [
+        build_pipeline(config, rule, scope.shared | scope.frozen),
+        # Clients that join after the warm-up have not seen the warmed-up parameters, so the server
+        # sends them too.
+        build_pipeline(
+            config, second_rule, scope.shared, first_round=warmup_rounds + 1, sends_rest=True
+        ),
+    ]
+
+
+def build_pipeline(
+    config: Config,
+    rule: FedAvg | ClientLevelDP,
+    shared: Collection[str],
+    message_config: Mapping[str, str] | None = None,
+    first_round: int = 1,
+    sends_rest: bool = False,
+) -> Phase:
+    """Put the wrappers around `rule`, from the inside to the outside.
+
+    A reply passes them the other way, from the bottom of this function to its top:
+
+    1. decoded: what cannot be decoded is refused;
+    2. scope: replies without examples are left out, and the result is merged into the model;
+    3. checked: an update of another form, or one that is too long, is refused, or it is clipped;
+    4. rule: the updates are combined, under ``client-dp`` with noise.
+
+    The metrics of a reply were checked before it comes here (`Cohort`). A mechanism that hides
+    single updates belongs between 2 and 4, in place of the checks, which must see them.
+
+    Args:
+        config: the settings of the run.
+        rule: combines the replies.
+        shared: the names of the parameters that travel.
+        message_config: goes with every message.
+        first_round: the first round of the phase, from 1.
+        sends_rest: whether clients are sent all other parameters too.
+    """
+    settings = config.aggregation
+    # Noise must be released whoever answers: that nobody answered is private too.
+    needs_no_replies = isinstance(rule, ClientLevelDP)
+
+    norm_bounds = NormBounds(
+        settings.update_drop_norm,
+        settings.update_clip_norm,
+        replies_are_gradients=isinstance(rule, FedSGD),
+    )
+    checked = UpdateChecks(rule, norm_bounds, settings.min_updates)
+    scoped = AttentionOnly(checked, shared.__contains__, needs_no_replies, sends_rest)
+    decoded = DecodedReplies(scoped, codec_of(config).decode)
+    return Phase(first_round, rule, decoded, (decoded, checked), message_config or {})
+
+
+def make_rule(
+    config: Config,
+    protection: Protection,
+    accountant_state: Mapping[str, Any] | None = None,
+    num_rounds: int = 1,
+) -> FedAvg | ClientLevelDP:
+    """Make the rule that the key ``strategy`` names, as the protection wants it.
+
+    Args:
+        config: the settings of the run.
+        protection: the protection of the run.
+        accountant_state: the server's accountant in the run that is resumed, else empty.
+        num_rounds: the number of rounds still to run.
+    """
+    flower_settings: dict[str, Any] = {
         "fraction_train": config.federation.fraction_train,
-        "fraction_evaluate": config.fraction_evaluate,
+        "fraction_evaluate": protection.fraction_evaluate,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
         "min_available_nodes": 1,
     }
-    if config.privacy.privacy == "client-dp":
-        return FedAvg(**settings)  # Flower's accounting knows no other; it averages uniformly
-    kind = getattr(strategies, config.aggregation.rule.name)
-    rule: FedAvg = kind(**settings, **config.rule_settings)
-    return rule
-
-
-def check_cohort(config: Config, clients: int) -> None:
-    """Raise `UserError` where a round has too few of the `clients` for the rule."""
-    cohort = max(1, int(clients * config.federation.fraction_train))
-    if config.aggregation.strategy == "fedbuff" and config.aggregation.buffer_size > clients:
-        raise UserError(
-            f"buffer-size = {config.aggregation.buffer_size}: must be at most the number of clients = "
-            f"{clients}, each of which answers once for a step"
-        )
-    needed = config.aggregation.rule.least(config.aggregation)
-    if cohort < needed:
-        own = ("malicious", "selected", "trimmed")
-        given = [
-            f"{k} = {getattr(config.aggregation, k)}"
-            for k in own
-            if k in config.aggregation.rule.keywords
-        ]
-        raise UserError(
-            f'strategy = "{config.aggregation.strategy}": needs {needed} clients in a round with '
-            f"{' and '.join(given)}, there are {cohort}"
-        )
-
-
-def with_noise(config: Config, folder: RunFolder) -> ClientLevelDP:
-    """Return the plain average with the server's noise, as far as that has been spent.
-
-    Raises `UserError` where too little of the budget is left, or nobody knows how much is.
-    """
-    privacy = config.privacy
-    try:
-        before = [
-            Steps(float(release["event"]["noise_multiplier"]), 1.0, release["count"])
-            for release in folder.accountant.get("compositions", [])
-        ]
-    except (ValueError, TypeError, LookupError) as error:
-        raise _unknown_spending(config, error) from None
-    planned = Steps(0.0, 1.0, config.federation.num_rounds - folder.start_round)
-    noise = privacy.noise_multiplier or noise_for(
-        privacy.target_epsilon, privacy.target_delta, planned, before
-    )
-    if noise is None:
-        raise UserError(
-            f"target-epsilon = {privacy.target_epsilon:g}: too little of it is left for num-rounds "
-            f"= {config.federation.num_rounds} at target-delta = {privacy.target_delta:g}; raise it"
-        )
-    wrapper = ClientLevelDP(
-        make_rule(config),
-        noise,
-        privacy.max_update_norm,
-        privacy.target_delta,
-        privacy.target_epsilon or None,
-        config.federation.seed if privacy.reproducible_noise else None,
-    )
-    if folder.accountant:
-        assert wrapper.accountant
-        try:
-            limit = {"max_epsilon": privacy.target_epsilon or None}  # may have been raised
-            its_config = {**folder.accountant["config"], **limit}
-            wrapper.accountant.load_state_dict({**folder.accountant, "config": its_config})
-        except (ValueError, TypeError, LookupError) as error:
-            raise _unknown_spending(config, error) from None
-    return wrapper
-
-
-def _unknown_spending(config: Config, error: Exception) -> UserError:
-    return UserError(
-        f"resume-from = {config.output.resume_from}: its accountant does not say what was spent "
-        f"({error})"
+    return protection.build_rule(
+        getattr(strategies, config.aggregation.rule.class_name),
+        flower_settings,
+        config.aggregation.rule_settings(protection.weighting),
+        accountant_state or {},
+        num_rounds,
     )

@@ -55,7 +55,6 @@ def train(
 
     Raises:
         TrainingDivergedError: If the loss or a trained parameter is not finite.
-
     """
     set_trainable(model, trainable)
     model.train()
@@ -106,7 +105,6 @@ def gradient(
 
     Raises:
         TrainingDivergedError: If the loss is not finite.
-
     """
     set_trainable(model, trainable)
     model.train()

@@ -50,7 +50,6 @@ class FlatOptimizer:
             torch's defaults.
         pull: For each parameter the μ of a proximal term towards its initial value; empty for no
             such term.
-
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""How arrays travel: held in memory until they leave the machine, and encoded by a codec."""
+"""Arrays between server and clients: their form in messages and their size on the network."""

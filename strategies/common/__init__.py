@@ -1,1 +1,1 @@
-"""What several rules share: replies, arrays, weights."""
+"""What the rules share: reading replies, averaging arrays, weights, state."""

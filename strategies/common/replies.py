@@ -1,51 +1,40 @@
-"""What rules read from replies, and in which order."""
+"""Read a round's replies: which of them are valid, in which order, and what they contain."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
 
-def in_order(replies: Iterable[Message]) -> Iterator[Message]:
-    """Yield `replies` in the order of node ids, so that sums do not depend on who was first.
+def valid_replies(replies: Iterable[Message]) -> Iterator[Message]:
+    """Yield the replies that carry no error, in the order of node ids.
 
-    Only a sequence is sorted. Any other iterable is taken to be in that order, one reply at a time,
-    so that a round's replies need not all be in memory.
+    A sequence is sorted, so that a sum over replies does not depend on which client answered first.
+    Any other iterable is taken to be in order already and is read one reply at a time, so that the
+    replies of a round need not fit in memory together.
     """
     if isinstance(replies, Sequence):
-        return iter(sorted(replies, key=lambda reply: reply.metadata.src_node_id))
-    return iter(replies)
-
-
-def failed_reply(reply: Message, reason: str) -> Message:
-    """Return a failed reply in the place of one that cannot be used."""
-    node = reply.metadata.src_node_id
-    failed = Message(
-        Error(ErrorCode.UNKNOWN, reason),
-        reply_to=Message(RecordDict(), node, reply.metadata.message_type),
-    )
-    # Who drives a strategy may name nodes otherwise than Flower does.
-    failed.metadata.__dict__["_src_node_id"] = node
-    return failed
+        replies = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+    return (reply for reply in replies if not reply.has_error())
 
 
 def contents_of(replies: Iterable[Message], weighted_by_key: str) -> list[RecordDict]:
-    """Return what the replies that have not failed hold, in order.
+    """Return the contents of the valid replies, in the order of node ids.
 
-    Raises `InconsistentMessageReplies` unless all are like the first.
+    Each content has one record of arrays and one of metrics, with the same names in all of them and
+    with `weighted_by_key` among the metrics; else Flower's `InconsistentMessageReplies` is raised.
     """
-    contents = [reply.content for reply in in_order(replies) if not reply.has_error()]
+    contents = [reply.content for reply in valid_replies(replies)]
     if contents:
         validate_message_reply_consistency(contents, weighted_by_key, check_arrayrecord=True)
     return contents
 
 
 def arrays_of(content: RecordDict) -> ArrayRecord:
-    """Return the one record of arrays that a reply to a training message holds."""
+    """Return the first record of arrays in the content of a reply."""
     return next(iter(content.array_records.values()))
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:
-    """Return the one record of metrics that a reply holds."""
+    """Return the first record of metrics in the content of a reply."""
     return next(iter(content.metric_records.values()))

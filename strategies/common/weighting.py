@@ -1,15 +1,17 @@
-"""How much a reply counts in an average: each weighting is a function of the reply's metrics.
+"""Weights of replies in an average. Each weighting is a function of a reply's metrics.
 
     examples    n_k
-    uniform     1 where there are examples
-    loss        n_k F_k, with F_k the training loss: who does badly counts more. The weights of
-                q-fair federated learning for q = 1 (Li, Sanjabi, Beirami and Smith, "Fair resource
-                allocation in federated learning", 2020, arXiv 1905.10497, section 3.2)
-    effective   Σ_c (1 - β^{n_kc}) / (1 - β) over the classes c, the effective number of examples
+    uniform     1 if n_k > 0, else 0
+    loss        n_k F_k, with F_k the training loss: clients with a large loss count more. These are
+                the weights of q-fair federated learning for q = 1 (Li, Sanjabi, Beirami and Smith,
+                "Fair resource allocation in federated learning", 2020, arXiv 1905.10497, section
+                3.2)
+    effective   Σ_c (1 − β^{n_kc}) / (1 − β) over the classes c: the effective number of examples
                 (Cui, Jia, Lin, Song and Belongie, "Class-balanced loss based on effective number of
-                samples", 2019, arXiv 1901.05555, section 3), which the client works out
+                samples", 2019, arXiv 1901.05555, section 3), which the client computes
 
-The weights of a round are divided by their sum.
+n_k is the number of examples of client k, n_kc those of class c. The average divides the weights of
+a round by their sum.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +27,7 @@ def by_examples(metrics: MetricRecord) -> float:
 
 
 def uniformly(metrics: MetricRecord) -> float:
-    """Return 1, or 0 for a reply that rests on no examples."""
+    """Return 1, or 0 for a reply without examples."""
     return float(_number(metrics, "num-examples") > 0)
 
 
@@ -35,7 +37,7 @@ def by_loss(metrics: MetricRecord) -> float:
 
 
 def by_effective_number(metrics: MetricRecord) -> float:
-    """Return the effective number of examples that the client told."""
+    """Return the effective number of examples that the client reports."""
     return _number(metrics, "effective-number")
 
 

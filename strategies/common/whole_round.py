@@ -1,4 +1,4 @@
-"""What the rules that need all replies of a round at once have in common."""
+"""Base class of the rules that need all replies of a round at once."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -11,28 +11,34 @@ from strategies.common.replies import arrays_of, contents_of
 
 
 class WholeRound(FedAvg):
-    """Hands the clients' arrays to `combine`; takes the keywords of Flower's `FedAvg`."""
+    """A rule that is one function, `combine`. It takes the keywords of Flower's `FedAvg`.
+
+    Every client counts the same in `combine`, whatever its number of examples.
+    """
 
     _start = ArrayRecord()
 
     @abstractmethod
     def combine(self, start: ArrayRecord, clients: Sequence[ArrayRecord]) -> ArrayRecord:
-        """Return the new global arrays, from those that the round began with and the clients'.
+        """Return the new global arrays.
 
-        There is one client at least, and all have the names, shapes and dtypes of `start`.
+        Args:
+            start: The global arrays that the round began with.
+            clients: The arrays of each client, in the order of node ids; at least one record. All
+                have the names of `start` and, behind `UpdateChecks`, its shapes and dtypes.
         """
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Keep what the clients start from."""
+        """Keep the global arrays for `combine`, and sample clients as `FedAvg` does."""
         self._start = arrays
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Combine the replies, or return (None, None) where none came."""
+        """Combine the valid replies; return (None, None) if there are none."""
         contents = contents_of(replies, self.weighted_by_key)
         if not contents:
             return None, None

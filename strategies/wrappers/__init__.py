@@ -1,1 +1,1 @@
-"""Strategies around a strategy: the scope, the checks, client-level privacy."""
+"""Strategies around a strategy: decoding, checks, the scope, client-level privacy."""

@@ -1,11 +1,12 @@
-"""Share a part of the model under any Flower strategy.
+"""Apply any scope to any Flower strategy: only the selected parameters are shared.
 
     w[shared] ← inner strategy over the replies' shared arrays;   w[rest] stays
 
-The part is a predicate over parameter names, passed in as data: with the names of the attention
-projections only attention travels; with a predicate that is always true the inner strategy decides
-alone. Selecting parameters is not a privacy measure (Petrov et al., 2024, arXiv 2405.15586, read
-text from attention gradients); it saves bytes, and noise where noise is added.
+The scope is a predicate over parameter names, passed in as data. With the names of the attention
+projections only attention is shared; with a predicate that is always true the inner strategy gets
+the whole model. Selecting parameters saves bytes, and noise where noise is added. It is not a
+privacy measure: Petrov et al., 2024, arXiv 2405.15586, reconstruct text from the gradients of
+attention parameters.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +17,25 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from strategies.common.arrays import as_dtype
-from strategies.common.replies import in_order
+from strategies.common.replies import valid_replies
+from strategies.wrappers.base import StrategyWrapper
 
 
-class AttentionOnly(Strategy):
-    """Wraps `inner`, which sees, sends and combines only the arrays that `shared` selects.
+class AttentionOnly(StrategyWrapper):
+    """Lets the inner strategy see, send and combine only the arrays that `shared` selects.
 
-    `shared` maps a parameter's full dotted name to whether it travels. The inner strategy gets the
-    replies in the order of node ids, failed ones too, but none that rests on no examples: where
-    there is no other, the model stays, unless the inner strategy `needs_no_replies`. The aggregate
-    is merged back into the whole global model with each array's own dtype. `with_rest` sends the
-    other arrays along, in a record ``rest``, for nodes that cannot know them.
+    The inner strategy gets the valid replies that rest on examples, in the order of node ids.
+    Flower's own strategies for differential privacy skip a round in which a reply has failed, and
+    do not see such replies here; use `ClientLevelDP`, which accounts for them. What the inner
+    strategy returns is merged into the global model, in which each array keeps its dtype.
+
+    Args:
+        inner: The strategy that combines the shared arrays.
+        shared: Predicate over a parameter's full dotted name; true for those that are shared.
+        needs_no_replies: Whether to call the inner strategy even if there is no such reply. Else
+            the model stays as it is.
+        with_rest: Whether to send the other arrays too, in a record ``rest``, for nodes that cannot
+            compute them.
     """
 
     def __init__(
@@ -36,32 +45,28 @@ class AttentionOnly(Strategy):
         needs_no_replies: bool = False,
         with_rest: bool = False,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.shared = shared
         self.needs_no_replies = needs_no_replies
         self.with_rest = with_rest
         self._global = ArrayRecord()
-
-    def summary(self) -> None:
-        """Log the inner strategy's settings."""
-        self.inner.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy send the shared arrays."""
         self._global = arrays
-        chosen = self._select(arrays)
-        messages = self.inner.configure_train(server_round, chosen, config, grid)
+        selected = self._select(arrays)
+        messages = super().configure_train(server_round, selected, config, grid)
         return self._completed(messages, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine the replies, and merge what it returns."""
+        """Let the inner strategy combine the replies, and merge the result into the model."""
         usable = _with_examples(replies)
-        first = _up_to_the_first_sound(usable)
-        if not self.needs_no_replies and all(reply.has_error() for reply in first):
+        first = [reply for reply in (next(usable, None),) if reply is not None]
+        if not first and not self.needs_no_replies:
             return None, None
         arrays, metrics = self.inner.aggregate_train(server_round, chain(first, usable))
         return (None if arrays is None else self._merge(arrays)), metrics
@@ -70,24 +75,22 @@ class AttentionOnly(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy send the shared arrays."""
-        chosen = self._select(arrays)
-        messages = self.inner.configure_evaluate(server_round, chosen, config, grid)
+        selected = self._select(arrays)
+        messages = super().configure_evaluate(server_round, selected, config, grid)
         return self._completed(messages, arrays)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Let the inner strategy combine the replies."""
+        """Let the inner strategy combine the replies; return None if there are none."""
         usable = list(_with_examples(replies))
-        if all(reply.has_error() for reply in usable):
-            return None
-        return self.inner.aggregate_evaluate(server_round, usable)
+        return super().aggregate_evaluate(server_round, usable) if usable else None
 
     def _select(self, arrays: ArrayRecord) -> ArrayRecord:
         return ArrayRecord({name: array for name, array in arrays.items() if self.shared(name)})
 
     def _completed(self, messages: Iterable[Message], arrays: ArrayRecord) -> Iterable[Message]:
-        """Add to `messages` those of the `arrays` that are not shared, if they are to go along."""
+        """Add the arrays that are not shared to `messages`, if they are to be sent."""
         if not self.with_rest:
             return messages
         rest = ArrayRecord({k: array for k, array in arrays.items() if not self.shared(k)})
@@ -108,21 +111,10 @@ class AttentionOnly(Strategy):
 
 
 def _with_examples(replies: Iterable[Message]) -> Iterator[Message]:
-    """Yield the replies that rest on data or have failed, in the order of node ids."""
-    for reply in in_order(replies):
-        if reply.has_error() or any(
-            record.get("num-examples", 1) for record in reply.content.metric_records.values()
-        ):
+    """Yield the valid replies that rest on examples, in the order of node ids."""
+    for reply in valid_replies(replies):
+        if any(record.get("num-examples", 1) for record in reply.content.metric_records.values()):
             yield reply
-
-
-def _up_to_the_first_sound(replies: Iterator[Message]) -> list[Message]:
-    first = []
-    for reply in replies:
-        first.append(reply)
-        if not reply.has_error():
-            break
-    return first
 
 
 def _like(before: Array, array: Array) -> Array:

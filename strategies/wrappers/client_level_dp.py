@@ -1,10 +1,12 @@
-"""Differential privacy of a whole client: its update is clipped, their mean gets noise.
+"""Differential privacy of a whole client: updates are clipped, and their mean gets noise.
 
-    w ← w + (Σ_k Δ_k · min(1, C / ‖Δ_k‖) + N(0, σ²C²)) / m,    Δ_k = w_k − w, for m clients asked
+    w ← w + (Σ_k Δ_k · min(1, C / ‖Δ_k‖) + N(0, σ²C²)) / m,    Δ_k = w_k − w
 
-(McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent language models",
-2018, arXiv 1710.06963.) Clipping, noise and accounting are Flower's own. Use it where the server is
-trusted with the updates, and the model with what it gives away is not for everyone.
+for the m clients selected. McMahan, Ramage, Talwar and Zhang, "Learning differentially private
+recurrent language models", 2018, arXiv 1710.06963. Clipping, noise and accounting are Flower's own.
+
+Use it where clients trust the server with their updates, but not everyone with what the model
+reveals.
 """
 
 import secrets
@@ -23,27 +25,39 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.serverapp import Grid
+from flwr.serverapp import (
+    Grid,
+    NeighboringRelation,
+    PrivacyConfig,
+    RdpAccountant,
+    SamplingMethod,
+)
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
-from flwr.supercore.differential_privacy import get_norm
-from flwr.supercore.privacy_accounting import NeighboringRelation, PrivacyConfig, SamplingMethod
-from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
-# Without amplification by sampling the number of clients has no part in ε.
-ANY_POPULATION = 10**9
-# Moves a number and changes nothing else, in parts of the clipping norm.
-HARDLY = 1e-6
+from strategies.common.replies import valid_replies
+
+# Flower asks for it; without amplification by sampling it does not affect ε.
+POPULATION_SIZE = 10**9
+# Norm given to an update of 0, as a fraction of the clipping norm: far below the noise.
+ZERO_UPDATE_NORM = 1e-6
 
 
 class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
-    """Flower's wrapper with fixed clipping on the server, accounted for, on real replies.
+    """Flower's wrapper with fixed clipping on the server, made robust and accounted for.
 
-    Flower's stops at a client whose update is zero, and gives a round up when one client fails.
-    Here a client that fails, answers nothing or sends NaN counts as one that changed nothing, so
-    that the noise stays what is accounted for. All replies weigh the same and none of their
-    metrics is combined, as no noise is on them. `seed` None draws noise from the operating system.
-    `configure_train` raises `PrivacyBudgetExhausted` where another round would pass `max_epsilon`,
-    and `ValueError` for arrays that cannot be clipped.
+    Flower's class fails on an update of 0 and skips a round if one client fails. Here a client that
+    fails, does not answer or sends an invalid update counts as one whose update is 0, so that the
+    noise is always what the accountant counts. All clients weigh the same. Their metrics carry no
+    noise and are not combined.
+
+    Args:
+        strategy: Flower's `FedAvg`, which samples clients and averages.
+        noise_multiplier: Noise σ > 0, in units of `clipping_norm`.
+        clipping_norm: Maximum L2 norm C > 0 of an update.
+        target_delta: δ at which the accountant reports ε.
+        max_epsilon: Maximum ε. `configure_train` raises `PrivacyBudgetExhausted` for a round that
+            would exceed it. None: no limit.
+        seed: Seed of the noise. None: the operating system's randomness.
     """
 
     def __init__(
@@ -57,7 +71,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     ) -> None:
         config = PrivacyConfig(
             target_delta=target_delta,
-            population_size=ANY_POPULATION,
+            population_size=POPULATION_SIZE,
             neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
             sampling_method=SamplingMethod.NO_AMPLIFICATION,
             max_epsilon=max_epsilon,
@@ -72,8 +86,11 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the inner strategy send, and hold the round against the budget."""
-        check_clippable({name: array.numpy() for name, array in arrays.items()})
+        """Let the inner strategy send, and check the round against the privacy budget.
+
+        Raises `ValueError` for arrays that cannot be clipped.
+        """
+        _check_clippable({name: array.numpy() for name, array in arrays.items()})
         self.current_arrays = arrays
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._cohort = [message.metadata.dst_node_id for message in messages]
@@ -83,11 +100,11 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Clip, average and add noise: that is the release, whether anyone answered or not."""
+        """Clip, average and add noise, even if no client answered, and account for the release."""
         answers = {
             reply.metadata.src_node_id: arrays
-            for reply in replies
-            if not reply.has_error() and (arrays := self._answer(reply)) is not None
+            for reply in valid_replies(replies)
+            if (arrays := self._valid_arrays(reply)) is not None
         }
         unchanged = {name: array.numpy() for name, array in self.current_arrays.items()}
         complete = [
@@ -96,7 +113,8 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         with _numpy_seeded(self.seed, server_round):
             return super().aggregate_train(server_round, complete)
 
-    def _answer(self, reply: Message) -> dict[str, npt.NDArray[Any]] | None:
+    def _valid_arrays(self, reply: Message) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the arrays of a reply in the order of the global ones; None if any is invalid."""
         record = next(iter(reply.content.array_records.values()), ArrayRecord())
         if set(record) != set(self.current_arrays):
             return None
@@ -109,24 +127,25 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         return arrays
 
     def _reply(self, node: int, arrays: dict[str, npt.NDArray[Any]]) -> Message:
-        """Make the reply that Flower's wrapper gets: an update above zero, a weight of one."""
+        """Make a reply of weight 1 for Flower's wrapper, whose update has a norm above 0."""
         now = self.current_arrays
-        if not get_norm([array - now[name].numpy() for name, array in arrays.items()]):
+        if not _flower_norm([array - now[name].numpy() for name, array in arrays.items()]):
             name = next(iter(arrays))
             moved = arrays[name].copy()
-            least = np.abs(moved).argmin()
-            step = max(
-                HARDLY * self.clipping_norm, 2 * float(np.spacing(np.abs(moved.flat[least])))
+            # The smallest number has the finest spacing, so that the step is not rounded away.
+            smallest = np.abs(moved).argmin()
+            moved.flat[smallest] += max(
+                ZERO_UPDATE_NORM * self.clipping_norm,
+                2 * float(np.spacing(np.abs(moved.flat[smallest]))),
             )
-            moved.flat[least] += step
             arrays = {**arrays, name: moved}
         content = RecordDict({"metrics": MetricRecord({self.weight_key: 1})})
         content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         return Message(content, node, MessageType.TRAIN)
 
 
-def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Raise `ValueError` where an array is not float32 or float64, or has no dimension."""
+def _check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Raise `ValueError` unless each array is float32 or float64, of at least one dimension."""
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64) or not array.ndim or not array.size:
             raise ValueError(
@@ -135,11 +154,20 @@ def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
             )
 
 
+def _flower_norm(arrays: Sequence[npt.NDArray[Any]]) -> float:
+    """Return the L2 norm that Flower's clipping divides by.
+
+    It squares in the arrays' own precision, so that the norm of a tiny update underflows to 0.
+    """
+    norms = [np.linalg.norm(array.flat) for array in arrays]
+    return float(np.sqrt(sum([norm**2 for norm in norms])))
+
+
 @contextmanager
 def _numpy_seeded(seed: int | None, server_round: int) -> Iterator[None]:
-    """Seed numpy's global generator, which Flower's noise comes from, and restore it.
+    """Seed numpy's global generator, from which Flower draws its noise, and restore it afterwards.
 
-    Without a `seed`, all of its state comes from the operating system, whoever seeded it before.
+    Without a `seed` its whole state comes from the operating system.
     """
     before = np.random.get_state()
     entropy: Sequence[int] | npt.NDArray[np.uint32] = (

@@ -1,155 +1,134 @@
-"""Refuse or clip updates before any rule sees them.
+"""Refuse or clip single updates before a rule combines them.
 
-    Δ_k = w_k − w;    refused where ‖Δ_k‖₂ > R;    Δ_k ← Δ_k · min(1, C / ‖Δ_k‖₂)
+Checks of form: a reply is refused if its arrays have other names, shapes or dtypes than were sent,
+or contain NaN or infinity. One broken client must not end the federation, so every rule needs them.
 
-with the norm over all arrays that travel, as in Sun, Kairouz, Suresh and McMahan, "Can you really
-backdoor federated learning?", 2019, arXiv 1911.07963, section 4. A reply is refused too whose
-arrays have other names, shapes or dtypes than were sent, or hold NaN or infinity.
+Checks of size (`NormBounds`), with Δ_k = w_k − w:
 
-Wrap any rule in it: one broken client must not end the federation. What is within the bounds can
-be an attack all the same; for that there are the robust rules.
+    refuse if ‖Δ_k‖₂ > R;    Δ_k ← Δ_k · min(1, C / ‖Δ_k‖₂)
+
+where the norm is over all arrays that the client shares; Sun, Kairouz, Suresh and McMahan, "Can you
+really backdoor federated learning?", 2019, arXiv 1911.07963, section 4. They read the values of a
+single update. A mechanism that hides single updates, such as secure aggregation, must leave them
+out: `norm_bounds` None.
+
+An update within the bounds can still be an attack; use a robust rule against those.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from strategies.common.replies import failed_reply, in_order
+from strategies.wrappers.base import ReplyFilter
 
 log = logging.getLogger("fedattn")
 
 
-class UpdateChecks(Strategy):
-    """Wraps `inner`, to which a refused reply is one that has failed.
+@dataclass(frozen=True)
+class NormBounds:
+    """Bounds on the L2 norm of an update.
 
-    `drop_norm` (R) and `clip_norm` (C) bound the L2 norm of an update, or of a gradient where those
-    are what `inner` asks for; 0: no bound. With fewer than `at_least` updates left, nothing is
-    combined. `dropped` tells why, by node, for the last round.
+    Args:
+        drop_norm: Norm above which an update is refused; 0: no bound.
+        clip_norm: Norm to which a longer update is scaled down; 0: no clipping.
+        replies_are_gradients: Whether replies are gradients, whose norm is measured from 0, instead
+            of parameters, whose norm is measured from those that were sent.
     """
 
-    def __init__(
-        self,
-        inner: Strategy,
-        drop_norm: float = 0.0,
-        clip_norm: float = 0.0,
-        at_least: int = 1,
-    ) -> None:
-        self.inner = inner
-        self.drop_norm = drop_norm
-        self.clip_norm = clip_norm
-        self.at_least = at_least
-        self.dropped: dict[int, str] = {}
-        self._sent: dict[int, ArrayRecord] = {}
+    drop_norm: float = 0.0
+    clip_norm: float = 0.0
+    replies_are_gradients: bool = False
 
-    def summary(self) -> None:
-        """Log the inner strategy's settings."""
-        self.inner.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Remember what each node is sent."""
-        messages = self.inner.configure_train(server_round, arrays, config, grid)
-        return self._noted(messages, arrays)
-
-    def _noted(self, messages: Iterable[Message], arrays: ArrayRecord) -> Iterator[Message]:
-        for message in messages:
-            self._sent[message.metadata.dst_node_id] = arrays
-            yield message
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine what passes, or return (None, None) for too little."""
-        self.dropped = {}
-        passed: Iterable[Message] = self._checked(replies)
-        if self.at_least > 1:
-            passed = list(passed)
-            left = sum(not reply.has_error() for reply in passed)
-            if left < self.at_least:
-                log.warning(
-                    "round %d: the rule needs %d updates, there are %d",
-                    server_round,
-                    self.at_least,
-                    left,
-                )
-                return None, None
-        return self.inner.aggregate_train(server_round, passed)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave it to the inner strategy."""
-        return self.inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave it to the inner strategy."""
-        return self.inner.aggregate_evaluate(server_round, replies)
-
-    def _checked(self, replies: Iterable[Message]) -> Iterator[Message]:
-        for reply in in_order(replies):
-            node = reply.metadata.src_node_id
-            sent = self._sent.pop(node, None)
-            if reply.has_error() or sent is None:
-                yield reply
-                continue
-            fault = _fault(sent, reply.content) or self._bound(sent, reply)
-            if fault is None:
-                _sort(sent, reply)
-                yield reply
-                continue
-            log.warning("client %d: its update is dropped: %s", node, fault)
-            self.dropped[node] = fault
-            yield failed_reply(reply, f"unsound reply: {fault}")
-
-    def _bound(self, sent: ArrayRecord, reply: Message) -> str | None:
-        """Clip the update in place where it is too long, or say why it is refused."""
+    def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
+        """Clip the update of a well-formed `reply` in place, or return why it is refused."""
         if not (self.drop_norm or self.clip_norm):
             return None
         arrays = reply.content.array_records["arrays"]
-        origin = None if getattr(self.inner, "replies_are_gradients", False) else sent
+        origin = None if self.replies_are_gradients else sent
         norm = _norm(arrays, origin)
         if self.drop_norm and norm > self.drop_norm:
             return f"its norm is {norm:.4g}, above {self.drop_norm:g}"
         if self.clip_norm and norm > self.clip_norm:
-            clipped = _scaled(arrays, origin, self.clip_norm / norm)
-            reply.content = RecordDict({**dict(reply.content.items()), "arrays": clipped})
+            _replace_arrays(reply, _scaled(arrays, origin, self.clip_norm / norm))
         return None
 
 
-def _fault(sent: ArrayRecord, content: RecordDict) -> str | None:
+class UpdateChecks(ReplyFilter):
+    """Gives the inner strategy only the replies that pass the checks.
+
+    Args:
+        inner: The strategy that combines them.
+        norm_bounds: Checks of size; None: checks of form only.
+        min_updates: Minimum number of replies that the rule needs. With fewer, nothing is combined.
+    """
+
+    def __init__(
+        self, inner: Strategy, norm_bounds: NormBounds | None = None, min_updates: int = 1
+    ) -> None:
+        super().__init__(inner)
+        self.norm_bounds = norm_bounds
+        self.min_updates = min_updates
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy combine what passes; return (None, None) if that is too little."""
+        passed: Iterable[Message] = self._accepted(replies)
+        if self.min_updates > 1:
+            passed = list(passed)
+            if len(passed) < self.min_updates:
+                log.warning(
+                    "round %d: the rule needs %d updates, there are %d",
+                    server_round,
+                    self.min_updates,
+                    len(passed),
+                )
+                return None, None
+        return self.inner.aggregate_train(server_round, passed)
+
+    def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
+        """Return the first fault of form or size; None if there is none.
+
+        The arrays of a reply without fault are put in the order of `sent`, since some of Flower's
+        rules match arrays by position.
+        """
+        fault = _form_fault(reply.content, sent)
+        if fault is None and self.norm_bounds is not None:
+            fault = self.norm_bounds.fault(reply, sent)
+        if fault is None:
+            arrays = reply.content.array_records["arrays"]
+            if list(arrays) != list(sent):
+                _replace_arrays(reply, ArrayRecord({name: arrays[name] for name in sent}))
+        return fault
+
+
+def _form_fault(content: RecordDict, sent: ArrayRecord) -> str | None:
     if list(content.array_records) != ["arrays"]:
         return "it must hold one record of arrays"
-    got = content.array_records["arrays"]
-    if set(got) != set(sent):
-        return f"its arrays differ in {', '.join(sorted(set(got) ^ set(sent)))}"
-    for name, array in got.items():
+    arrays = content.array_records["arrays"]
+    if set(arrays) != set(sent):
+        return f"its arrays differ in {', '.join(sorted(set(arrays) ^ set(sent)))}"
+    for name, array in arrays.items():
         try:
             values = array.numpy()
-        except Exception as error:  # whatever numpy makes of bytes that are no array
+        except Exception as error:  # numpy raises various errors for bytes that are no array
             return f"{name} cannot be read: {error}"
-        wanted = sent[name].dtype, tuple(sent[name].shape)
-        # What it holds and what it says of that: both are relied on.
+        expected = sent[name].dtype, tuple(sent[name].shape)
+        # Rules rely on the values as well as on the dtype and shape that the record declares.
         for dtype, shape in ((str(values.dtype), values.shape), (array.dtype, tuple(array.shape))):
-            if (dtype, shape) != wanted:
-                return f"{name} is {dtype} {shape}, not {wanted[0]} {wanted[1]}"
+            if (dtype, shape) != expected:
+                return f"{name} is {dtype} {shape}, not {expected[0]} {expected[1]}"
         if not np.isfinite(values).all():
             return f"{name} holds NaN or infinity"
     return None
 
 
-def _sort(sent: ArrayRecord, reply: Message) -> None:
-    """Put the arrays in the order of those that were `sent`: some rules go by place."""
-    got = reply.content.array_records["arrays"]
-    if list(got) != list(sent):
-        sorted_ = ArrayRecord({name: got[name] for name in sent})
-        reply.content = RecordDict({**dict(reply.content.items()), "arrays": sorted_})
+def _replace_arrays(reply: Message, arrays: ArrayRecord) -> None:
+    reply.content = RecordDict({**dict(reply.content.items()), "arrays": arrays})
 
 
 def _norm(arrays: ArrayRecord, origin: ArrayRecord | None) -> float:

@@ -19,7 +19,7 @@ from helpers.pretrained_folders import make_folder
 from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.privacy.accounting import epsilon_of
 from fedattn_app.privacy.ledger import Entry
-from fedattn_app.results.run_folder import RunResult
+from fedattn_app.results.run_result import RunResult
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -261,7 +261,7 @@ def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment)
 @pytest.mark.slow
 def test_two_sites_feed_a_buffer(deployment):
     start_two_sites(deployment, state_dir=deployment.folder / "state")
-    buffered = 'strategy="fedbuff" concurrency=2 buffer-size=1'
+    buffered = 'strategy="fedbuff" fedbuff-concurrency=2 fedbuff-buffer-size=1'
     result = run_on_sites(deployment, f'model="tiny" vocabulary=512 {buffered}')
     assert [(row["clients"], row["failures"]) for row in result.history] == [(0, 0), (1, 0), (1, 0)]
     assert result.summary["strategy"] == "fedbuff"

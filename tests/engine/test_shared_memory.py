@@ -59,7 +59,7 @@ def test_arrays_arrive_as_they_were_read_only_and_aligned(ends):
 
 
 def test_the_pickle_holds_no_data(ends):
-    parcel = Parcel.of({"large": np.ones(1_000_000), "small": np.ones(1)})
+    parcel = Parcel.pack({"large": np.ones(1_000_000), "small": np.ones(1)})
     parcel.send(ends[0])
     parcel.close()
     header, files, *_ = socket.recv_fds(ends[1], HEADER.size, 1)
@@ -71,7 +71,7 @@ def test_the_pickle_holds_no_data(ends):
 
 
 def test_a_parcel_is_sent_as_often_as_asked_and_outlives_its_sender(ends):
-    parcel = Parcel.of([np.arange(5)])
+    parcel = Parcel.pack([np.arange(5)])
     for _ in range(3):
         parcel.send(ends[0])
     parcel.close()
@@ -119,7 +119,7 @@ def largest_file(num_bytes):
 def test_what_cannot_be_packed_leaves_no_descriptor():
     before = descriptors()
     with pytest.raises((AttributeError, TypeError, ValueError), match="pickle"):
-        Parcel.of(lambda: 0)
+        Parcel.pack(lambda: 0)
     with largest_file(1000), pytest.raises(OSError, match="File too large"):
-        Parcel.of(np.zeros(10_000))
+        Parcel.pack(np.zeros(10_000))
     assert descriptors() == before

@@ -18,11 +18,17 @@ from helpers.runs import same_arrays, settled
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
 from fedattn_app.engine import shared_memory
-from fedattn_app.engine.local_grid import FIRST_NODE_ID, LocalGrid, task_identity
-from fedattn_app.engine.workers import AHEAD, AT_ONCE, Task, Workers
+from fedattn_app.engine.local_grid import FIRST_NODE_ID, LocalGrid
+from fedattn_app.engine.workers import (
+    MAX_ANSWERS_AHEAD_PER_WORKER,
+    MAX_TASKS_PER_WORKER,
+    Task,
+    Workers,
+)
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
-from fedattn_app.transport.lazy_array import record_of
+from fedattn_app.transport.lazy_array import lazy_record
 
 pytestmark = pytest.mark.skipif(not shared_memory.AVAILABLE, reason="memfd_create is Linux's")
 
@@ -96,9 +102,10 @@ def test_few_answers_are_ahead_of_the_first(workers_of, tmp_path):
         return reply(message, begun=begun)
 
     workers = workers_of(first_waits_for_others)
-    begun = told(workers.run(tasks_for(range(6 * AHEAD))), "begun")[0]
-    # All that may be ahead have begun, but those that the first one's process has waiting.
-    assert AHEAD * 2 - AT_ONCE <= begun < AHEAD * 2
+    begun = told(workers.run(tasks_for(range(6 * MAX_ANSWERS_AHEAD_PER_WORKER))), "begun")[0]
+    limit = 2 * MAX_ANSWERS_AHEAD_PER_WORKER
+    # The tasks that wait for the first worker cannot have begun.
+    assert limit - MAX_TASKS_PER_WORKER <= begun < limit
 
 
 def test_what_took_long_is_begun_first(workers_of, tmp_path):
@@ -156,7 +163,7 @@ def test_a_process_that_dies_costs_one_answer_and_is_replaced(workers_of, tmp_pa
     tasks[2].context.state["before"] = MetricRecord({"kept": 1})
     answers = list(workers.run(tasks))
     assert [k for k, answer in enumerate(answers) if answer.reply is None] == [2]
-    assert answers[2].died == "exit code -9"
+    assert answers[2].death_cause == "exit code -9"
     assert list(answers[2].state) == ["before"]
     assert all(list(answer.state) == ["seen"] for k, answer in enumerate(answers) if k != 2)
     again = list(workers.run(tasks_for(range(8))))
@@ -178,7 +185,7 @@ def test_a_process_killed_while_it_has_nothing_to_do_costs_nothing(workers_of):
 def test_processes_that_all_die_at_every_task_end_the_run_nevertheless(workers_of):
     workers = workers_of(lambda message, context: os._exit(3))
     answers = list(workers.run(tasks_for(range(6))))
-    assert [answer.died for answer in answers] == ["exit code 3"] * 6
+    assert [answer.death_cause for answer in answers] == ["exit code 3"] * 6
 
 
 def stuck_after_the_first(message, context):
@@ -230,7 +237,7 @@ def test_an_interrupt_while_an_answer_comes_mixes_nothing_up(workers_of, monkeyp
 @pytest.mark.usefixtures("no_garbage")
 def test_many_runs_need_no_more_descriptors(workers_of, tmp_path):
     def with_arrays(message, context):
-        record = record_of({"w": np.zeros(1000)})
+        record = lazy_record({"w": np.zeros(1000)})
         context.state["w"] = record
         return Message(RecordDict({"w": record}), reply_to=message)
 
@@ -476,8 +483,8 @@ def test_an_interrupt_ends_the_script_and_its_processes(small, tmp_path):
 def test_a_parent_that_is_killed_leaves_no_process():
     code = """if True:
         import time
-        from fedattn_app.engine.local_grid import task_identity
         from fedattn_app.engine.workers import Workers
+        from fedattn_app.flower_compat import task_identity
         from test_workers import tasks_for
         with task_identity():
             answers = Workers(lambda message, context: time.sleep(100), 2).run(tasks_for(range(4)))
@@ -485,7 +492,7 @@ def test_a_parent_that_is_killed_leaves_no_process():
     """
     with subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}"},
         start_new_session=True,
     ) as parent:
         wait_until(lambda: len(alive_in_session(parent.pid)) == 3)

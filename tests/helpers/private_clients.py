@@ -8,8 +8,9 @@ from flwr.clientapp import ClientApp
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
-from fedattn_app.results.run_folder import ACCOUNTANT
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
+from fedattn_app.results.checkpoint import ACCOUNTANT
 from fedattn_app.server.partition_grid import PartitionGrid
 
 CLIENTS = 3

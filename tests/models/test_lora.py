@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from helpers.classifiers import ADAPTER_SCOPES, classifier, config_of, scores, selected
 from helpers.pretrained_folders import FAMILIES_TESTED, LAYERS
 
-from fedattn_app.engine.local_grid import task_identity
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.parameters import view_arrays
 from strategies import WeightedFedAvg
 

@@ -13,15 +13,17 @@ from safetensors.numpy import load_file, save_file
 
 from fedattn_app import client_app, server_app
 from fedattn_app.analysis.predictor import Predictor
-from fedattn_app.clients.base import FrozenClient, PersonalClient
+from fedattn_app.clients.base import FrozenClient
 from fedattn_app.clients.node_state import ContextState
+from fedattn_app.clients.personal import PersonalClient
 from fedattn_app.config import Config
 from fedattn_app.data.loading import client_data
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import SCOPES, scope_of
-from fedattn_app.results.run_folder import read_checkpoint
+from fedattn_app.results.checkpoint import Checkpoint
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 
@@ -250,7 +252,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, tmp_path, sha
     simulate(half, CLIENTS, quiet=True)
     resumed = simulate({"resume-from": str(tmp_path / "half"), "num-rounds": 3}, quiet=True)
     assert not moved(whole.arrays, resumed.arrays)
-    arrays, _ = read_checkpoint(resumed.path)
+    arrays = Checkpoint.read(resumed.path).arrays
     assert arrays.keys() == start_of(half)[1].shared
 
 

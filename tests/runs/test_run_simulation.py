@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import run_simulation
-from fedattn_app.results.run_folder import RunResult
+from fedattn_app.results.run_result import RunResult
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ MISTAKES = {
     "misspelt key in a file": ("typo.toml", "did you mean num-rounds?"),
     "broken file": ("bad.toml", "not a TOML file"),
     "missing file": ("none.toml", "cannot be read"),
-    "wrong type": ('num-rounds="three"', "num-rounds = 'three': must be a whole number >= 1"),
+    "wrong type": ('num-rounds="three"', 'num-rounds = "three": must be a whole number >= 1'),
     "no rounds": ("num-rounds=0", "num-rounds = 0: must be a whole number >= 1"),
     "not a number": ("learning-rate=nan", "learning-rate = nan"),
     "wrong choice": ('strategy="fedsomething"', "must be one of"),
@@ -50,7 +50,7 @@ MISTAKES = {
     "no pairs": ("hello", "must be key=value pairs"),
     "empty scope": ('shared="atention"', "matches no parameter; the names are"),
     "broken scope": ('shared="("', "nor a regex"),
-    "nothing personal": ('shared="all" local="personal"', "leaves nothing personal"),
+    "nothing personal": ('shared="all" local="personal"', "no parameter that is trained stays"),
     "no data path": ('dataset="file"', "needs the path of a file"),
     "missing data": ('dataset="file" data-path="none.csv"', "does not exist"),
     "missing column": ('dataset="file" data-path="no_label.csv"', "no column 'label'"),

@@ -11,11 +11,11 @@ from helpers.runs import QUICK, same_arrays, settled
 from fedattn_app import client_app, server_app
 from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.config import Config, TrainingConfig
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import RunFailedError
 from fedattn_app.files import read_arrays
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.scopes import scope_of
-from fedattn_app.server.outcome import best_round
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 
@@ -26,29 +26,6 @@ def run(folder, **more):
     keys = {key.replace("_", "-"): value for key, value in more.items()}
     config = {**QUICK, **keys, "output-dir": str(folder)}
     return simulate(config, CLIENTS, workers=1, quiet=True)
-
-
-def rows(*scores):
-    return [{"round": number, "value": score} for number, score in enumerate(scores)]
-
-
-def value(row):
-    return row["value"]
-
-
-@pytest.mark.parametrize(
-    ("scores", "min_delta", "expected"),
-    [
-        ((0.1, 0.5, 0.4, 0.5), 0.0, 1),  # the first of equal ones
-        ((0.1, 0.5, 0.4, 0.51), 0.0, 3),
-        ((0.1, 0.5, 0.4, 0.51), 0.05, 1),
-        ((None, None, -3.0, None), 0.0, 2),
-        ((None, None), 0.0, -1),
-        ((-5.0,), 0.1, 0),
-    ],
-)
-def test_the_best_round(scores, min_delta, expected):
-    assert best_round(rows(*scores), value, min_delta) == expected
 
 
 def test_a_run_ends_when_it_gets_no_better(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from fedattn_app.engine.local_grid import task_identity
+from fedattn_app.flower_compat import task_identity
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from strategies.common.arrays import BLOCK, RunningMean, as_dtype
+from strategies.common.arrays import BLOCK_SIZE, RunningMean, as_dtype
 
-SHAPES = {"scalar": (), "empty": (0, 3), "matrix": (3, 4), "blocks": (2, BLOCK + 5)}
+SHAPES = {"scalar": (), "empty": (0, 3), "matrix": (3, 4), "blocks": (2, BLOCK_SIZE + 5)}
 WEIGHTS = [3.0, 1.0, 0.5]
 
 
@@ -38,7 +38,7 @@ def test_sums_are_taken_in_float64():
     assert mean_of(given, [1, 1, 1])["w"] == np.float32(1 / 3)
 
 
-def test_how_arrays_lie_in_memory_does_not_matter():
+def test_memory_layout_does_not_matter():
     given = records()
     turned = [{name: np.asfortranarray(array) for name, array in one.items()} for one in given]
     assert all(
@@ -57,11 +57,11 @@ def test_integers_are_rounded_to_the_nearest():
     [
         ({"a": np.ones(3, np.float32)}, "different names"),
         ({"a": np.ones(3, np.float32), "c": np.ones(2, np.float32)}, "different names"),
-        ({"a": np.ones(1, np.float32), "b": np.ones(2, np.float32)}, r"a is \(1,\) and was \(3,\)"),
-        ({"a": np.ones((3, 1), np.float32), "b": np.ones(2, np.float32)}, "a is"),
+        ({"a": np.ones(1, np.float32), "b": np.ones(2, np.float32)}, r"a has .*\(1,\), but \(3,\)"),
+        ({"a": np.ones((3, 1), np.float32), "b": np.ones(2, np.float32)}, "a has shape"),
     ],
 )
-def test_records_that_do_not_fit_the_first_are_refused(second, reason):
+def test_records_unlike_the_first_are_refused(second, reason):
     first = {"a": np.ones(3, np.float32), "b": np.ones(2, np.float32)}
     with pytest.raises(ValueError, match=reason):
         mean_of([first, second], [1, 1])

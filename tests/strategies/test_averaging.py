@@ -1,13 +1,11 @@
-"""Flower's averaging rules over our average: the papers' formulas, and what they reduce to."""
+"""Flower's rules over our average: the papers' formulas, and what they reduce to."""
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
-from helpers.replying import after_round, random_arrays, record, reply
+from helpers.replying import after_round, grid, random_arrays, record, reply
 
-from fedattn_app.engine.local_grid import LocalGrid
 from strategies import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi, WeightedFedAvg
 
 RULES = [FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi]
@@ -53,7 +51,7 @@ def test_without_its_term_each_is_the_average_exactly(rule):
         assert got[name].tobytes() == expected[name].tobytes()
 
 
-def test_momentum_is_hsus():
+def test_momentum_is_the_formula_of_hsu_et_al():
     beta, rate = 0.9, 0.5
     rule = FedAvgM(server_momentum=beta, server_learning_rate=rate)
     w, v = random_arrays(0, np.float64), 0.0
@@ -74,7 +72,7 @@ def second_moment(kind, v, d, beta2):
 
 
 @pytest.mark.parametrize("kind", [FedAdagrad, FedYogi])
-def test_adaptive_rules_are_reddis(kind):
+def test_adaptive_rules_are_the_formula_of_reddi_et_al(kind):
     eta, beta1, beta2, tau = 0.1, 0.9, 0.99, 1e-3
     moments = {} if kind is FedAdagrad else {"beta_1": beta1, "beta_2": beta2}
     beta1 = moments.get("beta_1", 0.0)
@@ -90,8 +88,8 @@ def test_adaptive_rules_are_reddis(kind):
         np.testing.assert_allclose(start["w"], w, rtol=1e-4, atol=1e-5)
 
 
-def test_clients_are_told_the_proximal_term():
+def test_clients_get_the_proximal_term():
     sent = FedProx(proximal_mu=0.3).configure_train(
-        1, record(**random_arrays(0)), ConfigRecord(), LocalGrid(ClientApp(), 2, {})
+        1, record(**random_arrays(0)), ConfigRecord(), grid(2)
     )
     assert {m.content.config_records["config"]["proximal-mu"] for m in sent} == {0.3}

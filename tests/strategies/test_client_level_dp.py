@@ -1,34 +1,29 @@
-"""Client-level DP inside `AttentionOnly`: what it releases, and what that costs."""
+"""Client-level DP inside `AttentionOnly`: what it releases, and the ε that this costs."""
 
 import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.rdp import RdpAccountant
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.exception import PrivacyBudgetExhausted
 from flwr.serverapp.strategy import FedAvg
+from helpers.replying import failed_reply
 from scipy.stats import chi2
 
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.engine.local_grid import LocalGrid
 from strategies import AttentionOnly, ClientLevelDP
 
 CLIENTS = 4
 CLIPPING_NORM = 2.0
 DELTA = 1e-5
-HARDLY_ANY_NOISE = 1e-6
-# Rounding of float32 near 1, and the little that a client which changed nothing is moved by.
-CLOSE = 3e-6
-
-
-@pytest.fixture(autouse=True)
-def _identity():
-    with task_identity():
-        yield
+NEGLIGIBLE_NOISE = 1e-6
+# Rounding of float32 near 1, and the norm that an update of 0 gets.
+ABSOLUTE_TOLERANCE = 3e-6
 
 
 def start():
-    """The global arrays: one of them zero, the last not shared."""
+    """Return the global arrays: one of them is zero, the last is not shared."""
     rng = np.random.default_rng(0)
     return {
         "attention.weight": rng.normal(size=(5, 3)).astype(np.float32),
@@ -50,7 +45,7 @@ def record(arrays):
 
 
 def update_of(node, norm):
-    """An update of the shared arrays with this L2 norm."""
+    """Return an update of the shared arrays with this L2 norm."""
     rng = np.random.default_rng(100 + node)
     raw = {name: rng.normal(size=array.shape) for name, array in shared(start()).items()}
     length = np.sqrt(sum(np.sum(array**2) for array in raw.values()))
@@ -68,12 +63,8 @@ def reply_from(node, arrays, num_examples=10):
     return Message(content, reply_to=Message(RecordDict(), node, "train"))
 
 
-def failure_of(node):
-    return Message(Error(1, "boom"), reply_to=Message(RecordDict(), node, "train"))
-
-
 def answers(norms=(0.5, 1.9, 2.1, 300.0), sizes=(10,) * CLIENTS):
-    """One sound reply from each node of the grid."""
+    """Return a valid reply from each node of the grid."""
     return [
         reply_from(node, moved_by(update_of(node, norm)), size)
         for node, norm, size in zip(grid().get_node_ids(), norms, sizes, strict=True)
@@ -84,13 +75,13 @@ def grid():
     return LocalGrid(ClientApp(), CLIENTS, {})
 
 
-def make(noise=HARDLY_ANY_NOISE, seed: int | None = 1, max_epsilon=None):
+def make(noise=NEGLIGIBLE_NOISE, seed: int | None = 1, max_epsilon=None):
     protected = ClientLevelDP(FedAvg(), noise, CLIPPING_NORM, DELTA, max_epsilon, seed)
     return AttentionOnly(protected, is_shared, needs_no_replies=True)
 
 
 def run_round(strategy, replies, server_round=1, before=None):
-    """Ask all clients and aggregate `replies`: the new arrays by name, and the metrics."""
+    """Run a round with all clients; return the new arrays by name, and the metrics."""
     before = record(start() if before is None else before)
     sent = list(strategy.configure_train(server_round, before, ConfigRecord(), grid()))
     assert len(sent) == CLIENTS
@@ -99,13 +90,13 @@ def run_round(strategy, replies, server_round=1, before=None):
 
 
 def change(strategy, replies, server_round=1):
-    """What a round adds to the shared arrays, as one vector."""
+    """Run a round; return what it adds to the shared arrays, as one vector."""
     after, _ = run_round(strategy, replies, server_round)
     return np.concatenate([(after[name] - old).ravel() for name, old in shared(start()).items()])
 
 
 def mean_of_clipped(norms):
-    """The release without noise, by the formula; a norm of 0 is a client that changed nothing."""
+    """Return the release without noise, by the formula; a norm of 0 is an update of 0."""
     total = 0.0
     for node, norm in zip(grid().get_node_ids(), norms, strict=True):
         if norm:
@@ -120,10 +111,12 @@ def spent(strategy):
 
 def test_releases_the_mean_of_the_clipped_updates():
     norms = (0.5, 1.9, 2.1, 300.0)
-    np.testing.assert_allclose(change(make(), answers(norms)), mean_of_clipped(norms), atol=CLOSE)
+    np.testing.assert_allclose(
+        change(make(), answers(norms)), mean_of_clipped(norms), atol=ABSOLUTE_TOLERANCE
+    )
 
 
-def test_only_the_shared_arrays_change_and_none_changes_its_form():
+def test_only_the_shared_arrays_change_and_all_keep_their_form():
     after, _ = run_round(make(noise=1.0), answers())
     for name, before in start().items():
         assert after[name].dtype == before.dtype
@@ -131,7 +124,7 @@ def test_only_the_shared_arrays_change_and_none_changes_its_form():
         assert (after[name].tobytes() == before.tobytes()) != is_shared(name)
 
 
-def test_none_of_the_metrics_is_combined():
+def test_metrics_are_not_combined():
     _, metrics = run_round(make(), answers())
     assert not metrics or set(metrics) <= {"num-examples"}
 
@@ -153,7 +146,7 @@ USELESS = {
     "an update whose squares overflow": with_bias(3e38, -3e38, 3e38, 3e38),
     "another shape": with_array("attention.bias", np.ones(5, np.float32)),
     "another precision": with_array("attention.bias", np.ones(4)),
-    "half of the precision": with_array("attention.bias", np.ones(4, np.float16)),
+    "half precision": with_array("attention.bias", np.ones(4, np.float16)),
     "integers": with_array("attention.bias", np.ones(4, np.int32)),
     "a shape that broadcasts": with_array("attention.bias", np.ones(1, np.float32)),
     "no dimension": with_array("attention.bias", np.float32(1.0)),
@@ -162,29 +155,29 @@ USELESS = {
     "other names": lambda node: reply_from(node, {"a": np.ones((5, 3)), "b": np.ones(4)}),
     "no arrays": lambda node: reply_from(node, {}),
     "no examples": lambda node: reply_from(node, moved_by(update_of(node, 1.0)), 0),
-    "a failure": failure_of,
+    "a failure": failed_reply,
     "silence": lambda node: None,
 }
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.parametrize("what", USELESS)
-def test_a_client_that_brings_nothing_counts_as_unchanged(what):
+@pytest.mark.parametrize("kind", USELESS)
+def test_a_useless_reply_counts_as_an_update_of_zero(kind):
     replies = answers((0.5, 1.9, 2.1, 3.0))
-    replies[2] = USELESS[what](replies[2].metadata.src_node_id)
+    replies[2] = USELESS[kind](replies[2].metadata.src_node_id)
     strategy = make()
     got = change(strategy, [reply for reply in replies if reply is not None])
-    # The divisor stays the number of clients that were asked.
-    np.testing.assert_allclose(got, mean_of_clipped((0.5, 1.9, 0.0, 3.0)), atol=CLOSE)
+    # The divisor is still the number of selected clients.
+    np.testing.assert_allclose(got, mean_of_clipped((0.5, 1.9, 0.0, 3.0)), atol=ABSOLUTE_TOLERANCE)
     assert spent(strategy).num_releases == 1
 
 
-def test_a_difference_that_overflows_counts_as_unchanged():
-    least, most = np.full((2, 1), 3e38, np.float32) * [[-1], [1]]
+def test_an_update_that_overflows_counts_as_zero():
+    lowest, highest = np.full((2, 1), 3e38, np.float32) * [[-1], [1]]
     strategy = make()
-    before = {"attention.bias": least.astype(np.float32)}
+    before = {"attention.bias": lowest.astype(np.float32)}
     replies = [
-        reply_from(node, {"attention.bias": most.astype(np.float32)})
+        reply_from(node, {"attention.bias": highest.astype(np.float32)})
         for node in grid().get_node_ids()
     ]
     with np.errstate(over="ignore"):
@@ -193,25 +186,27 @@ def test_a_difference_that_overflows_counts_as_unchanged():
     assert spent(strategy).num_releases == 1
 
 
-def test_the_noise_does_not_depend_on_who_failed():
+def test_the_noise_does_not_depend_on_failures():
     whole, part = make(noise=1.0), make(noise=1.0)
     zero = [reply_from(node, shared(start())) for node in grid().get_node_ids()]
-    np.testing.assert_allclose(change(whole, zero), change(part, zero[:1]), atol=CLOSE)
+    np.testing.assert_allclose(change(whole, zero), change(part, zero[:1]), atol=ABSOLUTE_TOLERANCE)
 
 
 @pytest.mark.parametrize("lost", ["failed", "silent", "without examples"])
-def test_a_release_without_any_answer_is_noise_and_is_accounted_for(lost):
+def test_a_release_without_a_valid_reply_is_noise_and_is_accounted_for(lost):
     nodes = grid().get_node_ids()
     replies = {
-        "failed": [failure_of(node) for node in nodes],
+        "failed": [failed_reply(node) for node in nodes],
         "silent": [],
         "without examples": [reply_from(node, shared(start()), 0) for node in nodes],
     }[lost]
     unchanged = [reply_from(node, shared(start())) for node in nodes]
     strategy = make(noise=1.0)
     released = change(strategy, replies)
-    np.testing.assert_allclose(released, change(make(noise=1.0), unchanged), atol=CLOSE)
-    assert not np.isclose(released, 0, atol=CLOSE).any()
+    np.testing.assert_allclose(
+        released, change(make(noise=1.0), unchanged), atol=ABSOLUTE_TOLERANCE
+    )
+    assert not np.isclose(released, 0, atol=ABSOLUTE_TOLERANCE).any()
     assert spent(strategy).num_releases == 1
 
 
@@ -246,13 +241,13 @@ def test_arrays_that_cannot_be_clipped_are_refused_by_name(array, part):
     with pytest.raises(ValueError, match=r"'attention\.steps'") as caught:
         run_round(make(), [], before={**start(), "attention.steps": array})
     assert part in str(caught.value)
-    # What does not travel is not clipped.
+    # Arrays that are not shared are not clipped.
     assert run_round(make(), answers(), before={**start(), "steps": array})[0] is not None
 
 
 @pytest.mark.parametrize("noise", [0.5, 3.0])
 @pytest.mark.parametrize("seed", [1, None])
-def test_the_noise_is_normal_of_the_right_size(monkeypatch, noise, seed):
+def test_the_noise_is_normal_of_the_right_size(noise, seed):
     many = {"attention.a": np.zeros((100, 60), np.float32), "attention.b": np.zeros(2000, "f4")}
     same = [reply_from(node, many) for node in grid().get_node_ids()]
     after, _ = run_round(make(noise, seed), same, before=many)
@@ -284,7 +279,7 @@ def test_without_a_seed_the_noise_never_repeats():
 @pytest.mark.parametrize("seed", [1, None])
 def test_numpys_own_state_is_left_as_it_was(seed):
     np.random.seed(5)
-    np.random.normal()  # leaves a second number for later
+    np.random.normal()  # numpy keeps a second number for the next call
     expected = np.random.get_state()
     run_round(make(1.0, seed), answers())
     for left, right in zip(np.random.get_state(), expected, strict=True):
@@ -299,7 +294,7 @@ def test_epsilon_is_that_of_dp_accounting(noise, releases):
     reference = RdpAccountant()
     reference.compose(dp_accounting.GaussianDpEvent(noise), releases)
     assert spent(strategy).epsilon == pytest.approx(reference.get_epsilon(DELTA), rel=0.01)
-    # So many releases are one with less noise, for which the exact ε is known.
+    # They are equivalent to one release with less noise, whose exact ε is known.
     exact = dp_accounting.get_epsilon_gaussian(noise / np.sqrt(releases), DELTA)
     assert exact <= spent(strategy).epsilon <= 1.25 * exact
 
@@ -318,7 +313,7 @@ def test_a_round_that_would_pass_the_limit_is_not_sent():
     assert spent(limited).epsilon == epsilons[1]
 
 
-def test_what_was_spent_survives_as_a_state():
+def test_the_accountant_is_restored_from_its_state():
     first, second = make(2.0), make(2.0)
     for server_round in (1, 2):
         run_round(first, answers(), server_round)

@@ -1,25 +1,35 @@
-"""What every strategy must do inside `AttentionOnly`, ours and Flower's alike."""
+"""What every rule must do, ours and Flower's alike: by itself, and inside `AttentionOnly`."""
 
 import random
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
-from helpers.replying import documented_rule
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import FedAvg
+from helpers.replying import documented_rule, failed_reply, grid, record, reply
 
 from fedattn_app.config import RULES, Config
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
+from fedattn_app.privacy.protections import protection_of
 from fedattn_app.server.strategy_factory import make_rule
-from strategies import AttentionOnly, UpdateChecks
+from strategies import AttentionOnly, NormBounds, UpdateChecks, WeightedFedAvg
+from strategies.common.state import load_state, state_of
 
-CLIENTS = 5
-SETTINGS = {"krum": {"malicious": 1}, "multikrum": {"malicious": 1, "selected": 3}}
+NUM_CLIENTS = 5
+NODES = list(grid(NUM_CLIENTS + 1).get_node_ids())  # the last is for one reply more
+SHARED = {"attention.weight", "attention.scale"}
+
+# Settings that a rule needs for five clients, or that make it keep a state.
+SETTINGS = {
+    "krum": {"malicious-clients": 1},
+    "multikrum": {"malicious-clients": 1, "multikrum-selected": 3},
+    "fedavgm": {"server-momentum": 0.9},
+    "fedsgd": {"server-momentum": 0.9},
+}
 
 
 def factory(rule, **settings):
-    return lambda: make_rule(Config.from_run_config({"strategy": rule, **settings}))
+    config = Config.from_run_config({"strategy": rule, **settings})
+    return lambda: make_rule(config, protection_of(config))
 
 
 FACTORIES = {rule: factory(rule, **SETTINGS.get(rule, {})) for rule in RULES}
@@ -29,22 +39,21 @@ FACTORIES |= {
 }
 FACTORIES["flower's fedavg"] = FedAvg
 FACTORIES["the documented one"] = lambda: documented_rule()[1]()
-FACTORIES["checked fedavg"] = lambda: UpdateChecks(FACTORIES["fedavg"](), clip_norm=100.0)
-# Where all clients agree, the model need not become what they agree on.
+FACTORIES["checked fedavg"] = lambda: UpdateChecks(
+    FACTORIES["fedavg"](), NormBounds(clip_norm=100.0)
+)
+# Flower's classes that add up in the order given; `AttentionOnly` sorts the replies for them.
+SUM_ARRAYS_AS_GIVEN = {"flower's fedavg"}
+SUM_METRICS_AS_GIVEN = {"flower's fedavg", "fedmedian", "fedtrimmedavg"}
+# If all clients agree, these rules do not return what they agree on.
 NOT_IDEMPOTENT = {
-    "fedadagrad": "takes a step of its own towards it",
-    "fedadam": "takes a step of its own towards it",
-    "fedyogi": "takes a step of its own towards it",
-    "qfedavg": "goes less far, by how large the losses are",
-    "fedsgd": "is told gradients",
+    "fedadagrad": "takes an adaptive step towards it",
+    "fedadam": "takes an adaptive step towards it",
+    "fedyogi": "takes an adaptive step towards it",
+    "qfedavg": "takes a step that depends on the losses",
+    "fedsgd": "expects gradients",
 }
-SHARED = {"attention.weight", "attention.scale"}
-
-
-@pytest.fixture(autouse=True)
-def _identity():
-    with task_identity():
-        yield
+STATEFUL = {"fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedsgd"}
 
 
 @pytest.fixture(params=FACTORIES)
@@ -67,36 +76,42 @@ def arrays(seed):
     }
 
 
-def record(values):
-    return ArrayRecord({key: Array(np.asarray(value)) for key, value in values.items()})
-
-
 def shared_part(values):
     return {key: value for key, value in values.items() if key in SHARED}
 
 
-def reply_to(node, values, num_examples):
-    message = Message(RecordDict(), node, "train")
-    numbers = {"num-examples": num_examples, "loss": 1.0 + node, "effective-number": num_examples}
-    metrics = MetricRecord(numbers)
-    return Message(RecordDict({"arrays": record(values), "metrics": metrics}), reply_to=message)
+def reply_of(node, values, num_examples):
+    more = {"effective-number": num_examples}
+    return reply(node, num_examples, 1.0 + node - NODES[0], more, **values)
 
 
-def replies(part=shared_part, sizes=(10, 20, 30, 40, 50)):
-    """Make fresh replies: Flower's FedMedian empties those it is given."""
-    return [reply_to(node, part(arrays(node + 1)), n) for node, n in enumerate(sizes)]
+def replies(part=dict, sizes=(10, 20, 30, 40, 50), seed=0):
+    """Make new replies on each call: Flower's FedMedian empties those it is given."""
+    return [
+        reply_of(node, part(arrays(10 * seed + number + 1)), size)
+        for number, (node, size) in enumerate(zip(NODES, sizes, strict=False))
+    ]
 
 
-def grid():
-    return LocalGrid(ClientApp(), CLIENTS, {})
+def shared_replies(**settings):
+    return replies(shared_part, **settings)
 
 
-def run_round(strategy, answers, before=None):
+def run_round(strategy, answers, before=None, server_round=1):
     """Configure a round and aggregate `answers`: the new global arrays and the metrics."""
-    random.seed(0)
-    list(strategy.configure_train(1, record(before or arrays(0)), ConfigRecord(), grid()))
-    merged, metrics = strategy.aggregate_train(1, answers)
+    random.seed(server_round)
+    before = record(**(before or arrays(0)))
+    list(strategy.configure_train(server_round, before, ConfigRecord(), grid(len(NODES))))
+    merged, metrics = strategy.aggregate_train(server_round, answers)
     return merged and {key: array.numpy() for key, array in merged.items()}, metrics
+
+
+def sharing(rule):
+    return AttentionOnly(rule, SHARED.__contains__)
+
+
+def sharing_all(rule):
+    return AttentionOnly(rule, lambda name: True)
 
 
 def assert_same_bits(left, right):
@@ -107,9 +122,102 @@ def assert_same_bits(left, right):
         assert left[key].tobytes() == right[key].tobytes(), key
 
 
-def test_only_the_shared_arrays_change_and_none_changes_its_form(make):
+# Each rule by itself
+
+
+def test_a_rule_does_not_depend_on_the_order_of_a_list(make, name):
+    expected, expected_metrics = run_round(make(), replies())
+    for seed in range(5):
+        got, metrics = run_round(make(), random.Random(seed).sample(replies(), NUM_CLIENTS))
+        if name not in SUM_ARRAYS_AS_GIVEN:
+            assert_same_bits(got, expected)
+        assert dict(metrics) == pytest.approx(dict(expected_metrics))
+        assert metrics == expected_metrics or name in SUM_METRICS_AS_GIVEN
+
+
+def test_a_rule_ignores_a_failed_reply(make):
+    expected, expected_metrics = run_round(make(), replies())
+    got, metrics = run_round(make(), [failed_reply(NODES[-1]), *replies()])
+    assert_same_bits(got, expected)
+    assert metrics == expected_metrics
+
+
+def test_a_rule_with_weights_ignores_a_reply_without_examples(make):
+    if not hasattr(make(), "weigh"):
+        pytest.skip("weighs all replies alike: AttentionOnly leaves those out")
+    empty = reply_of(NODES[-1], arrays(99), 0)
+    expected, expected_metrics = run_round(make(), replies())
+    got, metrics = run_round(make(), [empty, *replies()])
+    assert_same_bits(got, expected)
+    assert metrics == expected_metrics
+    assert run_round(make(), [empty]) == (None, None)
+
+
+@pytest.mark.parametrize("num_failed", [0, 1, NUM_CLIENTS])
+def test_a_rule_combines_nothing_without_a_valid_reply(make, num_failed):
+    failed = [failed_reply(node) for node in NODES[:num_failed]]
+    assert run_round(make(), failed) == (None, None)
+
+
+def test_a_rule_returns_what_all_clients_agree_on(make, name):
+    if name in NOT_IDEMPOTENT:
+        pytest.skip(NOT_IDEMPOTENT[name])
+    agreed = arrays(3)
+    answers = [reply_of(node, agreed, 10 + node) for node in NODES[:NUM_CLIENTS]]
+    after, _ = run_round(make(), answers)
+    for key, value in agreed.items():
+        np.testing.assert_allclose(after[key], value, rtol=1e-6)
+
+
+def assert_resumes(make, keep_state=True):
+    """Assert that a second round is the same on a new instance that has the state of the first."""
+    rule = make()
+    first, _ = run_round(sharing_all(rule), replies())
+    state = {key: array.copy() for key, array in state_of(rule).items()} if keep_state else {}
+    expected, expected_metrics = run_round(sharing_all(rule), replies(seed=1), first, 2)
+    resumed = make()
+    load_state(resumed, state)
+    got, metrics = run_round(sharing_all(resumed), replies(seed=1), first, 2)
+    assert_same_bits(got, expected)
+    assert metrics == expected_metrics
+
+
+def test_a_rule_resumes_from_its_state(make, name):
+    assert_resumes(make)
+    rule = make()
+    run_round(rule, replies())
+    assert bool(state_of(rule)) == (name in STATEFUL)
+
+
+@pytest.mark.parametrize("stateful", STATEFUL)
+def test_the_state_of_a_rule_is_needed(stateful):
+    with pytest.raises(AssertionError):
+        assert_resumes(FACTORIES[stateful], keep_state=False)
+
+
+class Forgetful(WeightedFedAvg):
+    """Keeps the last average, and has no `state`."""
+
+    last = None
+
+    def aggregate_train(self, server_round, replies):
+        mean, metrics = super().aggregate_train(server_round, replies)
+        last, self.last = self.last or mean, mean
+        averaged = {name: (array.numpy() + last[name].numpy()) / 2 for name, array in mean.items()}
+        return record(**averaged), metrics
+
+
+def test_a_rule_that_does_not_give_its_state_is_found():
+    with pytest.raises(AssertionError):
+        assert_resumes(Forgetful)
+
+
+# Each rule inside `AttentionOnly`
+
+
+def test_only_the_shared_arrays_change_and_all_keep_their_form(make):
     before = arrays(0)
-    after, _ = run_round(AttentionOnly(make(), SHARED.__contains__), replies())
+    after, _ = run_round(sharing(make()), shared_replies())
     assert list(after) == list(before)
     for key in before:
         assert after[key].dtype == before[key].dtype
@@ -118,83 +226,48 @@ def test_only_the_shared_arrays_change_and_none_changes_its_form(make):
 
 
 def test_selecting_all_is_the_inner_strategy_exactly(make):
-    wrapped, metrics = run_round(AttentionOnly(make(), lambda name: True), replies(part=dict))
-    alone, alone_metrics = run_round(make(), replies(part=dict))
+    wrapped, metrics = run_round(sharing_all(make()), replies())
+    alone, alone_metrics = run_round(make(), replies())
     for key, before in arrays(0).items():
         np.testing.assert_array_equal(wrapped[key], alone[key].astype(before.dtype))
     assert metrics == alone_metrics
 
 
 def test_the_order_of_replies_does_not_matter(make):
-    expected, expected_metrics = run_round(AttentionOnly(make(), SHARED.__contains__), replies())
+    expected, expected_metrics = run_round(sharing(make()), shared_replies())
     for seed in range(5):
-        shuffled = random.Random(seed).sample(replies(), CLIENTS)
-        got, metrics = run_round(AttentionOnly(make(), SHARED.__contains__), shuffled)
+        shuffled = random.Random(seed).sample(shared_replies(), NUM_CLIENTS)
+        got, metrics = run_round(sharing(make()), shuffled)
         assert_same_bits(got, expected)
         assert metrics == expected_metrics
 
 
 @pytest.mark.parametrize("useless", ["failed", "without examples"])
-def test_a_client_that_brings_nothing_changes_nothing(make, useless):
+def test_a_useless_reply_changes_nothing(make, useless):
     if useless == "failed":
-        extra = Message(Error(1, "boom"), reply_to=Message(RecordDict(), 9, "train"))
+        extra = failed_reply(NODES[-1])
     else:
-        extra = reply_to(9, shared_part(arrays(99)), 0)
-    expected, _ = run_round(AttentionOnly(make(), SHARED.__contains__), replies())
-    got, _ = run_round(AttentionOnly(make(), SHARED.__contains__), [*replies(), extra])
+        extra = reply_of(NODES[-1], shared_part(arrays(99)), 0)
+    expected, _ = run_round(sharing(make()), shared_replies())
+    got, _ = run_round(sharing(make()), [*shared_replies(), extra])
     assert_same_bits(got, expected)
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (0, 0, 0)])
-def test_without_any_examples_the_model_stays(make, sizes):
-    strategy = AttentionOnly(make(), SHARED.__contains__)
-    assert run_round(strategy, replies(sizes=sizes)) == (None, None)
-    assert strategy.aggregate_evaluate(1, replies(sizes=sizes)) is None
+def test_the_model_stays_without_any_examples(make, sizes):
+    strategy = sharing(make())
+    assert run_round(strategy, shared_replies(sizes=sizes)) == (None, None)
+    assert strategy.aggregate_evaluate(1, shared_replies(sizes=sizes)) is None
 
 
-def test_clients_that_agree_are_what_they_agree_on(make, name):
-    if name in NOT_IDEMPOTENT:
-        pytest.skip(NOT_IDEMPOTENT[name])
-    agreed = shared_part(arrays(3))
-    answers = [reply_to(node, agreed, 10 + node) for node in range(CLIENTS)]
-    after, _ = run_round(AttentionOnly(make(), SHARED.__contains__), answers)
-    for key, value in agreed.items():
-        np.testing.assert_allclose(after[key], value, rtol=1e-6)
-
-
-def test_failed_replies_reach_the_inner_strategy(make):
-    seen = []
-
-    def watch(server_round, replies):
-        seen.extend(replies)
-        return None, None
-
-    watching = make()
-    watching.aggregate_train = watch
-    failed = Message(Error(1, "boom"), reply_to=Message(RecordDict(), 2, "train"))
-    AttentionOnly(watching, SHARED.__contains__).aggregate_train(1, [*replies(), failed])
-    assert failed in [reply for reply in seen if reply.has_error()]
-
-
-def test_flowers_dp_wrapper_still_skips_a_round_with_a_failure():
-    failed = Message(Error(1, "boom"), reply_to=Message(RecordDict(), 9, "train"))
-    for wrap in (lambda s: s, lambda s: AttentionOnly(s, lambda name: True)):
-        strategy = wrap(DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, CLIENTS))
-        floats = [
-            reply_to(node, {"head.bias": arrays(node)["head.bias"]}, 10) for node in range(CLIENTS)
-        ]
-        before = {"head.bias": arrays(0)["head.bias"]}
-        assert run_round(strategy, [*floats, failed], before)[0] is None
-
-
-def test_messages_carry_the_shared_arrays_and_the_config(make):
-    strategy = AttentionOnly(make(), SHARED.__contains__)
-    global_arrays, config = record(arrays(0)), ConfigRecord({"frozen-fingerprint": "abc"})
+def test_messages_contain_the_shared_arrays_and_the_config(make):
+    strategy = sharing(make())
+    global_arrays, config = record(**arrays(0)), ConfigRecord({"frozen-fingerprint": "abc"})
     sent = [
-        *strategy.configure_train(3, global_arrays, config, grid()),
-        *strategy.configure_evaluate(3, global_arrays, config, grid()),
+        *strategy.configure_train(3, global_arrays, config, grid(NUM_CLIENTS)),
+        *strategy.configure_evaluate(3, global_arrays, config, grid(NUM_CLIENTS)),
     ]
-    assert len(sent) == 2 * CLIENTS
+    assert len(sent) == 2 * NUM_CLIENTS
     for message in sent:
         assert set(message.content.array_records["arrays"]) == SHARED
         config = message.content.config_records["config"]
@@ -202,9 +275,10 @@ def test_messages_carry_the_shared_arrays_and_the_config(make):
         assert config["server-round"] == 3
 
 
-def test_the_rest_goes_along_where_it_should(make):
+def test_messages_contain_the_rest_if_asked_for(make):
     strategy = AttentionOnly(make(), SHARED.__contains__, with_rest=True)
-    for message in strategy.configure_train(1, record(arrays(0)), ConfigRecord(), grid()):
+    nodes = grid(NUM_CLIENTS)
+    for message in strategy.configure_train(1, record(**arrays(0)), ConfigRecord(), nodes):
         records = message.content.array_records
         assert set(records["arrays"]) == SHARED
         assert set(records["rest"]) == set(arrays(0)) - SHARED

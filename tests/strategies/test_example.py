@@ -1,10 +1,10 @@
-"""The rule that docs/strategies.md writes; the conformance suite has it too."""
+"""The example in docs/strategies.md, which the conformance suite tests too."""
 
 import numpy as np
 from helpers.replying import after_round, documented_rule, random_arrays, reply
 
 
-def test_the_documented_rule_works_and_is_as_short_as_it_says():
+def test_the_documented_rule_works_and_is_short():
     code, midrange = documented_rule()
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     clients = [random_arrays(seed) for seed in (1, 2, 3)]

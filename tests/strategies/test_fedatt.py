@@ -32,14 +32,14 @@ def test_clients_that_moved_equally_far_are_averaged():
     np.testing.assert_allclose(after["w"], mean["w"].numpy(), rtol=1e-6)
 
 
-def test_who_moved_further_counts_more():
+def test_a_client_that_moved_further_counts_more():
     replies = [reply(0, w=np.float32([1.0])), reply(1, w=np.float32([-3.0]))]
     after = after_round(FedAtt(), {"w": np.zeros(1, np.float32)}, replies)
     weights = np.exp([1.0, 3.0]) / np.exp([1.0, 3.0]).sum()
     assert after["w"][0] == pytest.approx(weights @ [1.0, -3.0], rel=1e-6)
 
 
-def test_distances_that_no_exponential_holds_are_no_trouble():
+def test_distances_whose_exponential_overflows():
     replies = [reply(0, w=np.float32([2000.0])), reply(1, w=np.float32([-1000.0]))]
     after = after_round(FedAtt(), {"w": np.zeros(1, np.float32)}, replies)
     assert after["w"][0] == 2000.0

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from flwr.clientapp import ClientApp
-from helpers.replying import after_round, random_arrays, record, reply
+from helpers.replying import after_round, failed_reply, grid, random_arrays, record, reply
 
-from fedattn_app.engine.local_grid import LocalGrid
 from strategies import FedBuff, WeightedFedAvg
 
 
-def asked(rule, server_round, arrays, nodes=8):
-    grid = LocalGrid(ClientApp(), nodes, {})
-    messages = list(rule.configure_train(server_round, record(**arrays), ConfigRecord(), grid))
+def selected(rule, server_round, arrays, free_nodes=None):
+    """Configure a round in which 8 nodes are free; return the nodes that get a message."""
+    nodes = grid(8)
+    if free_nodes is not None:
+        nodes.get_node_ids = lambda: free_nodes
+    messages = list(rule.configure_train(server_round, record(**arrays), ConfigRecord(), nodes))
     return [message.metadata.dst_node_id for message in messages]
 
 
@@ -24,19 +25,16 @@ def test_a_buffer_without_delay_is_federated_averaging_exactly(weighting):
 
 
 def test_late_updates_are_the_papers_formula():
-    """w ← w + η/K Σ (1+τ)^-1/2 (w_k − w_{t−τ}), the clients weighed alike."""
+    """w ← w + η/K Σ (1+τ)^-1/2 (w_k − w_{t−τ}), with uniform weights."""
     rate = 0.7
     rule = FedBuff(buffer_size=2, server_learning_rate=rate, weighting="uniform")
     first = random_arrays(0)
-    early, late, *_ = asked(rule, 1, first)
+    early, late, *_ = selected(rule, 1, first)
     news = {node: random_arrays(node) for node in (early, late)}
     arrays, _ = rule.aggregate_train(1, [reply(early, **news[early])])
     second = {name: array.numpy() for name, array in arrays.items()}
-    # The late one is still at work: nobody may ask it, so `_sent` keeps what it was sent.
-    kept = rule._sent[late]
     third = second
-    asked(rule, 3, third)
-    rule._sent[late] = kept
+    selected(rule, 3, third, free_nodes=[early])  # the late one is still at work
     again = random_arrays(50)
     arrays, _ = rule.aggregate_train(3, [reply(late, **news[late]), reply(early, **again)])
     for name in first:
@@ -53,6 +51,26 @@ def test_a_late_update_counts_for_less():
     assert FedBuff(staleness_exponent=0.0).staleness_weight(9) == 1.0
 
 
-def test_asks_at_most_so_many_and_each_once():
-    nodes = asked(FedBuff(concurrency=5), 1, random_arrays(0))
+def test_selects_at_most_concurrency_nodes_and_each_once():
+    nodes = selected(FedBuff(concurrency=5), 1, random_arrays(0))
     assert len(nodes) == len(set(nodes)) == 5
+
+
+def test_a_node_that_failed_is_forgotten_and_starts_anew():
+    rule = FedBuff(concurrency=8, weighting="uniform", staleness_exponent=1.0)
+    first, third = random_arrays(0), random_arrays(3)
+    failing, *_ = selected(rule, 1, first)
+    assert rule.aggregate_train(1, [failed_reply(failing)]) == (None, None)
+    selected(rule, 3, third, free_nodes=[failing])
+    update = random_arrays(4)
+    arrays, _ = rule.aggregate_train(3, [reply(failing, **update)])
+    for name, array in update.items():  # not late: one full step to the client's arrays
+        assert arrays[name].numpy().tobytes() == array.tobytes()
+
+
+def test_a_model_is_kept_only_for_nodes_at_work():
+    rule = FedBuff(concurrency=2)
+    for server_round in range(1, 6):
+        nodes = selected(rule, server_round, random_arrays(0))
+        rule.aggregate_train(server_round, [failed_reply(node) for node in nodes])
+        assert set(rule._sent) == set(nodes)

@@ -21,7 +21,7 @@ def linear_data():
 
 
 def linear_client():
-    """An app whose clients have a part of the data each, and answer with gradients."""
+    """Return an app whose clients have a part of the data each and return gradients."""
     x, y = linear_data()
     ends = np.cumsum((0, *SIZES))
     app = ClientApp()
@@ -80,5 +80,5 @@ def test_one_step_by_hand():
     assert after["w"].tolist() == [9.5]
 
 
-def test_nobody_and_the_model_stays():
+def test_the_model_stays_without_a_reply():
     assert FedSGD().aggregate_train(1, []) == (None, None)

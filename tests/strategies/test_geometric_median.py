@@ -15,7 +15,7 @@ def cost(point, points):
     return sum(np.linalg.norm(point - other) for other in points)
 
 
-def test_no_point_nearby_is_nearer_to_all():
+def test_no_point_nearby_has_a_smaller_sum_of_distances():
     clients = [random_arrays(seed) for seed in range(1, 8)]
     after = flat(
         after_round(
@@ -36,19 +36,19 @@ def test_on_a_line_it_is_the_median():
     assert after["w"][0] == pytest.approx(1.5, abs=1e-3)
 
 
-def test_a_minority_cannot_carry_it_away():
+def test_a_minority_of_malicious_clients_hardly_moves_it():
     honest = [reply(k, w=np.float32([1.0 + 0.01 * k, -1.0])) for k in range(7)]
-    liars = [reply(7 + k, 10**6, w=np.float32([-1e6, 1e6])) for k in range(3)]
-    after = after_round(GeometricMedian(), {"w": np.zeros(2, np.float32)}, honest + liars)
+    malicious = [reply(7 + k, 10**6, w=np.float32([-1e6, 1e6])) for k in range(3)]
+    after = after_round(GeometricMedian(), {"w": np.zeros(2, np.float32)}, honest + malicious)
     np.testing.assert_allclose(after["w"], [1.03, -1.0], atol=0.05)
 
 
 @pytest.mark.parametrize("far", [1e10, 1e20, 1e30, 3e38])
-@pytest.mark.parametrize("liars", [1, 3])
-def test_not_even_as_far_as_float32_goes(far, liars):
+@pytest.mark.parametrize("num_malicious", [1, 3])
+def test_malicious_clients_may_be_as_far_as_float32_goes(far, num_malicious):
     honest = [reply(k, w=np.float32([1.0 + 0.01 * k, -1.0])) for k in range(7)]
-    lies = [reply(7 + k, w=np.float32([-far, far])) for k in range(liars)]
-    after = after_round(GeometricMedian(), {"w": np.zeros(2, np.float32)}, honest + lies)
+    malicious = [reply(7 + k, w=np.float32([-far, far])) for k in range(num_malicious)]
+    after = after_round(GeometricMedian(), {"w": np.zeros(2, np.float32)}, honest + malicious)
     np.testing.assert_allclose(after["w"], [1.03, -1.0], atol=0.05)
 
 

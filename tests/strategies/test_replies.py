@@ -1,31 +1,14 @@
-"""Replies are combined in order, and one at a time where they come so."""
+"""Valid replies are combined in order, one at a time where they arrive so."""
 
 import weakref
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ConfigRecord
+from helpers.replying import failed_reply, grid, record, reply
 
-from fedattn_app.engine.local_grid import LocalGrid, task_identity
-from strategies import AttentionOnly, WeightedFedAvg
-from strategies.common.replies import in_order
-
-
-@pytest.fixture(autouse=True)
-def _identity():
-    with task_identity():
-        yield
-
-
-def reply(node):
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({"w": Array(np.full(3, float(node)))}),
-            "metrics": MetricRecord({"num-examples": 1}),
-        }
-    )
-    return Message(content, reply_to=Message(RecordDict(), node, "train"))
+from strategies import AttentionOnly, DecodedReplies, UpdateChecks, WeightedFedAvg
+from strategies.common.replies import valid_replies
 
 
 def nodes(replies):
@@ -34,35 +17,45 @@ def nodes(replies):
 
 def test_a_sequence_is_sorted_by_node():
     given = [reply(3), reply(1), reply(2)]
-    assert nodes(in_order(given)) == [1, 2, 3]
+    assert nodes(valid_replies(given)) == [1, 2, 3]
     assert nodes(given) == [3, 1, 2]
 
 
-def test_what_comes_one_by_one_is_taken_so():
-    come = (reply(node) for node in (1, 2, 3))
-    ordered = in_order(come)
-    assert nodes([next(ordered)]) == [1]
-    assert nodes(come) == [2, 3]
+def test_an_iterator_is_read_one_reply_at_a_time():
+    arriving = iter([reply(1), reply(2), reply(3)])
+    valid = valid_replies(arriving)
+    assert nodes([next(valid)]) == [1]
+    assert nodes(arriving) == [2, 3]
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: AttentionOnly(s, lambda name: True)], ids=["alone", "wrapped"]
-)
-def test_a_round_keeps_few_replies_at_a_time(wrap):
-    alive, most = weakref.WeakSet(), 0
+@pytest.mark.parametrize("arrive", [list, iter])
+def test_failed_replies_are_left_out(arrive):
+    replies = [failed_reply(1), reply(2), failed_reply(3), reply(4)]
+    assert nodes(valid_replies(arrive(replies))) == [2, 4]
 
-    def come():
-        nonlocal most
-        for node in range(1, 21):
-            made = reply(node)
+
+def decoded(rule):
+    return DecodedReplies(
+        AttentionOnly(UpdateChecks(rule), lambda name: True), lambda encoded, sent: encoded
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda rule: rule, decoded], ids=["alone", "wrapped"])
+def test_a_round_keeps_few_replies_in_memory(wrap):
+    alive, max_alive = weakref.WeakSet(), 0
+
+    def arriving(node_ids):
+        nonlocal max_alive
+        for node in node_ids:
+            made = reply(node, w=np.full(3, float(node - node_ids[0] + 1)))
             alive.add(made)
-            most = max(most, len(alive))
+            max_alive = max(max_alive, len(alive))
             yield made
             del made
 
     strategy = wrap(WeightedFedAvg())
-    record = ArrayRecord({"w": Array(np.zeros(3))})
-    strategy.configure_train(1, record, ConfigRecord(), LocalGrid(ClientApp(), 20, {}))
-    arrays, _ = strategy.aggregate_train(1, come())
+    nodes = grid(20)
+    list(strategy.configure_train(1, record(w=np.zeros(3)), ConfigRecord(), nodes))
+    arrays, _ = strategy.aggregate_train(1, arriving(list(nodes.get_node_ids())))
     assert arrays["w"].numpy().tolist() == [10.5] * 3
-    assert most <= 3
+    assert max_alive <= 3

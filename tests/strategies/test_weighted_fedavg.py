@@ -1,26 +1,14 @@
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp.exception import InconsistentMessageReplies
+from helpers import replying
 
-from fedattn_app.engine.local_grid import task_identity
 from strategies import WeightedFedAvg
 
 
-@pytest.fixture(autouse=True)
-def _identity():
-    with task_identity():
-        yield
-
-
 def reply(node, value, num_examples, loss=0.0):
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({"w": Array(np.asarray(value))}),
-            "metrics": MetricRecord({"num-examples": num_examples, "loss": loss}),
-        }
-    )
-    return Message(content, reply_to=Message(RecordDict(), node, "train"))
+    return replying.reply(node, num_examples, loss, w=value)
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
@@ -36,7 +24,7 @@ def test_equals_numpys_average(weighting, dtype):
     result = arrays["w"].numpy()
     assert result.dtype == dtype
     np.testing.assert_allclose(result, expected, rtol=2 * np.finfo(dtype).eps)
-    # Metrics are means over examples, whatever weighs the arrays.
+    # Metrics are weighted by examples, whatever weighs the arrays.
     assert metrics["loss"] == pytest.approx(np.average(range(6), weights=sizes))
 
 
@@ -59,7 +47,7 @@ def test_uniform_weighting_leaves_out_clients_without_examples():
     assert arrays["w"].numpy() == 1.0
 
 
-def test_many_small_terms_are_not_lost_beside_a_large_one():
+def test_many_small_terms_are_not_lost_next_to_a_large_one():
     replies = [reply(0, np.float32(1e8), 1)]
     replies += [reply(k, np.float32(1.0), 1) for k in range(1, 1001)]
     arrays, _ = WeightedFedAvg().aggregate_train(1, replies)
@@ -88,11 +76,11 @@ def no_weight(content):
     del content["metrics"]["num-examples"]
 
 
-@pytest.mark.parametrize("come", [list, iter], ids=["at once", "one by one"])
+@pytest.mark.parametrize("arrive", [list, iter], ids=["at once", "one by one"])
 @pytest.mark.parametrize("odd_first", [False, True])
 @pytest.mark.parametrize("change", [more_arrays, another_record, another_metric, no_weight])
-def test_replies_that_differ_are_not_averaged(change, odd_first, come):
+def test_replies_that_differ_are_not_averaged(change, odd_first, arrive):
     usual, odd = reply(1, np.float32(1.0), 2), altered(0 if odd_first else 2, change)
     replies = [odd, usual] if odd_first else [usual, odd]
     with pytest.raises(InconsistentMessageReplies):
-        WeightedFedAvg().aggregate_train(1, come(replies))
+        WeightedFedAvg().aggregate_train(1, arrive(replies))

@@ -4,7 +4,7 @@ import pytest
 from helpers.private_clients import CLIENTS, TINY, epsilons, trained
 
 from fedattn_app.errors import RunFailedError
-from fedattn_app.results.run_folder import CHECKPOINT
+from fedattn_app.results.checkpoint import CHECKPOINT
 from fedattn_app.simulation import simulate
 
 

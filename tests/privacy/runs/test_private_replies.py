@@ -18,7 +18,7 @@ def test_a_reply_that_is_not_as_private_as_it_must_be_fails(tiny, opinions, capl
     result = run_of(tiny | opinions, changed_by(change))
     assert [row["failures"] for row in result.history] == [0, 0, 1, 0]
     assert trained(result) == [[0, 1, 2], [0, 2], [0, 1, 2]]
-    assert "client 1 failed: unsound reply" in caplog.text
+    assert "client 1 failed: invalid reply" in caplog.text
     assert reason in caplog.text
     largest = [row["epsilon_max"] for row in result.history[1:]]
     assert largest == sorted(largest)
@@ -31,7 +31,7 @@ def test_a_client_whose_epsilon_fell_is_asked_no_more(tiny, opinions, caplog):
     assert trained(result) == [[0, 1, 2], [0, 2], [0, 2]]
     assert [row["failures"] for row in result.history] == [0, 0, 1, 0]
     assert caplog.text.count("client 1: its privacy ledger is lost; it is asked no more") == 1
-    assert result.summary["epsilon_untold"] == [1]
+    assert result.summary["epsilon_unreported"] == [1]
 
 
 def test_what_an_unsound_reply_says_of_epsilon_counts(tiny, opinions):
@@ -46,6 +46,6 @@ def test_a_client_that_did_not_say_what_it_spent_last_is_named(tiny, opinions):
         raise RuntimeError("out of order")
 
     result = run_of(tiny | opinions, changed_by(fail), num_rounds=2)
-    assert result.summary["epsilon_untold"] == [1]
+    assert result.summary["epsilon_unreported"] == [1]
     longer = {"output-dir": f"{tiny['output-dir']}-3"}
-    assert "epsilon_untold" not in run_of(tiny | opinions | longer, changed_by(fail)).summary
+    assert "epsilon_unreported" not in run_of(tiny | opinions | longer, changed_by(fail)).summary

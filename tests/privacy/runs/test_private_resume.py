@@ -14,7 +14,7 @@ from helpers.private_clients import CLIENTS, bits, evaluating, releases, run_of
 
 from fedattn_app import client_app
 from fedattn_app.errors import UserError
-from fedattn_app.results.run_folder import ACCOUNTANT, SPENDING, read_checkpoint
+from fedattn_app.results.checkpoint import ACCOUNTANT, BUDGETS, Checkpoint
 from fedattn_app.simulation import simulate
 
 
@@ -71,7 +71,7 @@ def test_a_release_whose_round_was_lost_is_counted_for_ever(tiny, opinions, once
     with pytest.raises(KeyboardInterrupt):
         run_of(tiny | opinions | {"privacy": "client-dp"}, evaluating(die))
     path = Path(tiny["output-dir"])
-    assert read_checkpoint(path)[1]["round"] == "1"
+    assert Checkpoint.read(path).server_round == 1
     resumed = simulate({"resume-from": str(path)}, CLIENTS, quiet=True)
     assert resumed.summary["rounds"] == 3
     assert releases(path) == 4
@@ -205,16 +205,16 @@ def test_what_was_spent_is_known_to_a_run_that_is_carried_on(tiny, opinions, tmp
     again = run_of(settings | {"resume-from": str(first.path)}, app, num_rounds=3)
     assert [row["round"] for row in again.history] == [0, 1, 2, 3]
     assert again.summary["epsilon"] >= first.summary["epsilon"]
-    assert again.summary["epsilon_untold"] == [1]
+    assert again.summary["epsilon_unreported"] == [1]
     others = max(row["epsilon"] for row in again.clients)
     assert (again.summary["epsilon"] > others) == (fault == "dropped")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"epsilon": {"0": NaN}, "untold": []}'])
+@pytest.mark.parametrize("content", [None, "", "[]", '{"epsilon": {"0": NaN}, "unreported": []}'])
 def test_no_run_is_carried_on_without_what_its_clients_have_spent(half, tmp_path, refused, content):
     path = shutil.copytree(half, tmp_path / "run")
-    (path / SPENDING).unlink()
+    (path / BUDGETS).unlink()
     if content is not None:
-        (path / SPENDING).write_text(content)
-    with refused(str(path / SPENDING), "does not say what the run has spent"):
+        (path / BUDGETS).write_text(content)
+    with refused(str(path / BUDGETS), "does not say what the run has spent"):
         simulate({"resume-from": str(path), "num-rounds": 3}, CLIENTS, quiet=True)

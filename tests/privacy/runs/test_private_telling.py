@@ -30,7 +30,7 @@ def test_epsilon_is_told_in_every_place(private, kind):
     assert result.summary["privacy"] == kind
     assert result.summary["epsilon"] == result.history[-1]["epsilon_max"]
     assert result.summary["delta"] == 1e-5
-    assert "epsilon_untold" not in result.summary
+    assert "epsilon_unreported" not in result.summary
 
 
 def test_without_privacy_there_is_no_epsilon(once):

@@ -1,0 +1,125 @@
+"""Make the client that answers a message, with its node's data, as far as the owner allows it.
+
+Each message may be a process of its own on a real node, so what only some messages need is
+imported where it is used.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+from flwr.app import Context
+
+from fedattn_app.cache import PROCESS_CACHE
+from fedattn_app.clients.node_policy import (
+    check_node_kept_what_it_needs,
+    check_owner_allows,
+    errors_stay_here,
+    is_real,
+    ledger_path,
+    limit_of,
+)
+
+if TYPE_CHECKING:
+    from fedattn_app.clients.base import FrozenClient
+    from fedattn_app.clients.node_state import NodeState
+    from fedattn_app.config import Config
+    from fedattn_app.data.examples import ClientData
+    from fedattn_app.privacy.ledger import Ledger
+    from fedattn_app.privacy.protections import Protection
+
+log = logging.getLogger("fedattn")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a client is made from: the run's settings, and what its node has."""
+
+    config: "Config"
+    labels: tuple[str, ...]
+    data: "ClientData"
+    partition: int
+    context: Context
+
+    @property
+    def state(self) -> "NodeState":
+        """Where the node keeps arrays between messages: `state-dir`, else Flower's context."""
+        from fedattn_app.clients.node_state import ContextState, FolderState
+        from fedattn_app.files import user_path
+
+        folder = self.context.node_config.get("state-dir")
+        if folder:
+            return FolderState(user_path("state-dir", str(folder)))
+        if is_real(self.context.node_config):
+            log.warning("no state-dir in node-config: personal parameters end with the run")
+        return ContextState(self.context.state)
+
+    @property
+    def ledger(self) -> "Ledger":
+        """The node's privacy ledger; raises `UserError` for one that cannot be read."""
+        from fedattn_app.privacy.ledger import Ledger
+
+        return Ledger(self.context.state, ledger_path(self.context.node_config))
+
+    @property
+    def max_epsilon(self) -> float:
+        """The owner's limit for all runs together; infinite without one."""
+        return limit_of(self.context.node_config, "max-epsilon")
+
+
+def make_client(context: Context, server_round: int = 0) -> "FrozenClient":
+    """Make this node's client from its run-config and node-config.
+
+    `server_round` is the round that the message belongs to, from 1, or 0 where it names none.
+    Raises `UserError` for what the node's owner does not allow, for data that cannot be used and a
+    model that cannot be loaded; on a real node its text is one that may leave the node.
+    """
+    from fedattn_app.models.factory import build_tokenizer
+    from fedattn_app.privacy.protections import protection_of
+
+    config = _settings(tuple((k, type(v), v) for k, v in context.run_config.items()))
+    if 0 < server_round <= config.federation.warmup_rounds:
+        config = replace(config, federation=config.federation.while_warming_up)
+    protection = protection_of(config)
+    node = context.node_config
+    check_owner_allows(config, protection, node)
+    check_node_kept_what_it_needs(config, protection, context)
+    with errors_stay_here(node, "load the model"):
+        if config.model.pretrained and "model-path" in node:
+            config = replace(config, model=replace(config.model, model=str(node["model-path"])))
+        build_tokenizer(config.model)  # now, since errors in loading data are reported differently
+    labels, data, partition = _data(config, protection, context)
+    kind: type[FrozenClient] = resolve_name(protection.client_class)
+    task = "train with these privacy settings" if protection.protects_on_node else "load the model"
+    with errors_stay_here(node, task):
+        return kind.on_node(Node(config, labels, data, partition, context))
+
+
+def _data(
+    config: "Config", protection: "Protection", context: Context
+) -> "tuple[tuple[str, ...], ClientData, int]":
+    """Return the label names, this node's examples, and its partition."""
+    from fedattn_app.data.labels import label_names
+    from fedattn_app.data.loading import client_data, private_data
+
+    node, seed = context.node_config, config.federation.seed
+    partition = int(node.get("partition-id", 0))
+    if "data-path" not in node:
+        labels = label_names(config.data)
+        num_partitions = int(node.get("num-partitions", 1))
+        data = client_data(config.data, config.model, seed, partition, num_partitions)
+        return labels, data, partition
+    # A node with a file of its own reads no other, not even for the label names.
+    with errors_stay_here(node, "use its data-path"):
+        path, secret = str(node["data-path"]), protection.protects_on_node
+        data = private_data(config.data, config.model, seed, path, secret)
+    return config.data.label_names, data, partition
+
+
+@PROCESS_CACHE.keep(max_entries=2)
+def _settings(run_config: "tuple[tuple[str, type, bool | int | float | str], ...]") -> "Config":
+    """Read the run-config; its types are in the key, because 1 and True are equal."""
+    from fedattn_app.config import Config
+
+    return Config.from_run_config({key: value for key, _, value in run_config})

@@ -1,0 +1,27 @@
+"""The run-config keys of what travels between nodes and server, and the registry of codecs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedattn_app.config.schema import Section, setting
+
+# Name of a codec → its class, as "module:class". Nodes import only the class that a run uses.
+CODECS: Mapping[str, str] = {
+    "float32": "fedattn_app.transport.codec:Float32",
+    "float16": "fedattn_app.transport.codec:Float16",
+}
+
+
+@dataclass(frozen=True)
+class TransportConfig(Section):
+    """The encoding of an update on its way from a client to the server."""
+
+    title: ClassVar[str] = "Transport"
+
+    codec: str = setting(
+        "float32",
+        "how a client encodes its update for the server: `float32` sends it unchanged; `float16` "
+        "rounds it to half precision, which halves the bytes",
+        choices=CODECS,
+    )

@@ -1,0 +1,82 @@
+"""The parts of Flower that are not its public API: this file alone uses them.
+
+Each was seen in flwr 1.41.0 and 1.42.0, under the same name and with the same meaning. When a new
+version of flwr breaks one, the repair is here, and ``tests/test_flower_compat.py`` says which one
+broke. `strategies/` may not import this package and has its own copy of what it needs.
+
+=======================================  ==========================================================
+private part                             why the public API is not enough
+=======================================  ==========================================================
+``Metadata.__dict__["_message_id"]``     A `Grid` must number its messages, but there is no setter.
+``Metadata.__dict__["_src_node_id"]``    A wrapping `Grid` must rename senders; again no setter.
+``flwr.app.message.make_message``        `Message` takes no metadata.
+``flwr.common.constant``                 Error codes, array formats and the SuperLink's node id.
+``flwr.common.serde``                    The size of a record needs its protocol buffer.
+``flwr.supercore.run.Run``               The abstract `Grid` has it in its signatures.
+``flwr.supercore.task_identity``         Without an identity no process can make a `Message`.
+=======================================  ==========================================================
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
+from flwr.common.serde import recorddict_to_proto
+from flwr.supercore.run import Run as Run
+from flwr.supercore.task_identity import TaskIdentity
+
+NUMPY_FORMAT = SType.NUMPY  # how Flower names the serialisation of a numpy array
+SERVER_NODE_ID = SUPERLINK_NODE_ID  # the node id of the server; all others are larger
+LOCAL_RUN_ID = 1
+LOCAL_TASK_ID = 1
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give `message` the id `message_id`."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def set_source_node(message: Message, node_id: int) -> None:
+    """Make `node_id` the sender of `message`."""
+    message.metadata.__dict__["_src_node_id"] = node_id
+
+
+def message_with_metadata(metadata: Metadata, content: RecordDict) -> Message:
+    """Return a message with the given metadata and content."""
+    return make_message(metadata, content)
+
+
+def failure_reply(message: Message, reason: str) -> Message:
+    """Return the reply to `message` that says the client failed, with `reason` as its text."""
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def protobuf_size(content: RecordDict) -> int:
+    """Return the size of `content` in bytes as Flower's protocol buffer.
+
+    This copies all array data: see `fedattn_app.transport.payload` for a size without copies.
+    """
+    return int(recorddict_to_proto(content).ByteSize())
+
+
+def empty_run(run_id: int) -> Run:
+    """Return Flower's record of a run, with an id and nothing else."""
+    return Run.create_empty(run_id)
+
+
+@contextmanager
+def task_identity() -> Iterator[None]:
+    """Let this process create messages as the server of a local run.
+
+    Flower sets the identity in the processes that it starts itself, and `Message` raises
+    `RuntimeError` without one. The previous identity is restored at the end.
+    """
+    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    TaskIdentity.task_id, TaskIdentity.run_id = LOCAL_TASK_ID, LOCAL_RUN_ID
+    TaskIdentity.node_id = SERVER_NODE_ID
+    try:
+        yield
+    finally:
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before

@@ -1,0 +1,107 @@
+"""``privacy = "client-dp"``: a trusted server clips updates and adds noise to their mean."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fedattn_app.errors import UserError
+from fedattn_app.privacy.accounting import Steps, noise_for
+from fedattn_app.privacy.protections.noise import NoisyProtection
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import FedAvg
+
+    from strategies import ClientLevelDP
+
+COVERED_FILES_NOTE = (
+    "ε covers the models, in model.safetensors, best.safetensors and checkpoint/; the scores and "
+    "the other files of this folder carry no noise"
+)
+
+
+class ClientDp(NoisyProtection):
+    """Protects whole clients towards everyone who gets the model."""
+
+    server_accounts = True
+    best_model_by_client_scores = False
+
+    def reports_score(self, score: str) -> bool:
+        """No score of a client may decide about a model: scores carry no noise."""
+        return False
+
+    def build_rule(
+        self,
+        rule_class: "type[FedAvg]",
+        flower_settings: Mapping[str, Any],
+        rule_settings: Mapping[str, Any],
+        accountant_state: Mapping[str, Any],
+        num_rounds: int,
+    ) -> "ClientLevelDP":
+        """Return Flower's plain average, the only rule that its accounting knows, with noise.
+
+        Raises `UserError` where the budget that is left does not suffice for `num_rounds`, and
+        where `accountant_state` cannot be read.
+        """
+        from flwr.serverapp.strategy import FedAvg
+
+        from strategies import ClientLevelDP
+
+        settings = self.settings
+        wrapper = ClientLevelDP(
+            FedAvg(**flower_settings),
+            self._noise_multiplier(self._spent(accountant_state), num_rounds),
+            settings.max_update_norm,
+            settings.target_delta,
+            settings.target_epsilon or None,
+            self.config.federation.seed if settings.reproducible_noise else None,
+        )
+        if accountant_state:
+            assert wrapper.accountant
+            # The limit of the resumed run may be higher than that of the earlier one.
+            limit = {"max_epsilon": settings.target_epsilon or None}
+            try:
+                restored = {**accountant_state["config"], **limit}
+                wrapper.accountant.load_state_dict({**accountant_state, "config": restored})
+            except (ValueError, TypeError, LookupError) as error:
+                raise self._unreadable(error) from None
+        return wrapper
+
+    def check_num_clients(self, num_clients: int) -> None:
+        """Raise `UserError` for a δ that allows a client to be given away whole."""
+        delta = self.settings.target_delta
+        if delta * num_clients >= 1:
+            raise UserError(
+                f"target-delta = {delta:g}: must be below 1 / number of clients = 1 / {num_clients}"
+            )
+
+    def summary_notes(self) -> dict[str, str]:
+        """Say which files ε covers."""
+        return {"privacy_note": COVERED_FILES_NOTE} | super().summary_notes()
+
+    def _spent(self, accountant_state: Mapping[str, Any]) -> list[Steps]:
+        try:
+            return [
+                Steps(float(release["event"]["noise_multiplier"]), 1.0, release["count"])
+                for release in accountant_state.get("compositions", [])
+            ]
+        except (ValueError, TypeError, LookupError) as error:
+            raise self._unreadable(error) from None
+
+    def _noise_multiplier(self, spent: list[Steps], num_rounds: int) -> float:
+        settings = self.settings
+        if settings.noise_multiplier:
+            return settings.noise_multiplier
+        planned = Steps(0.0, 1.0, num_rounds)
+        noise = noise_for(settings.target_epsilon, settings.target_delta, planned, spent)
+        if noise is None:
+            raise UserError(
+                f"target-epsilon = {settings.target_epsilon:g}: too little of it is left for "
+                f"num-rounds = {self.config.federation.num_rounds} at target-delta = "
+                f"{settings.target_delta:g}; raise target-epsilon"
+            )
+        return noise
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(
+            f"resume-from = {self.config.output.resume_from}: its accountant does not say what was "
+            f"spent ({error})"
+        )

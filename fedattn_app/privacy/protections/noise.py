@@ -1,0 +1,41 @@
+"""What the two kinds of differential privacy have in common."""
+
+import logging
+
+from fedattn_app.errors import UserError
+from fedattn_app.privacy.accounting import Steps, noise_for
+from fedattn_app.privacy.protections.base import Protection
+
+log = logging.getLogger("fedattn")
+
+REPRODUCIBLE_NOISE_NOTE = (
+    "the noise came from the seed, which every party knows: this ε holds for nobody"
+)
+
+
+class NoisyProtection(Protection):
+    """A protection that adds Gaussian noise, and so has a budget (ε, δ)."""
+
+    has_budget = True
+    default_weighting = "uniform"
+
+    def check_settings(self) -> None:
+        """Raise `UserError` for a `target-epsilon` that even one step cannot meet."""
+        settings, one_step = self.settings, Steps(0.0, 1.0, 1)
+        target, delta = settings.target_epsilon, settings.target_delta
+        if target and noise_for(target, delta, one_step, (), settings.accountant) is None:
+            raise UserError(
+                f"target-epsilon = {target:g}: no noise is enough for it at target-delta = "
+                f"{delta:g}; raise one of them"
+            )
+
+    def announce(self) -> None:
+        """Warn of noise that protects nobody."""
+        if self.settings.reproducible_noise:
+            log.warning("reproducible-noise: %s", REPRODUCIBLE_NOISE_NOTE)
+
+    def summary_notes(self) -> dict[str, str]:
+        """Say when ε holds for nobody."""
+        if self.settings.reproducible_noise:
+            return {"privacy_note": REPRODUCIBLE_NOISE_NOTE}
+        return {}

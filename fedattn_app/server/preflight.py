@@ -1,0 +1,174 @@
+"""What a run needs before its first message, and the checks that need no message."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedattn_app.config import Config, TrainingConfig
+from fedattn_app.data.examples import Examples
+from fedattn_app.data.labels import label_names
+from fedattn_app.data.loading import server_has_data, server_test_set
+from fedattn_app.errors import UserError
+from fedattn_app.metrics import Scores
+from fedattn_app.models.classifier import Classifier
+from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.parameters import fingerprint, set_arrays, view_arrays, without
+from fedattn_app.models.scopes import Scope, scope_of
+from fedattn_app.privacy.protections import Protection
+from fedattn_app.results.resume import EarlierRun
+from fedattn_app.training.evaluation import evaluate
+from fedattn_app.types import NDArray
+
+log = logging.getLogger("fedattn")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The model of a run, its labels, its test set, and which parameters travel.
+
+    Attributes:
+        labels: the label names, in the order of the model's outputs.
+        model: the classifier; its parameters are the global model's whenever it is scored.
+        scope: which parameters are shared, personal and frozen.
+        test: the server's test set, or None where it has none or has no whole model to test.
+    """
+
+    labels: tuple[str, ...]
+    model: Classifier
+    scope: Scope
+    test: Examples | None
+
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """The model's parameters by name, without copying."""
+        return view_arrays(self.model)
+
+    @property
+    def frozen_fingerprint(self) -> str:
+        """The SHA-256 (hex) of the frozen parameters; empty where none is frozen."""
+        if not self.scope.frozen:
+            return ""
+        return fingerprint(without(self.arrays, self.scope.trainable))
+
+    def score(self, arrays: Mapping[str, NDArray]) -> Scores:
+        """Return the scores of the model with these `arrays` on the test set."""
+        assert self.test is not None
+        set_arrays(self.model, arrays)
+        return evaluate(self.model, self.test, len(self.labels))
+
+
+def prepare(config: Config) -> Setup:
+    """Build the model and load the test set; raises `UserError` where either cannot be done."""
+    labels = label_names(config.data)
+    if len(labels) < 2:
+        raise UserError(f"labels: a classifier needs at least 2, there are {len(labels)}")
+    federation = config.federation
+    test = server_test_set(config.data, config.model, federation.seed)
+    if federation.local == "personal" and test is not None:
+        log.info("personal parameters: the clients evaluate, the server has no whole model to test")
+        test = None
+    model = _build_classifier(config, len(labels))
+    scope = scope_of(federation.shared, federation.local, model.family, view_arrays(model))
+    return Setup(labels, model, scope, test)
+
+
+def restore(setup: Setup, changeable: frozenset[str], earlier: EarlierRun) -> None:
+    """Set the model to the checkpoint of an `earlier` run, if there is one.
+
+    Raises `UserError` for a checkpoint that does not hold exactly the `changeable` parameters.
+    """
+    if earlier.path is None:
+        return
+    try:
+        if different := sorted(changeable ^ earlier.arrays.keys()):
+            raise ValueError(f"it differs in {', '.join(different)}")
+        set_arrays(setup.model, earlier.arrays)
+    except ValueError as error:
+        raise UserError(
+            f"resume-from = {earlier.path}: the checkpoint does not fit ({error})"
+        ) from None
+
+
+def check_patience(config: Config, protection: Protection, server_tests: bool) -> None:
+    """Raise `UserError` where no score is reported after each round for `patience` to use."""
+    federation = config.federation
+    in_every_round = config.aggregation.strategy != "fedbuff"
+    clients_report = in_every_round and protection.reports_score(federation.score)
+    if federation.patience and not server_tests and not clients_report:
+        raise UserError(
+            f"patience = {federation.patience}: nothing reports the {federation.score} after each "
+            "round: the server has no test set, and the clients do not report it"
+        )
+
+
+def check_num_clients(
+    config: Config,
+    protection: Protection,
+    earlier: EarlierRun,
+    num_clients: int,
+    num_partitions: int,
+) -> None:
+    """Raise `UserError` for settings that do not suit the number of clients.
+
+    Args:
+        config: the settings of the run.
+        protection: the protection of the run.
+        earlier: the run that this one resumes.
+        num_clients: the number of clients that are connected.
+        num_partitions: the number of clients that the data are split over, as the nodes say.
+    """
+    split_over = earlier.num_partitions
+    if server_has_data(config.data) and split_over not in (0, num_partitions):
+        raise UserError(
+            f"{num_partitions} clients: the run to resume split its data over {split_over}; give "
+            f"--num-supernodes {split_over}"
+        )
+    settings = config.aggregation
+    if settings.strategy == "fedbuff" and settings.fedbuff_buffer_size > num_clients:
+        raise UserError(
+            f"fedbuff-buffer-size = {settings.fedbuff_buffer_size}: must be at most the number of "
+            f"clients = {num_clients}, each of which answers once per step"
+        )
+    per_round = max(1, int(num_clients * config.federation.fraction_train))
+    needed = settings.min_updates
+    if per_round < needed:
+        given = [f"{key} = {value}" for key, value in settings.min_updates_settings.items()]
+        raise UserError(
+            f'strategy = "{settings.strategy}": needs {needed} clients in a round with '
+            f"{' and '.join(given)}, there are {per_round}"
+        )
+    protection.check_num_clients(num_clients)
+
+
+def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
+    """Log what the run is about to do, and what its user should know."""
+    arrays, federation = setup.arrays, config.federation
+    num_shared = sum(arrays[name].size for name in setup.scope.shared)
+    total = sum(array.size for array in arrays.values())
+    warmup = f", after {federation.warmup_rounds} rounds of all" * bool(federation.warmup_rounds)
+    log.info(
+        "%s: %d labels; %s model; %s shares %s: %s of %s parameters%s",
+        config.data.dataset,
+        len(setup.labels),
+        config.model.model,
+        config.aggregation.strategy,
+        federation.shared,
+        f"{num_shared:,}",
+        f"{total:,}",
+        warmup,
+    )
+    protection.announce()
+    if config.model.pretrained and config.training.learning_rate == TrainingConfig.learning_rate:
+        log.warning(
+            "learning-rate = %g suits the built-in model; for a pretrained one try 2e-3 for "
+            "adapters or the head, 5e-4 for attention, 2e-4 for all",
+            TrainingConfig.learning_rate,
+        )
+
+
+def _build_classifier(config: Config, num_labels: int) -> Classifier:
+    try:
+        return build_classifier(config, num_labels)
+    except RuntimeError as error:  # torch raises it where memory does not suffice
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model = {config.model.model!r}: cannot be built ({reason})") from None

@@ -1,0 +1,105 @@
+"""Base classes of the strategies that go around another strategy."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from strategies.common.replies import valid_replies
+
+log = logging.getLogger("fedattn")
+
+
+class StrategyWrapper(Strategy):
+    """Passes every call on to the strategy `inner`. Subclasses override what they change."""
+
+    def __init__(self, inner: Strategy) -> None:
+        self.inner = inner
+
+    def summary(self) -> None:
+        """Log the settings of the inner strategy."""
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the training messages of the inner strategy."""
+        return self.inner.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy combine the replies."""
+        return self.inner.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the evaluation messages of the inner strategy."""
+        return self.inner.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the inner strategy combine the replies."""
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+
+class ReplyFilter(StrategyWrapper):
+    """Drops the training replies that a subclass refuses, one reply at a time.
+
+    `dropped` maps the node of each refused reply of the round to the reason. The reply of a node
+    that was sent nothing is refused.
+    """
+
+    def __init__(self, inner: Strategy) -> None:
+        super().__init__(inner)
+        self.dropped: dict[int, str] = {}
+        self._sent: dict[int, ArrayRecord] = {}
+
+    @abstractmethod
+    def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
+        """Return why `reply` is refused; None if the inner strategy is to get it.
+
+        `sent` are the arrays that its node was sent. The reply may be changed in place.
+        """
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages of the inner strategy, and keep the arrays that each node is sent.
+
+        `grid` lists nodes that are not at work: what they were sent before is forgotten.
+        """
+        for node in grid.get_node_ids():
+            self._sent.pop(node, None)
+        return self._recorded(super().configure_train(server_round, arrays, config, grid))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy combine the replies that are not refused."""
+        return self.inner.aggregate_train(server_round, self._accepted(replies))
+
+    def _recorded(self, messages: Iterable[Message]) -> Iterator[Message]:
+        for message in messages:
+            self._sent[message.metadata.dst_node_id] = message.content.array_records["arrays"]
+            yield message
+
+    def _accepted(self, replies: Iterable[Message]) -> Iterator[Message]:
+        self.dropped = {}
+        return self._filtered(replies)
+
+    def _filtered(self, replies: Iterable[Message]) -> Iterator[Message]:
+        for reply in valid_replies(replies):
+            node = reply.metadata.src_node_id
+            sent = self._sent.pop(node, None)
+            fault = "it was sent no message" if sent is None else self.fault(reply, sent)
+            if fault is None:
+                yield reply
+            else:
+                log.warning("client %d: its update is dropped: %s", node, fault)
+                self.dropped[node] = fault

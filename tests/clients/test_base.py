@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from fedattn_app.clients.base import FrozenClient, FrozenMismatchError
+from fedattn_app.clients.node_state import ContextState, FolderState
+from fedattn_app.clients.personal import PersonalClient
+from fedattn_app.config import Config
+from fedattn_app.data.examples import ClientData
+from fedattn_app.data.loading import client_data
+from fedattn_app.data.triage import LABELS
+from fedattn_app.models.parameters import fingerprint, get_arrays, without
+from fedattn_app.models.transformer import build_model
+from fedattn_app.training.loop import TrainingDivergedError, train
+
+
+def config_of(**settings):
+    keys = {name.replace("_", "-"): value for name, value in settings.items()}
+    return Config.from_run_config({"model": "tiny", "vocabulary": 512, **keys})
+
+
+def data_of(config, partition=0):
+    data = client_data(config.data, config.model, 1, partition, 3)
+    few = np.arange(64)
+    return ClientData(data.train[few], data.validation[few[:20]])
+
+
+def client_of(partition=0, **settings):
+    config = config_of(**settings)
+    return FrozenClient(config, LABELS, data_of(config, partition), partition)
+
+
+def initial(config):
+    return get_arrays(build_model(config.model, len(LABELS), config.federation.seed))
+
+
+def test_fit_is_local_training_of_the_shared_part():
+    client = client_of(shared="attention")
+    start = client.get_parameters({})
+    arrays, num_examples, metrics = client.fit(start, {"server-round": 1})
+    model = build_model(client.config.model, len(LABELS), 1)
+    expected = train(
+        model, set(client.shared), client.data.train, client.config.training, client.seed(1)
+    )
+    after = get_arrays(model)
+    for name, array in zip(client.shared, arrays, strict=True):
+        assert array.tobytes() == after[name].tobytes()
+    assert num_examples == len(client.data.train)
+    assert (metrics["loss"], metrics["accuracy"]) == (expected.loss, expected.accuracy)
+    assert metrics["seconds"] > 0
+
+
+def test_clients_of_one_process_do_not_disturb_each_other():
+    first, second = client_of(0), client_of(1)
+    start = first.get_parameters({})
+    alone, *_ = first.fit(start, {"server-round": 1})
+    second.fit(start, {"server-round": 1})
+    again, *_ = first.fit(start, {"server-round": 1})
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(alone, again, strict=True))
+
+
+@pytest.mark.parametrize("change", ["round", "partition", "seed"])
+def test_round_partition_and_seed_each_change_the_order_of_examples(change):
+    client = client_of(0)
+    start = client.get_parameters({})
+    before, *_ = client.fit(start, {"server-round": 1})
+    if change == "seed":
+        other = FrozenClient(config_of(seed=2), LABELS, client.data, 0)
+    else:
+        other = FrozenClient(client.config, LABELS, client.data, int(change == "partition"))
+    after, *_ = other.fit(start, {"server-round": 2 if change == "round" else 1})
+    assert not np.array_equal(before[0], after[0])
+
+
+def test_evaluate_counts_add_up():
+    client = client_of()
+    loss, num_examples, metrics = client.evaluate(client.get_parameters({}), {})
+    counts = {
+        kind: [metrics[f"{kind}-{k}"] for k in range(len(LABELS))]
+        for kind in ("support", "predicted", "correct")
+    }
+    assert num_examples == 20 == sum(counts["support"]) == sum(counts["predicted"])
+    assert metrics["accuracy"] == sum(counts["correct"]) / 20
+    assert counts["support"] == np.bincount(client.data.validation.labels, minlength=6).tolist()
+    assert loss > 0
+
+
+def test_the_same_frozen_part_is_accepted_and_another_refused():
+    client = client_of(shared="attention")
+    rest = without(initial(client.config), client.shared)
+    start = client.get_parameters({})
+    client.fit(start, {"frozen-fingerprint": fingerprint(rest)})
+    rest["embedding.weight"] = rest["embedding.weight"].copy()
+    rest["embedding.weight"][5, 5] += 1e-6
+    for call in (client.fit, client.evaluate):
+        with pytest.raises(FrozenMismatchError, match="frozen parameters of this node differ"):
+            call(start, {"frozen-fingerprint": fingerprint(rest)})
+
+
+def test_a_client_without_examples_sends_back_what_it_got():
+    client = client_of()
+    nothing = client.data.train[np.arange(0)]
+    client.data = ClientData(nothing, nothing)
+    start = [array + 1 for array in client.get_parameters({})]
+    arrays, num_examples, _ = client.fit(start, {})
+    assert num_examples == 0
+    assert all(a is b for a, b in zip(arrays, start, strict=True))
+    assert client.evaluate(start, {})[:2] == (0.0, 0)
+
+
+def test_a_client_of_one_class_trains():
+    client = client_of(local_epochs=5)
+    one = client.data.train[client.data.train.labels == client.data.train.labels[0]]
+    client.data = ClientData(one, one)
+    _, num_examples, metrics = client.fit(client.get_parameters({}), {})
+    assert num_examples == len(one)
+    assert metrics["accuracy"] > 0.5
+
+
+def test_a_loss_that_is_not_finite_is_no_update():
+    client = client_of(learning_rate=1e30)
+    with pytest.raises(TrainingDivergedError, match="lower learning-rate"):
+        client.fit(client.get_parameters({}), {})
+
+
+def test_arrays_of_another_shape_are_refused():
+    client = client_of()
+    wrong = [array[:1] for array in client.get_parameters({})]
+    with pytest.raises(ValueError, match="do the nodes agree on the model"):
+        client.fit(wrong, {})
+
+
+@pytest.fixture(params=["context", "folder"])
+def state(request, tmp_path):
+    return ContextState(RecordDict()) if request.param == "context" else FolderState(tmp_path)
+
+
+def personal(state, partition=0):
+    config = config_of(shared="attention", local="personal", local_epochs=5)
+    return PersonalClient(config, LABELS, data_of(config, partition), partition, state)
+
+
+def test_personal_parameters_are_trained_kept_and_used_again(state):
+    client = personal(state)
+    start = client.get_parameters({})
+    client.fit(start, {"server-round": 1})
+    kept = state.load(client.state_name)
+    assert set(kept) == set(without(initial(client.config), client.shared))
+    assert not np.array_equal(kept["head.weight"], initial(client.config)["head.weight"])
+    loss, *_ = personal(state).evaluate(start, {})
+    fresh, *_ = personal(ContextState(RecordDict())).evaluate(start, {})
+    assert loss < fresh
+
+
+def test_personal_parameters_of_another_seed_model_or_partition_are_not_used(state):
+    client = personal(state)
+    config = config_of(shared="attention", local="personal", seed=2)
+    other_seed = PersonalClient(config, LABELS, client.data, 0, state)
+    config = config_of(shared="attention", local="personal", layers=2)
+    other_model = PersonalClient(config, LABELS, client.data, 0, state)
+    names = {c.state_name for c in (client, other_seed, other_model, personal(state, 1))}
+    assert len(names) == 4
+
+
+def test_arrays_handed_out_are_the_callers_own():
+    client = client_of()
+    client.get_parameters({})[0][:] = 7
+    assert not (client.get_parameters({})[0] == 7).any()
+
+
+def test_personal_parameters_are_kept_before_the_update_is_returned(state, monkeypatch):
+    client = personal(state)
+    original = state.save
+
+    def save_and_die(name, arrays):
+        original(name, arrays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        client.fit(client.get_parameters({}), {})
+    assert state.load(client.state_name) is not None

@@ -1,0 +1,125 @@
+"""Every protection answers what the apps, the clients and the server ask, and nobody else tests it.
+
+The suite is parametrised by the registry, so that a new protection is held to it at once.
+"""
+
+import ast
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+from helpers.runs import QUICK
+
+from fedattn_app.clients.base import FrozenClient
+from fedattn_app.config import PROTECTIONS, Config, RegisteredProtection
+from fedattn_app.privacy.protections import Protection, protection_of
+from fedattn_app.privacy.protections.base import NoProtection
+from fedattn_app.simulation import simulate
+
+ROOT = Path(__file__).parents[2]
+NOISE = {"none": {}, "dp-sgd": {"noise-multiplier": 1.0}, "client-dp": {"noise-multiplier": 1.0}}
+
+
+def protection(name, **more):
+    keys = {key.replace("_", "-"): value for key, value in more.items()}
+    return protection_of(Config.from_run_config({"privacy": name, **NOISE.get(name, {}), **keys}))
+
+
+@pytest.fixture(params=PROTECTIONS)
+def any_protection(request):
+    return protection(request.param)
+
+
+def test_a_protection_is_a_class_that_its_row_names(any_protection):
+    assert isinstance(any_protection, Protection)
+
+
+def test_it_names_a_client_that_can_be_made(any_protection):
+    assert issubclass(resolve_name(any_protection.client_class), FrozenClient)
+
+
+def test_every_reply_reports_a_number_of_examples_first(any_protection):
+    assert "num-examples" in any_protection.train_metrics()
+    counts = {"support-0", "predicted-0", "correct-0", "support-1", "predicted-1", "correct-1"}
+    assert counts < any_protection.evaluate_metrics(2)
+
+
+def test_a_node_that_protects_reports_epsilon_and_no_exact_number(any_protection):
+    exact = {"loss", "accuracy", "seconds"}
+    for metrics in (any_protection.train_metrics(), any_protection.evaluate_metrics(2)):
+        assert ("epsilon" in metrics) == any_protection.protects_on_node
+        assert exact <= metrics or any_protection.protects_on_node
+        assert exact.isdisjoint(metrics) or not any_protection.protects_on_node
+
+
+def test_noise_belongs_to_equal_weights(any_protection):
+    assert any_protection.weighting == ("uniform" if any_protection.has_budget else "examples")
+
+
+def test_none_of_the_clients_of_dp_sgd_evaluates_without_a_budget_for_it():
+    assert protection("dp-sgd").fraction_evaluate == 0.0
+    assert protection("dp-sgd", evaluate_epsilon=1.0).fraction_evaluate == 1.0
+    assert protection("none", fraction_evaluate=0.5).fraction_evaluate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "reported"),
+    [("none", {"accuracy", "loss"}), ("dp-sgd", {"accuracy"}), ("client-dp", set())],
+)
+def test_scores_that_clients_report_in_every_round(name, reported):
+    more = {"evaluate_epsilon": 1.0} if name == "dp-sgd" else {}
+    asked = protection(name, **more)
+    assert {score for score in ("accuracy", "loss") if asked.reports_score(score)} == reported
+
+
+def test_what_clients_keep_from_round_to_round():
+    assert protection("none").kept_by_clients == ""
+    personal = protection("none", local="personal", shared="attention")
+    assert personal.kept_by_clients == "personal parameters"
+    assert protection("dp-sgd").kept_by_clients == "privacy ledgers"
+
+
+@pytest.mark.parametrize("name", ["dp-sgd", "client-dp"])
+def test_a_target_that_no_noise_reaches_is_refused_before_any_message(refused, name):
+    hopeless = protection(name, noise_multiplier=0.0, target_epsilon=1e-9)
+    with refused("target-epsilon = 1e-09", "target-delta = 1e-05"):
+        hopeless.check_settings()
+
+
+def test_delta_must_be_below_one_over_the_number_of_clients(refused):
+    many = protection("client-dp", target_delta=0.1)
+    many.check_num_clients(9)
+    with refused("target-delta = 0.1", "1 / 10"):
+        many.check_num_clients(10)
+
+
+def test_a_fourth_protection_is_one_class_and_one_row(tmp_path, monkeypatch):
+    """Its updates are averaged with equal weights, and its summary says so."""
+    row = RegisteredProtection(f"{__name__}:Equal")
+    monkeypatch.setitem(PROTECTIONS, "equal", row)
+    settings = QUICK | {"privacy": "equal", "num-rounds": 1, "output-dir": str(tmp_path / "run")}
+    result = simulate(settings, 2, workers=1, quiet=True)
+    assert result.summary["privacy"] == "equal"
+    assert result.summary["privacy_note"] == "every client counts the same"
+
+
+class Equal(NoProtection):
+    """A toy."""
+
+    default_weighting = "uniform"
+
+    def summary_notes(self):
+        return {"privacy_note": "every client counts the same"}
+
+
+def test_no_other_module_tests_the_name_of_a_protection():
+    names = set(PROTECTIONS) - {"none"}
+    users = set()
+    for path in sorted((ROOT / "fedattn_app").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                values = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                attributes = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+                if values & names or ("none" in values and "privacy" in attributes):
+                    users.add(str(path.relative_to(ROOT / "fedattn_app")))
+    assert users == set()
