@@ -15,7 +15,7 @@ from fedattn_app.metrics import Scores
         (np.arange(200) % 4, np.arange(200) ** 2 % 4),
     ],
 )
-def test_scores_are_scikit_learns(truth, predicted):
+def test_scores_equal_those_of_scikit_learn(truth, predicted):
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     counts = (
         np.bincount(labels, minlength=4) for labels in (truth, predicted, truth[truth == predicted])
@@ -29,7 +29,7 @@ def test_scores_are_scikit_learns(truth, predicted):
     assert scores.num_examples == len(truth)
 
 
-def test_no_examples_have_no_scores():
+def test_scores_without_examples():
     nothing = np.zeros(3, np.int64)
     scores = Scores(0.0, nothing, nothing, nothing)
     assert scores.recall == [None] * 3

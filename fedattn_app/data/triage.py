@@ -1,10 +1,10 @@
 """The built-in corpus: short notes to be routed to a hospital department.
 
-A note names findings of several departments. One of them is affirmed and decides the label; the
-others are denied or historical and only mislead, so that counting words says little: what matters
-is which cue belongs to which finding. Every site writes in its own way (its share of each
-department, abbreviations, typing errors, favourite phrases, punctuation), so the clients differ by
-nature. Everything follows from a seed; nothing is downloaded and no line comes from a patient.
+A note names findings of several departments. One finding is affirmed and determines the label; the
+others are denied or historical. Counting words is therefore not enough: a model must learn which
+cue belongs to which finding. Every site has its own style (its share of each department,
+abbreviations, typing errors, preferred phrases, punctuation), so the clients differ naturally. All
+notes are generated from a seed. Nothing is downloaded and no line comes from a patient.
 """
 
 import string
@@ -19,7 +19,7 @@ NOTES_PER_SITE = 400
 TEST_NOTES = 1000
 TEST_SITES = 20
 
-# Each finding as it is spelt out, then as a hurried clinician writes it.
+# Each finding in full, and as a clinician in a hurry writes it.
 FINDINGS = {
     "cardiology": (
         ("chest pain", "cp"),
@@ -122,7 +122,7 @@ SEPARATORS = (". ", ", ", "; ", " / ", " - ")
 
 @dataclass(frozen=True)
 class Note:
-    """One example: `text`, the `label` that routes it, and the `site` that wrote it."""
+    """One example: its `text`, the department as its `label`, and the number of its `site`."""
 
     text: str
     label: str
@@ -130,11 +130,11 @@ class Note:
 
 
 class _Site:
-    """One hospital's way of writing, drawn once from the seed."""
+    """One hospital, whose style is drawn from the seed once."""
 
     def __init__(self, seed: int, name: str) -> None:
         self.rng = Random(f"triage/{seed}/{name}")
-        # A Dirichlet(1) draw (normalised exponentials), and a little of everything.
+        # A Dirichlet(1) draw (normalised exponentials), plus a minimum for every department.
         self.class_mix = [self.rng.expovariate(1.0) + 0.2 for _ in LABELS]
         self.abbreviates = 0.8 * self.rng.random()
         self.mistypes = 0.06 * self.rng.random()
@@ -175,7 +175,7 @@ class _Site:
             return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
         return word[:at] + self._pick(string.ascii_lowercase) + word[at + 1 :]
 
-    # Random.random() alone is promised to give the same numbers in every Python.
+    # Only Random.random() is guaranteed to give the same numbers in every Python version.
     def _pick(self, items: Sequence[T]) -> T:
         return items[int(self.rng.random() * len(items))]
 
@@ -199,13 +199,13 @@ class _Site:
 
 
 def site_notes(seed: int, site: int) -> list[Note]:
-    """Return the `NOTES_PER_SITE` training notes of one site, numbered from 0."""
+    """Return the `NOTES_PER_SITE` training notes of the site number `site` ≥ 0."""
     writer = _Site(seed, f"site-{site}")
     return [Note(*writer.write(), site) for _ in range(NOTES_PER_SITE)]
 
 
 def test_notes(seed: int) -> list[Note]:
-    """Return `TEST_NOTES` notes of `TEST_SITES` other sites, numbered from -1 down."""
+    """Return `TEST_NOTES` notes of `TEST_SITES` other sites, numbered -1, -2 and so on."""
     sites = [(-1 - k, _Site(seed, f"test-{k}")) for k in range(TEST_SITES)]
     return [
         Note(*writer.write(), number)

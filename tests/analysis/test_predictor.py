@@ -1,4 +1,4 @@
-"""A finished run predicts for new texts, whatever model it trained."""
+"""Predictions for new texts with the model of a finished run."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from helpers.classifiers import classifier, config_of, selected, tokenizer_of
 from helpers.pretrained_folders import HEADS, LABELS, LAYERS, TEXTS, make_folder
 
 from fedattn_app.analysis.predictor import Predictor
-from fedattn_app.data.triage import test_notes as notes_for_testing
+from fedattn_app.data.triage import test_notes as corpus_test_notes
 from fedattn_app.files import read_arrays, write_arrays
 from fedattn_app.models.factory import build_classifier, build_tokenizer, describe
 from fedattn_app.models.parameters import get_arrays, view_arrays
@@ -26,14 +26,14 @@ def run(tmp_path_factory):
     return simulate(config, 3, quiet=True)
 
 
-def test_predicts_as_the_server_evaluated(run):
-    notes = notes_for_testing(1)
+def test_the_accuracy_equals_that_of_the_server(run):
+    notes = corpus_test_notes(1)
     predicted = Predictor.load(run.path).predict([note.text for note in notes])
     right = sum(label == note.label for label, note in zip(predicted, notes, strict=True))
     assert right / len(notes) == pytest.approx(run.summary["accuracy"], abs=0.002)
 
 
-def test_probabilities_are_distributions_and_batches_do_not_matter(run):
+def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch(run):
     predictor = Predictor.load(run.path / "model.safetensors")
     texts = ["denies chest pain", "", "hx of asthma, now ankle swelling " * 30]
     together = predictor.probabilities(texts * 30)
@@ -49,12 +49,12 @@ def test_attention_is_over_the_tokens_of_the_text(run):
     torch.testing.assert_close(attention.maps[0].sum(-1), torch.ones(2, 3))
 
 
-def test_one_text_is_not_a_sequence_of_letters(run):
+def test_a_single_text_is_refused(run):
     with pytest.raises(TypeError, match="sequence of texts"):
         Predictor.load(run.path).predict("denies")
 
 
-def test_a_personal_run_predicts_only_with_a_nodes_own_parameters(tmp_path, refused):
+def test_a_personal_run_needs_the_parameters_of_a_node(tmp_path, refused):
     config = {"model": "tiny", "vocabulary": 512, "num-rounds": 1, "local": "personal"}
     config |= {"shared": "attention", "output-dir": str(tmp_path / "out")}
     run = simulate(config, 2, quiet=True)
@@ -68,11 +68,11 @@ def test_a_personal_run_predicts_only_with_a_nodes_own_parameters(tmp_path, refu
         np.testing.assert_array_equal(merged[name], rest.get(name, array))
 
 
-def test_a_model_that_is_passed_on_tells_no_paths(run):
+def test_the_model_file_contains_no_paths(run):
     assert str(run.path).encode() not in (run.path / "model.safetensors").read_bytes()
 
 
-def test_what_is_no_model_is_refused(run, tmp_path, refused):
+def test_a_file_that_is_not_a_model_is_refused(run, tmp_path, refused):
     with refused("cannot be read"):
         Predictor.load(tmp_path / "none.safetensors")
     with refused("is not the model of a run"):
@@ -95,7 +95,7 @@ def test_attention_of_a_pretrained_model_is_over_its_own_tokens(encoder_folder, 
 
 
 @pytest.mark.parametrize("shared", ["attention+head", "lora", "lora-b"])
-def test_a_trained_model_needs_neither_its_folder_nor_the_hub(tmp_path, family, shared):
+def test_a_trained_model_needs_neither_its_original_folder_nor_the_hub(tmp_path, family, shared):
     folder = make_folder(family, tmp_path / "base")
     config = config_of(folder, shared=shared, lora_rank=2)
     model = build_classifier(config, len(LABELS)).eval()
@@ -104,14 +104,16 @@ def test_a_trained_model_needs_neither_its_folder_nor_the_hub(tmp_path, family, 
             if name in selected(model, shared).shared:
                 parameter.normal_(std=0.3)
     expected = Predictor(model, build_tokenizer(config.model), LABELS).probabilities(TEXTS)
-    told = {"labels": json.dumps(LABELS), "config": json.dumps(config.to_run_config())}
-    write_arrays(tmp_path / "model.safetensors", view_arrays(model), told | describe(config, model))
+    metadata = {"labels": json.dumps(LABELS), "config": json.dumps(config.to_run_config())}
+    write_arrays(
+        tmp_path / "model.safetensors", view_arrays(model), metadata | describe(config, model)
+    )
     shutil.rmtree(folder)
     predictor = Predictor.load(tmp_path)
     assert torch.equal(predictor.probabilities(TEXTS), expected)
     attention = predictor.attention("denies chest pain")
     assert len(attention.tokens) == len(attention.maps[0][0]) == 5
-    _, about = read_arrays(tmp_path / "model.safetensors")
-    assert [key for key, text in about.items() if str(tmp_path) in text] == ["config"]
-    settings = json.loads(about["config"])
+    _, saved = read_arrays(tmp_path / "model.safetensors")
+    assert [key for key, text in saved.items() if str(tmp_path) in text] == ["config"]
+    settings = json.loads(saved["config"])
     assert [key for key, value in settings.items() if str(tmp_path) in str(value)] == ["model"]

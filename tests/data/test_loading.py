@@ -1,4 +1,4 @@
-"""Labels, splitting and holding out: which examples reach which client."""
+"""The examples of each client: labels, the split over clients, and the held-out share."""
 
 import json
 import os
@@ -38,12 +38,12 @@ PARTITIONERS = {
 # Labels
 
 
-def test_labels_by_name_need_no_data():
+def test_named_labels_need_no_data():
     assert label_names(DataConfig(dataset="file", labels="no,yes")) == ("no", "yes")
     assert server_test_set(DataConfig(dataset="file", labels="no,yes"), MODEL, 1) is None
 
 
-def test_private_files_need_the_labels_by_name(refused, tmp_path):
+def test_private_files_need_named_labels(refused, tmp_path):
     path = write(tmp_path / "x.csv", ["x"], ["a"])
     with refused("labels", "data-path"):
         own(path, labels="")
@@ -51,7 +51,7 @@ def test_private_files_need_the_labels_by_name(refused, tmp_path):
         label_names(DataConfig(dataset="file"))
 
 
-def test_a_label_that_is_not_among_those_named_is_refused(refused, tmp_path):
+def test_an_unknown_label_is_refused(refused, tmp_path):
     path = write(tmp_path / "train.csv", ["x", "y"], ["a", "c"])
     config = DataConfig(dataset="file", data_path=str(path), labels="a,b")
     with refused(path, "'c'", "a, b"):
@@ -65,13 +65,13 @@ def test_a_label_that_is_not_among_those_named_is_refused(refused, tmp_path):
 
 @pytest.fixture
 def wards(tmp_path):
-    """Settings for the file of the 60 texts."""
+    """`DataConfig` for a file with the 60 texts."""
     path = write(tmp_path / "wards.csv", NUMBERED, THREE, ward=WARDS)
     return partial(DataConfig, dataset="file", data_path=str(path))
 
 
 @pytest.mark.parametrize("partitioner", PARTITIONERS)
-def test_every_example_is_one_clients_the_same_in_every_process(wards, partitioner):
+def test_every_example_goes_to_one_client_and_the_split_is_reproducible(wards, partitioner):
     config = wards(partitioner=partitioner, **PARTITIONERS[partitioner])
     first = shares(config, 4)
     assert together(first) == rows_of(NUMBERED, THREE, "abc")
@@ -80,12 +80,12 @@ def test_every_example_is_one_clients_the_same_in_every_process(wards, partition
 
 
 @pytest.mark.parametrize("partitioner", ["iid", "dirichlet", "linear"])
-def test_the_seed_decides_the_split(wards, partitioner):
+def test_the_split_depends_on_the_seed(wards, partitioner):
     config = wards(partitioner=partitioner)
     assert shares(config, 4, seed=1) != shares(config, 4, seed=2)
 
 
-def test_the_seed_decides_the_sizes_of_a_dirichlet_split(wards):
+def test_the_sizes_of_a_dirichlet_split_depend_on_the_seed(wards):
     config = wards(partitioner="dirichlet")
     first, second = ([len(share) for share in shares(config, 4, seed)] for seed in (1, 2))
     assert first != second
@@ -99,12 +99,12 @@ def test_the_sizes_of_the_shares(wards, partitioner, sizes):
     assert [len(share) for share in shares(wards(partitioner=partitioner), 4)] == sizes
 
 
-def test_each_value_of_the_column_is_one_natural_client(wards):
+def test_a_natural_client_has_one_value_of_the_column(wards):
     found = shares(wards(partitioner="natural", partition_by="ward"), 4)
     assert found == [rows_of(NUMBERED[k::4], THREE[k::4], "abc") for k in range(4)]
 
 
-def test_a_natural_split_by_a_column_called_label_leaves_the_labels_alone(tmp_path):
+def test_a_natural_split_by_a_column_called_label_does_not_change_the_labels(tmp_path):
     path = write(tmp_path / "x.csv", NUMBERED, THREE, label_column="department", label=WARDS)
     config = DataConfig(
         dataset="file",
@@ -117,12 +117,12 @@ def test_a_natural_split_by_a_column_called_label_leaves_the_labels_alone(tmp_pa
 
 
 @pytest.mark.parametrize("classes", [1, 2])
-def test_a_pathological_client_has_so_many_labels(wards, classes):
+def test_the_number_of_labels_of_a_pathological_client(wards, classes):
     config = wards(partitioner="pathological", classes_per_client=classes)
     assert [len({label for _, label in share}) for share in shares(config, 6)] == [classes] * 6
 
 
-def test_alpha_decides_how_uneven_a_dirichlet_split_is(wards):
+def test_a_small_alpha_gives_an_uneven_dirichlet_split(wards):
     def largest_share_of_a_label(alpha):
         counts = [Counter(label for _, label in s) for s in shares(wards(**alpha), 4)]
         return max(count[label] for count in counts for label in range(3)) / 20
@@ -133,7 +133,7 @@ def test_alpha_decides_how_uneven_a_dirichlet_split_is(wards):
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 1e-9])
-def test_a_tiny_alpha_leaves_clients_without_examples(wards, alpha):
+def test_a_tiny_alpha_gives_clients_without_examples(wards, alpha):
     config = wards(partitioner="dirichlet", alpha=alpha)
     found = shares(config, 10)
     assert together(found) == rows_of(NUMBERED, THREE, "abc")
@@ -152,7 +152,7 @@ def test_a_tiny_alpha_leaves_clients_without_examples(wards, alpha):
         ({"partitioner": "square"}, 20, ["20"]),
     ],
 )
-def test_a_split_that_is_not_possible_is_refused(refused, wards, settings, clients, parts):
+def test_an_impossible_split_is_refused(refused, wards, settings, clients, parts):
     with refused(*parts):
         client_data(wards(**settings), MODEL, 1, 0, clients)
 
@@ -166,7 +166,7 @@ def test_a_natural_split_by_a_column_with_gaps_is_refused(refused, tmp_path):
         client_data(config, MODEL, 1, 0, 3)
 
 
-def test_a_pathological_split_that_leaves_labels_out_is_refused(refused):
+def test_a_pathological_split_that_omits_labels_is_refused(refused):
     config = DataConfig(partitioner="pathological", classes_per_client=1)
     with refused("classes-per-client = 1", "leave out 4 of 6 labels"):
         check_split(config, 1, 2)
@@ -185,7 +185,7 @@ def test_a_site_of_the_corpus_is_a_natural_partition_of_all_sites():
         assert shares(DataConfig(partitioner=name), sites, seed=5) == expected
 
 
-def test_the_corpus_can_be_split_in_other_ways():
+def test_the_corpus_can_be_split_like_a_file():
     notes = [note for site in range(3) for note in triage.site_notes(5, site)]
     found = shares(DataConfig(partitioner="iid"), 3, seed=5)
     assert together(found) == rows_of(
@@ -193,17 +193,17 @@ def test_the_corpus_can_be_split_in_other_ways():
     )
 
 
-def test_the_server_tests_on_the_corpus_notes_of_other_sites():
+def test_the_test_set_of_the_corpus_comes_from_other_sites():
     notes = triage.test_notes(5)
     found = rows(server_test_set(DataConfig(), MODEL, 5))
     assert found == rows_of([n.text for n in notes], [n.label for n in notes], triage.LABELS)
 
 
-# Holding out
+# Nodes with their own files, and held-out examples
 
 
 @pytest.mark.parametrize("partitioner", PARTITIONERS)
-def test_how_a_simulation_splits_does_not_matter_to_a_node_with_its_own_file(tmp_path, partitioner):
+def test_the_partitioner_has_no_effect_on_a_node_with_its_own_file(tmp_path, partitioner):
     path = write(tmp_path / "own.csv", NUMBERED, THREE)  # without the column to split by
     held = own(path, "a,b,c", partitioner=partitioner, **PARTITIONERS[partitioner])
     assert rows(held.train, held.validation) == rows_of(NUMBERED, THREE, "abc")
@@ -213,7 +213,7 @@ def test_how_a_simulation_splits_does_not_matter_to_a_node_with_its_own_file(tmp
     ("count", "fraction", "held_out"),
     [(50, 0.1, 5), (40, 0.25, 10), (9, 0.1, 0), (7, 0.0, 0), (10, 0.9, 9), (1, 0.9, 0)],
 )
-def test_the_share_that_is_held_out(tmp_path, count, fraction, held_out):
+def test_the_number_of_held_out_examples(tmp_path, count, fraction, held_out):
     texts, labels = NUMBERED[:count], THREE[:count]
     path = write(tmp_path / "x.csv", texts, labels)
     held = own(path, labels="a,b,c", validation_fraction=fraction)
@@ -221,14 +221,14 @@ def test_the_share_that_is_held_out(tmp_path, count, fraction, held_out):
     assert rows(held.train, held.validation) == rows_of(texts, labels, "abc")
 
 
-def test_what_is_held_out_is_drawn_by_the_seed(tmp_path):
+def test_the_held_out_examples_depend_on_the_seed(tmp_path):
     path = write(tmp_path / "x.csv", NUMBERED, THREE)
     held = [rows(own(path, "a,b,c", seed).validation) for seed in (1, 2)]
     PROCESS_CACHE.clear()
     assert rows(own(path, "a,b,c", seed=1).validation) == held[0] != held[1]
 
 
-def test_a_private_folder_holds_out_its_test_file(tmp_path):
+def test_the_test_file_of_a_private_folder_is_held_out(tmp_path):
     write(tmp_path / "train.jsonl", NUMBERED, THREE)
     write(tmp_path / "test.csv", ["one", "two"], ["a", "b"])
     held = own(tmp_path, labels="a,b,c", validation_fraction=0.5)
@@ -236,7 +236,7 @@ def test_a_private_folder_holds_out_its_test_file(tmp_path):
     assert rows(held.validation) == rows_of(["one", "two"], ["a", "b"], "abc")
 
 
-def test_a_folder_with_a_test_split_alone_is_the_servers(tmp_path, refused):
+def test_a_folder_with_only_a_test_file_serves_the_server(tmp_path, refused):
     (tmp_path / "test.csv").write_text("text,label\na b,x\nc d,y\n")
     config = DataConfig(dataset="file", data_path=str(tmp_path))
     assert label_names(config) == ("x", "y")
@@ -267,11 +267,11 @@ def test_a_file_that_changes_is_read_again(tmp_path, load, split):
     after = load(config)
     PROCESS_CACHE.clear()
     assert after == load(config)
-    # A new label in either file changes the numbers of all labels.
+    # A new label in either file changes the numbers of the others.
     assert after != before
 
 
-# What a process leaves behind, seen from outside
+# Effects outside the process
 
 
 PROBE = """
@@ -312,19 +312,22 @@ print(json.dumps([copies, messages]))
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    """Load files in a process whose every cache lies in one folder, with the hub out of reach."""
+    """Load files in a process whose caches are all in one folder, with the hub unreachable.
+
+    Returns the cached files that contain a text, the error texts, and standard error.
+    """
     folder = tmp_path_factory.mktemp("probe")
     for suffix in FORMATS:
         write(folder / "data" / f"train.{suffix}", NUMBERED, THREE, ward=WARDS)
     (folder / "data" / "broken.csv").write_bytes(b"text,label\na,b\nc,d,e,f\n")
-    places = {"HOME": "home", "HF_HOME": "hf", "HF_DATASETS_CACHE": "hf/datasets", "TMPDIR": "tmp"}
-    for place in places.values():
+    folders = {"HOME": "home", "HF_HOME": "hf", "HF_DATASETS_CACHE": "hf/datasets", "TMPDIR": "tmp"}
+    for place in folders.values():
         (folder / place).mkdir(parents=True)
     process = subprocess.run(
         [sys.executable, "-c", PROBE, str(folder)],
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-            **{name: str(folder / place) for name, place in places.items()},
+            **{name: str(folder / place) for name, place in folders.items()},
             "HF_HUB_OFFLINE": "1",
         },
         capture_output=True,
@@ -335,12 +338,12 @@ def probe(tmp_path_factory):
     return [*json.loads(process.stdout.splitlines()[-1]), process.stderr]
 
 
-def test_no_copy_of_private_text_is_left_on_disk(probe):
+def test_loading_leaves_no_copy_of_private_text_on_disk(probe):
     copies, _, _ = probe
     assert copies == []
 
 
-def test_offline_a_hub_data_set_is_one_line_that_says_what_to_do(probe):
+def test_a_hub_data_set_offline_gives_one_line_that_says_what_to_do(probe):
     _, messages, _ = probe
     assert len(messages) == 2
     assert "\n" not in messages[1]

@@ -1,4 +1,4 @@
-"""Whatever the format of files and the hub, the same examples reach the model."""
+"""Files of every format and the hub give the same examples."""
 
 import csv
 import socket
@@ -46,7 +46,7 @@ def test_every_format_gives_the_same_examples(tmp_path, suffix, folder):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_folder_holds_a_test_file(tmp_path, suffix):
+def test_a_folder_may_hold_a_test_file(tmp_path, suffix):
     write(tmp_path / f"train.{suffix}", TEXTS, LABELS)
     write(tmp_path / f"test.{suffix}", ["only here"], ["c"])
     write(tmp_path / f"other.{suffix}", ["nowhere"], ["d"])
@@ -77,7 +77,7 @@ def test_columns_may_have_other_names(tmp_path, suffix):
     ],
     ids=["missing words", "whole numbers", "numbers", "truth values", "dates"],
 )
-def test_cells_are_text_however_they_look(tmp_path, suffix, column):
+def test_cells_stay_text_whatever_they_look_like(tmp_path, suffix, column):
     path = write(tmp_path / f"texts.{suffix}", column, list("abab"))
     held = own(path)
     assert rows(held.train, held.validation) == rows_of(column, list("abab"), ["a", "b"])
@@ -98,7 +98,7 @@ def test_whole_numbers_are_labels(tmp_path, suffix):
     assert label_names(DataConfig(dataset="file", data_path=str(path))) == ("0", "1", "10")
 
 
-def test_a_column_may_begin_with_thousands_of_numbers(tmp_path):
+def test_a_column_of_text_may_start_with_thousands_of_numbers(tmp_path):
     path = write(tmp_path / "x.csv", ["text"] * 10_002, ["1"] * 10_001 + ["other"])
     assert label_names(DataConfig(dataset="file", data_path=str(path))) == ("1", "other")
 
@@ -110,23 +110,23 @@ def test_a_file_may_have_any_name(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path, suffix):
+def test_a_byte_order_mark_is_ignored(tmp_path, suffix):
     path = write(tmp_path / f"x.{suffix}", ["café"], ["a"])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert rows(own(path).train) == rows_of(["café"], ["a"], ["a"])
 
 
-def test_a_private_file_is_read_without_a_word_to_the_network(tmp_path, monkeypatch):
-    asked = []
+def test_a_private_file_is_read_without_network_access(tmp_path, monkeypatch):
+    lookups = []
 
     def look_up(host, *_, **__):
-        asked.append(host)
+        lookups.append(host)
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     for suffix in FORMATS:
         own(write(tmp_path / f"x.{suffix}", TEXTS, LABELS))
-    assert asked == []
+    assert lookups == []
 
 
 @pytest.mark.parametrize("name", ["trec", "ag_news"])
@@ -144,7 +144,7 @@ def test_real_data_are_read_as_pythons_csv_module_reads_them(shared_data, name):
     assert shares(config, 1)[0] == rows_of(*zip(*tables["train"], strict=True), names)
 
 
-# Files that cannot be used
+# Invalid files
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_real_data_are_read_as_pythons_csv_module_reads_them(shared_data, name):
         ("valid.csv", b"text,label\na,b\n", "no train."),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused(refused, tmp_path, name, content, reason):
+def test_an_invalid_file_is_refused(refused, tmp_path, name, content, reason):
     path = tmp_path / "data" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -190,13 +190,13 @@ def test_a_file_that_cannot_be_used_is_refused(refused, tmp_path, name, content,
         ("x.json", "[" * 100_000, ["cannot be read as .json"]),
     ],
 )
-def test_a_file_of_another_form_is_refused(refused, tmp_path, name, content, parts):
+def test_a_file_of_another_structure_is_refused(refused, tmp_path, name, content, parts):
     (tmp_path / name).write_text(content)
     with refused(name, *parts):
         label_names(DataConfig(dataset="file", data_path=str(tmp_path / name)))
 
 
-def test_a_parquet_label_that_is_not_a_number_is_missing(refused, tmp_path):
+def test_nan_in_a_parquet_label_is_a_missing_label(refused, tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]}), path)
     with refused("row 2 has no label"):
@@ -210,7 +210,7 @@ def test_a_path_that_does_not_exist_is_refused(refused, tmp_path, load):
 
 
 @pytest.mark.parametrize("method", ["stat", "iterdir"])
-def test_a_folder_that_may_not_be_looked_at_is_refused(refused, tmp_path, monkeypatch, method):
+def test_a_folder_without_permission_is_refused(refused, tmp_path, monkeypatch, method):
     def denied(self, **options):
         raise PermissionError(13, "Permission denied")
 
@@ -231,7 +231,7 @@ CLASSES = datasets.Features(
 
 
 def put_on_hub(monkeypatch, **splits):
-    """Let `datasets.load_dataset` return splits of texts and class numbers."""
+    """Make `datasets.load_dataset` return these splits, each of texts and class numbers."""
     found = datasets.DatasetDict(
         {
             split: datasets.Dataset.from_dict({"text": texts, "label": labels}, CLASSES)
@@ -241,7 +241,7 @@ def put_on_hub(monkeypatch, **splits):
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"a/b": found}[name])
 
 
-def test_a_hub_data_set_has_its_class_names(monkeypatch):
+def test_the_labels_of_a_hub_data_set_are_its_class_names(monkeypatch):
     texts = ["good", "fine", "bad", "poor"]
     put_on_hub(monkeypatch, train=(texts, [0, 0, 1, 1]), test=(["so good"], [0]))
     config = DataConfig(dataset="a/b")
@@ -269,7 +269,7 @@ def test_a_hub_data_set_without_train_is_refused(refused, monkeypatch):
         label_names(DataConfig(dataset="a/b"))
 
 
-def test_examples_that_the_hub_gives_without_labels_are_refused(refused, monkeypatch):
+def test_a_hub_data_set_without_labels_is_refused(refused, monkeypatch):
     put_on_hub(monkeypatch, train=(["good", "bad"], [0, 1]), test=(["fine"], [-1]))
     with refused("a/b", "row 1 has no label"):
         server_test_set(DataConfig(dataset="a/b"), MODEL, 1)
@@ -285,7 +285,7 @@ def test_examples_that_the_hub_gives_without_labels_are_refused(refused, monkeyp
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_hub_that_gives_nothing_is_one_line_that_says_what_to_do(refused, monkeypatch, error):
+def test_a_failure_of_the_hub_gives_one_line_that_says_what_to_do(refused, monkeypatch, error):
     def fail(name):
         raise error
 
@@ -294,6 +294,6 @@ def test_a_hub_that_gives_nothing_is_one_line_that_says_what_to_do(refused, monk
         label_names(DataConfig(dataset="a/b"))
 
 
-def test_no_data_set_at_all_is_refused(refused):
+def test_an_empty_data_set_name_is_refused(refused):
     with refused('dataset = "'):
         label_names(DataConfig(dataset=""))

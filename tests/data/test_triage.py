@@ -1,4 +1,4 @@
-"""The built-in corpus: reproducible, different from site to site, and hard for a bag of words."""
+"""The built-in corpus is reproducible, differs between sites and is hard for a bag of words."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 
 from fedattn_app.data import triage
 
-# Held here under another name, since pytest would collect a function called test_*.
+# Another name, because pytest would collect a function called test_*.
 held_out_notes = triage.test_notes
 
 
@@ -18,7 +18,7 @@ def test_a_seed_gives_the_same_notes_each_time():
     assert held_out_notes(1) == held_out_notes(1)
 
 
-def test_seeds_and_sites_give_other_notes():
+def test_notes_differ_between_seeds_and_sites():
     notes = [triage.site_notes(seed, site) for seed in (1, 2) for site in (0, 1)]
     notes += [held_out_notes(1), held_out_notes(2)]
     for index, first in enumerate(notes):
@@ -27,7 +27,7 @@ def test_seeds_and_sites_give_other_notes():
             assert len(shared) < 0.05 * len(second)
 
 
-def test_as_many_notes_as_promised_each_with_its_site():
+def test_the_number_of_notes_and_their_sites():
     notes = triage.site_notes(1, 7)
     assert len(notes) == triage.NOTES_PER_SITE
     assert {note.site for note in notes} == {7}
@@ -37,7 +37,7 @@ def test_as_many_notes_as_promised_each_with_its_site():
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_every_label_occurs_in_the_test_notes_and_no_other(seed):
+def test_every_label_occurs_in_the_test_notes(seed):
     assert {note.label for note in held_out_notes(seed)} == set(triage.LABELS)
 
 
@@ -51,13 +51,13 @@ def test_sites_differ_in_their_mix_of_labels():
         for index, first in enumerate(shares)
         for second in shares[index + 1 :]
     ]
-    # Total variation: two samples of 400 notes of one site would be some 0.06 apart.
+    # Total variation distance; two samples of 400 notes from one site would have about 0.06.
     assert min(distances) > 0.1
     assert sum(distances) / len(distances) > 0.3
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_counting_words_is_better_than_guessing_but_far_from_enough(seed):
+def test_a_bag_of_words_is_better_than_guessing_and_far_from_perfect(seed):
     train = [note for site in range(10) for note in triage.site_notes(seed, site)]
     held_out = held_out_notes(seed)
     bag_of_words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=500))

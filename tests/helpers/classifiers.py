@@ -1,4 +1,4 @@
-"""Classifiers and tokenizers as the app builds them, and what tests ask of them."""
+"""Build classifiers and tokenizers as the app does, and compare them."""
 
 import torch
 
@@ -12,7 +12,7 @@ ADAPTER_SCOPES = {"lora": "AB", "lora-a": "A", "lora-b": "B"}  # which matrices 
 
 
 def config_of(model, **settings):
-    """The settings for a model of up to 32 tokens: the value of the key `model`, and others."""
+    """The config of a run with texts of up to 32 tokens; `settings` are other run-config keys."""
     keys = {name.replace("_", "-"): value for name, value in settings.items()}
     return Config.from_run_config({"model": str(model), "max-length": 32, **keys})
 
@@ -26,12 +26,12 @@ def tokenizer_of(model, **settings):
 
 
 def encoded(model, texts=TEXTS, **settings):
-    """The batch that a classifier takes, by the tokenizer of the key `model`."""
+    """The `texts` as a batch, by the tokenizer of `model`."""
     return tokenizer_of(model, **settings).batch(texts)
 
 
 def scores(model, name, texts=TEXTS):
-    """What the classifier `model` says to texts that the tokenizer of the key `model` encodes."""
+    """The logits of a classifier for `texts`, by the tokenizer of the model called `name`."""
     with torch.no_grad():
         return model(encoded(name, texts))
 
@@ -51,8 +51,8 @@ def selected(model, shared, local="frozen"):
 
 
 def head_names(model):
-    """Everything outside the encoder, and the pooler that BERT has inside."""
-    prefix = their_prefix(model)
+    """The parameters outside the encoder, and BERT's pooler."""
+    prefix = encoder_prefix(model)
     return {
         name
         for name in view_arrays(model)
@@ -60,6 +60,6 @@ def head_names(model):
     }
 
 
-def their_prefix(model):
+def encoder_prefix(model):
     """The name that `transformers` gives the encoder inside a classifier."""
     return {"xlm-roberta": "roberta", "deberta-v2": "deberta"}.get(model.family, model.family)

@@ -1,4 +1,4 @@
-"""Data files, and the examples that must come of them."""
+"""Write data files, and compare examples with what the files hold."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def write(path, texts, labels, text_column="text", label_column="label", **other
 
 
 def rows(*parts):
-    """The examples as sorted pairs of ids without padding and label."""
+    """All examples of `parts` as sorted pairs: token ids without padding, and label."""
     return sorted(
         (tuple(ids[:length].tolist()), int(label))
         for part in parts
@@ -47,23 +47,23 @@ def rows(*parts):
 
 
 def rows_of(texts, labels, names):
-    """What `rows` must give for these texts and labels."""
+    """The result of `rows` for examples with these texts and labels."""
     inputs = HashingTokenizer(MODEL.vocabulary, MODEL.max_length).batch(texts)
     numbers = torch.tensor([list(names).index(label) for label in labels])
     return rows(Examples(inputs, numbers))
 
 
 def own(path, labels="a,b,NA", seed=1, **settings):
-    """What a node holds that has the private file or folder `path`."""
+    """The examples of a node with the private file or folder `path`."""
     return private_data(DataConfig(labels=labels, **settings), MODEL, seed, str(path))
 
 
 def shares(config, clients, seed=1):
-    """All examples of each client."""
+    """The `rows` of each client of a simulation."""
     parts = [client_data(config, MODEL, seed, number, clients) for number in range(clients)]
     return [rows(part.train, part.validation) for part in parts]
 
 
 def together(parts):
-    """All rows of all clients."""
+    """The rows of all clients in one sorted list."""
     return sorted(row for part in parts for row in part)

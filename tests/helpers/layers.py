@@ -1,4 +1,4 @@
-"""Classifiers of one layer, to hold each kind of layer by itself against autograd."""
+"""Classifiers with one trained layer, to compare each kind of layer with autograd."""
 
 import peft
 import torch
@@ -9,7 +9,7 @@ from helpers.per_example import LABELS, LONGEST, TOKENS
 
 
 class Around(nn.Module):
-    """A frozen embedding, the `layer` that is trained, and a fixed readout."""
+    """A frozen embedding, the trained `layer`, and a fixed readout."""
 
     def __init__(self, layer, features=6):
         super().__init__()
@@ -23,7 +23,7 @@ class Around(nn.Module):
         return self.scores(answers.sum(1) / lengths[:, None])
 
     def answers(self, ids):
-        """What becomes of each token, (B, T, ·)."""
+        """The features of each token, (B, T, ·)."""
         return self.layer(self.words(ids))
 
     def scores(self, answers):
@@ -31,7 +31,7 @@ class Around(nn.Module):
 
 
 class Pooled(Around):
-    """The layer sees the mean of the tokens."""
+    """The input of the layer is the mean over the tokens."""
 
     def forward(self, batch):
         ids, lengths = batch.ids, batch.lengths
@@ -40,14 +40,14 @@ class Pooled(Around):
 
 
 class Halves(Around):
-    """The layer sees each half of a token's features by itself."""
+    """The inputs of the layer are the two halves of each token's features."""
 
     def answers(self, ids):
         return self.layer(self.words(ids).unflatten(-1, (2, -1))).flatten(2)
 
 
 class Twice(Around):
-    """The layer sees its own answers."""
+    """The layer is applied twice."""
 
     def answers(self, ids):
         return self.layer(self.layer(self.words(ids)).tanh())
@@ -61,14 +61,14 @@ class Words(Around):
 
 
 class Positions(Around):
-    """The layer is an embedding of the positions, which all examples have in common."""
+    """The layer is an embedding of the positions, which are the same for all examples."""
 
     def answers(self, ids):
         return self.words(ids) + self.layer(torch.arange(ids.shape[1])[None])
 
 
 class Tied(Words):
-    """The layer's embedding is a linear layer's weight too."""
+    """The weight of the layer, an embedding, is also the weight of a linear layer."""
 
     def __init__(self, layer):
         super().__init__(layer)
@@ -80,7 +80,7 @@ class Tied(Words):
 
 
 class Opposed(nn.Module):
-    """Another classifier's tokens pull it in opposite directions, far harder than together."""
+    """Adds the tokens of another classifier with weights that almost cancel."""
 
     def __init__(self, inner, pulls):
         super().__init__()
@@ -92,7 +92,7 @@ class Opposed(nn.Module):
 
 
 class Scale(nn.Module):
-    """A layer that nobody knows."""
+    """A layer that no engine supports."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +123,7 @@ KNOWN = {
     "positions": lambda: Positions(nn.Embedding(LONGEST, 6)),
     "adapted linear": adapted,
 }
-# What BookKeeping must not be chosen for.
+# Layers that `BookKeeping` does not support.
 UNKNOWN = {
     "layer norm of a pooled text": lambda: Pooled(nn.LayerNorm(6)),
     "layer norm over two dimensions": lambda: Halves(nn.LayerNorm((2, 3))),
@@ -139,7 +139,7 @@ UNKNOWN = {
 
 
 def model_of(layer):
-    """The classifier, the same every time, and the names of the layer's own parameters."""
+    """The classifier with this layer, always the same, and the names of the layer's parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = (KNOWN | UNKNOWN)[layer]()

@@ -1,4 +1,4 @@
-"""What DP-SGD must come to, by torch.autograd on one example at a time."""
+"""Per-example gradients and their clipped sum, by torch.autograd on one example at a time."""
 
 import torch
 from torch.nn import functional as F
@@ -9,12 +9,12 @@ from fedattn_app.privacy.gradients.selection import clipped
 from helpers.classifiers import selected
 
 TOLERANCE = 1e-5
-TOKENS, LONGEST = 40, 30  # of `random_examples`: ids below, and the longest text
+TOKENS, LONGEST = 40, 30  # exclusive maximum of an id, and the longest text
 LABELS = 3
 
 
 def random_examples(lengths, seed=1):
-    """Random texts of these lengths, padded with 0."""
+    """Random texts of these lengths, padded with 0, with random labels."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, TOKENS, (len(lengths), max(lengths)), generator=generator)
     labels = torch.randint(0, LABELS, (len(lengths),), generator=generator)
@@ -24,23 +24,23 @@ def random_examples(lengths, seed=1):
 
 
 def select(model, trainable):
-    """Let the parameters that `trainable` names require gradients, and move them a little."""
+    """Make the parameters named in `trainable` require gradients, and change them a little."""
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-        if parameter.requires_grad:  # a LoRA matrix of zeros would have its partner learn nothing
+        if parameter.requires_grad:  # a LoRA matrix of zeros gives its partner a gradient of zero
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
 
 
 def scoped(model, shared):
-    """Train what `shared` says, in training mode: Opacus passes over layers that are not in it."""
+    """Train the scope `shared`, in training mode, because Opacus ignores other layers."""
     local = "personal" if shared == "lora-a" else "frozen"
     return select(model, selected(model, shared, local).trainable).train()
 
 
 def gradients(model, examples):
-    """Each example's gradient of its loss, a list by parameter, from the text without padding."""
+    """The gradients of each example's loss, one per parameter, without padding."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = []
     for index in torch.arange(len(examples))[:, None]:
@@ -65,14 +65,14 @@ def clipped_sum(examples_gradients, max_grad_norm):
 
 
 def between(examples_gradients):
-    """A norm that clips some of the gradients and leaves others as they are."""
+    """A clipping norm that clips some of the gradients and not others."""
     smallest, *_, largest = norms(examples_gradients).sort().values
     assert smallest < 0.99 * largest
     return float(smallest + largest) / 2
 
 
 def assert_exact(engines, model, examples):
-    """Hold the engines' sums against the oracle's: with some of the examples clipped, and none."""
+    """Compare the engines' sums with the exact ones, with some examples clipped and with none."""
     expected = gradients(model, examples)
     for max_grad_norm in (between(expected), 1e9):
         for engine in engines:
@@ -90,7 +90,7 @@ def relative_error(tensors, expected):
 
 
 def traces(model):
-    """What an engine must leave as it was: hooks, gradients, and what is noted on parameters."""
+    """The state that an engine must restore: hooks, gradients and attributes of parameters."""
     hooks = {
         (name, key): len(value)
         for name, module in model.named_modules()

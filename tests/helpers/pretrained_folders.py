@@ -1,4 +1,4 @@
-"""Tiny random models with tokenizers of their own, in folders as the hub lays them out."""
+"""Tiny random pretrained models with tokenizers, in folders with the layout of the hub."""
 
 import json
 import re
@@ -30,9 +30,9 @@ _SHAPE = {
     "num_attention_heads": HEADS,
     "intermediate_size": 64,
     "max_position_embeddings": POSITIONS,
-    "initializer_range": 0.2,  # with the usual 0.02 the logits hardly depend on the text
+    "initializer_range": 0.2,  # with the default, 0.02, the logits hardly depend on the text
 }
-_OWN_SHAPE = {
+_FAMILY_SHAPES = {
     "distilbert": {
         "dim": HIDDEN,
         "n_layers": LAYERS,
@@ -57,14 +57,14 @@ _OWN_SHAPE = {
 
 
 def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes: object) -> Path:
-    """Write a model of `family` and its tokenizer to the folder `path`, the same every time.
+    """Write a model of `family` and its tokenizer to the folder `path`; same arguments, same bits.
 
-    `auto_class` decides on the head that the weights have, by default none. `changes` are to the
+    `auto_class` determines the head in the weights, by default none. `changes` override keys of the
     configuration.
     """
     tokenizer = make_tokenizer(family)
     settings = {
-        **_OWN_SHAPE.get(family, _SHAPE),
+        **_FAMILY_SHAPES.get(family, _SHAPE),
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
@@ -80,9 +80,9 @@ def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes
 
 
 def make_tokenizer(family: str, ends: bool = True) -> PreTrainedTokenizerFast:
-    """Make a WordPiece tokenizer of the words in `TEXTS` with the special tokens of `family`.
+    """Make a WordPiece tokenizer for the words in `TEXTS` with the special tokens of `family`.
 
-    Without `ends`, it puts none of them around a text.
+    With `ends`, it adds a start token and an end token to each text.
     """
     if family in ("roberta", "xlm-roberta", "mpnet"):
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

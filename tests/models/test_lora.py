@@ -1,4 +1,4 @@
-"""Adapters: where they sit, what they add, what of them travels, and what averaging does."""
+"""Adapters: their place, their effect, the parts that travel, and the effect of averaging."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(params=[*FAMILIES_TESTED, "tiny"])
 def adaptable(request, pretrained_folder):
-    """The value of the key `model`, for every model that takes adapters."""
+    """The value of the key `model` for every model that supports adapters."""
     return "tiny" if request.param == "tiny" else pretrained_folder(request.param)
 
 
@@ -34,7 +34,7 @@ def layers_of(model):
 
 
 @pytest.mark.parametrize("shared", ADAPTER_SCOPES)
-def test_adapters_change_nothing_at_the_start(adaptable, shared):
+def test_new_adapters_do_not_change_the_logits(adaptable, shared):
     adapted = classifier(adaptable, shared=shared)
     assert len(adapters(adapted)) == layers_of(adaptable) * 4
     assert all(not adapter(adapted, name, "B").any() for name in adapters(adapted))
@@ -42,24 +42,24 @@ def test_adapters_change_nothing_at_the_start(adaptable, shared):
 
 
 @pytest.mark.parametrize("targets", ["query", "value,query", "key,output", "output"])
-def test_targets_and_rank_say_which_and_how_large(adaptable, targets):
+def test_targets_select_the_projections_and_rank_sets_the_shape(adaptable, targets):
     plain = classifier(adaptable)
     model = classifier(adaptable, shared="lora", lora_targets=targets, lora_rank=3)
-    chosen = adapters(model)
-    assert len(chosen) == layers_of(adaptable) * len(targets.split(","))
-    assert {first_letter(name) for name in chosen} == {role[0] for role in targets.split(",")}
-    for name in chosen:
+    adapted = adapters(model)
+    assert len(adapted) == layers_of(adaptable) * len(targets.split(","))
+    assert {first_letter(name) for name in adapted} == {role[0] for role in targets.split(",")}
+    for name in adapted:
         rows, columns = plain.get_parameter(f"{name}.weight").shape
         assert adapter(model, name, "A").shape == (3, columns)
         assert adapter(model, name, "B").shape == (rows, 3)
 
 
 def first_letter(module):
-    """Tell the role of a projection, such as `query`, `q_lin` or `query_proj`, by its name."""
+    """The first letter of a projection's name, such as `query`, `q_lin` or `query_proj`."""
     return module.split(".attention.")[1].removeprefix("self.")[0]
 
 
-def test_a_depends_on_the_seed_alone(adaptable):
+def test_the_initial_a_depends_on_the_seed_only(adaptable):
     loads = []
     for seed in (1, 1, 2):
         torch.rand(1)
@@ -84,7 +84,7 @@ def test_an_adapter_adds_its_product_scaled_by_alpha_over_rank(adaptable):
 
 
 @pytest.mark.parametrize(("shared", "travels"), ADAPTER_SCOPES.items())
-def test_of_adapters_the_named_part_travels_with_the_head(adaptable, shared, travels):
+def test_the_matrices_of_the_scope_travel_with_the_head(adaptable, shared, travels):
     head = selected(classifier(adaptable), "head").shared
     model = classifier(adaptable, shared=shared)
     parts = {
@@ -99,13 +99,13 @@ def test_of_adapters_the_named_part_travels_with_the_head(adaptable, shared, tra
 
 @pytest.fixture
 def clients():
-    """Weights, A and B of five clients."""
+    """The numbers of examples, A and B of five clients."""
     rng = np.random.default_rng(0)
     return [1, 5, 2, 30, 7], rng.normal(size=(5, 2, 6)), rng.normal(size=(5, 4, 2))
 
 
 def average(num_examples, **arrays):
-    """What the server makes of each array, stacked over clients."""
+    """The server's average of each array, whose first axis counts the clients."""
     with task_identity():
         replies = [
             Message(
@@ -123,17 +123,17 @@ def average(num_examples, **arrays):
     return (record[name].numpy() for name in arrays)
 
 
-def test_averaging_a_and_b_apart_differs_by_how_they_vary_together(clients):
+def test_averaging_a_and_b_separately_is_off_by_their_covariance(clients):
     weights, a, b = clients
     mean_a, mean_b = average(weights, a=a, b=b)
-    wanted = np.average(b @ a, axis=0, weights=weights)
-    together = np.average((b - mean_b) @ (a - mean_a), axis=0, weights=weights)
-    assert np.abs(together).max() > 0.1
-    np.testing.assert_allclose(wanted - mean_b @ mean_a, together, atol=1e-12)
+    expected = np.average(b @ a, axis=0, weights=weights)
+    covariance = np.average((b - mean_b) @ (a - mean_a), axis=0, weights=weights)
+    assert np.abs(covariance).max() > 0.1
+    np.testing.assert_allclose(expected - mean_b @ mean_a, covariance, atol=1e-12)
 
 
-def test_averaging_b_alone_is_exact_where_a_is_common(clients):
+def test_averaging_only_b_is_exact_if_all_clients_have_the_same_a(clients):
     weights, a, b = clients
     (mean_b,) = average(weights, b=b)
-    wanted = np.average(b @ a[0], axis=0, weights=weights)
-    np.testing.assert_allclose(mean_b @ a[0], wanted, atol=1e-12)
+    expected = np.average(b @ a[0], axis=0, weights=weights)
+    np.testing.assert_allclose(mean_b @ a[0], expected, atol=1e-12)

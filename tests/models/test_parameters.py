@@ -1,4 +1,4 @@
-"""Arrays go in and out of a model bit by bit; fingerprints tell them apart."""
+"""Reading and writing parameters keeps every bit, and fingerprints detect every change."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def model():
     return build_model(CONFIG, num_labels=3, seed=1)
 
 
-def test_without_leaves_the_others(model):
+def test_without_removes_only_the_given_names(model):
     arrays = get_arrays(model)
     assert list(without(arrays, HEAD)) == [name for name in arrays if name not in HEAD]
 
 
-def test_arrays_go_from_one_model_to_another_bit_by_bit(model):
+def test_arrays_copy_one_model_to_another_bit_by_bit(model):
     other = build_model(CONFIG, num_labels=3, seed=2)
     arrays = get_arrays(model)
     assert fingerprint(get_arrays(other)) != fingerprint(arrays)
@@ -31,7 +31,7 @@ def test_arrays_go_from_one_model_to_another_bit_by_bit(model):
     assert fingerprint(get_arrays(other)) == fingerprint(arrays)
 
 
-def test_arrays_that_are_not_given_stay(model):
+def test_set_arrays_changes_only_the_given_names(model):
     before = get_arrays(model)
     set_arrays(model, {"head.bias": np.float32([1, 2, 3])})
     after = get_arrays(model)
@@ -39,7 +39,7 @@ def test_arrays_that_are_not_given_stay(model):
     assert fingerprint(without(after, ["head.bias"])) == fingerprint(without(before, ["head.bias"]))
 
 
-def test_arrays_are_copies_both_ways(model):
+def test_get_and_set_copy_the_arrays(model):
     given = np.float32([1, 2, 3])
     set_arrays(model, {"head.bias": given})
     given[:] = 7
@@ -48,18 +48,18 @@ def test_arrays_are_copies_both_ways(model):
     assert get_arrays(model)["head.bias"].tolist() == [1, 2, 3]
 
 
-def test_views_are_not_copies(model):
+def test_views_share_the_memory_of_the_model(model):
     views = view_arrays(model)
     set_arrays(model, {"head.bias": np.float32([1, 2, 3])})
     assert views["head.bias"].tolist() == [1, 2, 3]
 
 
-def test_only_the_arrays_that_are_named(model):
+def test_get_arrays_can_be_limited_to_some_names(model):
     assert list(get_arrays(model, HEAD)) == ["head.weight", "head.bias"]
 
 
 class TiedAndBuffered(nn.Module):
-    """One weight under two names, a kept buffer of integers, and one that is not kept."""
+    """A weight with two names, a persistent buffer and a buffer that is not persistent."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class TiedAndBuffered(nn.Module):
         self.register_buffer("scratch", torch.zeros(5), persistent=False)
 
 
-def test_a_tied_weight_has_one_name_and_a_buffer_is_an_array_too():
+def test_a_tied_weight_has_one_name_and_persistent_buffers_are_arrays():
     model = TiedAndBuffered()
     arrays = get_arrays(model)
     assert list(arrays) == ["steps", "first.weight", "first.bias", "second.bias"]
@@ -109,9 +109,18 @@ ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(1, np
         {"a": ARRAYS["a"]},
         {**ARRAYS, "c": np.zeros(0, np.float32)},
     ],
-    ids=["value", "shape", "dtype", "sign of zero", "no dimension", "name", "one less", "one more"],
+    ids=[
+        "value",
+        "shape",
+        "dtype",
+        "sign of zero",
+        "no dimension",
+        "name",
+        "one array less",
+        "one array more",
+    ],
 )
-def test_the_fingerprint_tells_any_change(changed):
+def test_the_fingerprint_detects_every_change(changed):
     assert fingerprint(changed) != fingerprint(ARRAYS)
 
 

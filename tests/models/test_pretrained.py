@@ -1,4 +1,4 @@
-"""Pretrained models against transformers' own."""
+"""Pretrained models, compared with transformers."""
 
 import random
 from contextlib import suppress
@@ -12,9 +12,9 @@ from helpers.classifiers import (
     classifier,
     differing,
     encoded,
+    encoder_prefix,
     head_names,
     scores,
-    their_prefix,
 )
 from helpers.pretrained_folders import (
     FAMILIES_TESTED,
@@ -44,27 +44,29 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 any_family = pytest.mark.parametrize("family", [*FAMILIES_TESTED, *UNKNOWN_FAMILIES])
 
 
-def their_model(folder, **settings):
+def transformers_model(folder, **settings):
     return AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=len(LABELS), **settings
     ).eval()
 
 
-def their_inputs(folder, texts=TEXTS):
+def transformers_inputs(folder, texts=TEXTS):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(texts, truncation=True, max_length=32, padding=True, return_tensors="pt")
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
-def pooled(folder):
-    """The part of the head that a file without a head has: the pooler of BERT."""
+def pooler_names(folder):
+    """The names of BERT's pooler, the part of the head that weights without a head still have."""
     return {f"bert.{name}" for name in load_file(folder / "model.safetensors") if "pool" in name}
 
 
 @any_family
-def test_logits_are_those_of_transformers_own_model(classifier_folder):
+def test_logits_equal_those_of_transformers(classifier_folder):
     with torch.no_grad():
-        expected = their_model(classifier_folder)(**their_inputs(classifier_folder)).logits
+        expected = transformers_model(classifier_folder)(
+            **transformers_inputs(classifier_folder)
+        ).logits
     result = scores(classifier(classifier_folder), classifier_folder)
     assert result.shape == (len(TEXTS), len(LABELS))
     torch.testing.assert_close(result, expected)
@@ -79,15 +81,17 @@ def test_logits_do_not_depend_on_padding(classifier_folder):
     assert all((a - b).abs().max() > 0.01 for a, b in pairwise(together))
 
 
-def test_names_are_those_of_transformers_and_none_is_listed_twice(classifier_folder):
-    model, their = classifier(classifier_folder), their_model(classifier_folder)
-    assert list(view_arrays(model)) == list(their.state_dict())
+def test_names_equal_those_of_transformers_and_each_occurs_once(classifier_folder):
+    model, original = classifier(classifier_folder), transformers_model(classifier_folder)
+    assert list(view_arrays(model)) == list(original.state_dict())
     ours = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
-    assert len(set(ours)) == len(ours) == len(list(their.parameters()))
+    assert len(set(ours)) == len(ours) == len(list(original.parameters()))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_dropout_is_as_the_key_says_everywhere_and_in_training_only(encoder_folder, dropout):
+def test_every_dropout_has_the_configured_rate_and_is_active_in_training_only(
+    encoder_folder, dropout
+):
     model = classifier(encoder_folder, dropout=dropout)
     rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     assert set(rates) == {dropout}
@@ -103,8 +107,8 @@ def test_dropout_is_as_the_key_says_everywhere_and_in_training_only(encoder_fold
     ("family", "shape"),
     [("gpt2", {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}), ("roberta", {})],
 )
-def test_padding_does_not_show_in_the_answer(tmp_path, family, shape):
-    """Not even to a decoder, which finds a text's last token by what is no padding."""
+def test_extra_padding_does_not_change_the_logits(tmp_path, family, shape):
+    """A decoder is sensitive to it: it finds the last token of a text by the padding."""
     folder = make_folder(family, tmp_path / family, **shape)
     model = classifier(folder)
     batch = encoded(folder, TEXTS[:2])
@@ -121,7 +125,7 @@ def test_padding_does_not_show_in_the_answer(tmp_path, family, shape):
         ("opt", {"word_embed_proj_dim": HIDDEN, "ffn_dim": 64, "layerdrop": 0.9}),
     ],
 )
-def test_dropout_by_any_name_is_as_the_key_says(tmp_path, family, shape, dropout):
+def test_dropout_has_the_configured_rate_whatever_its_name_is(tmp_path, family, shape, dropout):
     folder = make_folder(family, tmp_path / family, **shape)
     model = classifier(folder, dropout=dropout).train()
     assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} <= {dropout}
@@ -132,11 +136,13 @@ def test_dropout_by_any_name_is_as_the_key_says(tmp_path, family, shape, dropout
 @pytest.mark.parametrize(
     "auto_class", [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification]
 )
-def test_the_encoder_is_the_files_whatever_head_the_file_has(family, pretrained_folder, auto_class):
+def test_the_encoder_equals_the_files_for_every_head_in_the_file(
+    family, pretrained_folder, auto_class
+):
     folder = pretrained_folder(family, auto_class)
     expected = AutoModel.from_pretrained(folder).state_dict()
     model = classifier(folder)
-    prefix = their_prefix(model)
+    prefix = encoder_prefix(model)
     encoder = {
         name.removeprefix(f"{prefix}."): array
         for name, array in view_arrays(model).items()
@@ -147,7 +153,7 @@ def test_the_encoder_is_the_files_whatever_head_the_file_has(family, pretrained_
         assert array.tobytes() == expected[name].numpy().tobytes(), name
 
 
-def test_a_head_for_as_many_labels_is_kept_and_another_replaced(classifier_folder):
+def test_a_head_is_replaced_only_if_its_number_of_labels_differs(classifier_folder):
     published = load_file(classifier_folder / "model.safetensors")
     model, other = classifier(classifier_folder), classifier(classifier_folder, num_labels=5)
     assert bits(model) == {name: tensor.numpy().tobytes() for name, tensor in published.items()}
@@ -158,7 +164,7 @@ def test_a_head_for_as_many_labels_is_kept_and_another_replaced(classifier_folde
 
 
 @pytest.mark.parametrize("shared", ["attention+head", "lora"])
-def test_the_same_bits_whatever_was_drawn_before_and_nothing_is_drawn(encoder_folder, shared):
+def test_loading_neither_uses_nor_changes_the_global_generators(encoder_folder, shared):
     loads = []
     for start in (3, 4):
         torch.manual_seed(start)
@@ -170,15 +176,15 @@ def test_the_same_bits_whatever_was_drawn_before_and_nothing_is_drawn(encoder_fo
     assert not differing(*loads)
 
 
-def test_another_seed_gives_another_head_on_the_same_encoder(encoder_folder):
+def test_the_seed_changes_the_head_and_not_the_encoder(encoder_folder):
     model = classifier(encoder_folder, seed=1)
     other = differing(bits(model), bits(classifier(encoder_folder, seed=2)))
     assert other == {
-        name for name in head_names(model) - pooled(encoder_folder) if "weight" in name
+        name for name in head_names(model) - pooler_names(encoder_folder) if "weight" in name
     }
 
 
-def test_a_pooler_that_the_weights_lack_depends_on_the_seed(pretrained_folder):
+def test_a_missing_pooler_depends_on_the_seed(pretrained_folder):
     folder = pretrained_folder("bert", AutoModelForMaskedLM)
     first, again, other = (bits(classifier(folder, seed=seed)) for seed in (1, 1, 2))
     assert not differing(first, again)
@@ -186,7 +192,7 @@ def test_a_pooler_that_the_weights_lack_depends_on_the_seed(pretrained_folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_less_precision_are_loaded_as_float32(folder_copy, dtype):
+def test_weights_of_lower_precision_are_loaded_as_float32(folder_copy, dtype):
     published = {k: v.to(dtype) for k, v in load_file(folder_copy / "model.safetensors").items()}
     save_file(published, folder_copy / "model.safetensors", {"format": "pt"})
     change_json(folder_copy, dtype=str(dtype).removeprefix("torch."))
@@ -196,7 +202,7 @@ def test_weights_of_less_precision_are_loaded_as_float32(folder_copy, dtype):
         np.testing.assert_array_equal(arrays[f"bert.{name}"], tensor.float().numpy())
 
 
-def test_weights_in_several_files_are_the_same_model(folder_copy):
+def test_weights_in_several_files_give_the_same_model(folder_copy):
     expected = bits(classifier(folder_copy))
     whole = AutoModel.from_pretrained(folder_copy)
     (folder_copy / "model.safetensors").unlink()
@@ -209,20 +215,20 @@ def test_weights_in_several_files_are_the_same_model(folder_copy):
 
 
 @any_family
-def test_attention_maps_are_those_of_transformers(classifier_folder):
+def test_attention_maps_equal_those_of_transformers(classifier_folder):
     model = classifier(classifier_folder)
     batch = encoded(classifier_folder)
     maps = model.attention_maps(batch)
     with torch.no_grad():
-        expected = their_model(classifier_folder, attn_implementation="eager")(
-            **their_inputs(classifier_folder), output_attentions=True
+        expected = transformers_model(classifier_folder, attn_implementation="eager")(
+            **transformers_inputs(classifier_folder), output_attentions=True
         ).attentions
     assert len(maps) == LAYERS == len(expected)
-    for ours, their in zip(maps, expected, strict=True):
+    for ours, theirs in zip(maps, expected, strict=True):
         assert ours.shape == (len(TEXTS), HEADS, batch.ids.shape[1], batch.ids.shape[1])
         assert ours.dtype == torch.float32
         assert not ours.requires_grad
-        torch.testing.assert_close(ours, their)
+        torch.testing.assert_close(ours, theirs)
         for example, length in zip(ours, batch.lengths.tolist(), strict=True):
             real = example[:, :length]
             torch.testing.assert_close(real[..., :length].sum(-1), torch.ones(HEADS, length))
@@ -230,7 +236,7 @@ def test_attention_maps_are_those_of_transformers(classifier_folder):
 
 
 @pytest.mark.parametrize("token", [3, 10**6], ids=["known", "unknown"])
-def test_attention_maps_leave_the_model_as_it_was(classifier_folder, token):
+def test_attention_maps_do_not_change_the_model(classifier_folder, token):
     model = classifier(classifier_folder)
     before, settings = scores(model, classifier_folder), model.architecture
     usual = model._wrapped[0].config._attn_implementation

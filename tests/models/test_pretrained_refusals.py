@@ -1,4 +1,4 @@
-"""A model that cannot be loaded is refused in one line that says why."""
+"""A model that cannot be loaded raises an error of one line that says why."""
 
 import socket
 from pathlib import Path
@@ -26,21 +26,21 @@ def change_weights(folder, change):
     save_file(change(tensors), folder / "model.safetensors", {"format": "pt"})
 
 
-def cut_short(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 BROKEN = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
-    "a config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json"),
+    "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "a config that is a list": (lambda f: (f / "config.json").write_text("[1]"), "config.json"),
-    "a config of no model": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
+    "a config without a model type": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
     "an unknown architecture": (lambda f: change_json(f, model_type="own"), "`own`"),
     "no classifier": (lambda f: change_json(f, model_type="vit"), "SequenceClass"),
     "an impossible shape": (lambda f: change_json(f, num_attention_heads=5), "attention heads"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
-    "weights cut short": (lambda f: cut_short(f / "model.safetensors"), ""),
-    "no bytes": (lambda f: (f / "model.safetensors").write_bytes(b""), ""),
+    "truncated weights": (lambda f: truncate(f / "model.safetensors"), ""),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), ""),
     "weights that lack a layer": (lambda f: change_weights(f, without_layer), "encoder.layer.1."),
     "weights of another shape": (lambda f: change_weights(f, narrower), "layer.1.attention.self.q"),
     "weights of another width": (lambda f: change_json(f, hidden_size=64), "such as bert."),
@@ -49,8 +49,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_folder_is_refused(folder_copy, refused, broken):
-    break_it, clue = BROKEN[broken]
-    break_it(folder_copy)
+    damage, clue = BROKEN[broken]
+    damage(folder_copy)
     with refused(f"model = {str(folder_copy)!r}", "cannot be loaded", clue):
         classifier(folder_copy)
 
@@ -63,19 +63,19 @@ def test_a_folder_without_a_tokenizer_is_refused(family, folder_copy, refused):
 
 
 @pytest.mark.parametrize(
-    "break_it",
-    [Path.unlink, lambda file: file.write_text("{}"), cut_short],
-    ids=["missing", "empty", "cut short"],
+    "damage",
+    [Path.unlink, lambda file: file.write_text("{}"), truncate],
+    ids=["missing", "empty", "truncated"],
 )
-def test_a_broken_tokenizer_is_named(folder_copy, refused, break_it):
-    break_it(folder_copy / "tokenizer.json")
+def test_a_broken_tokenizer_is_named_in_the_error(folder_copy, refused, damage):
+    damage(folder_copy / "tokenizer.json")
     with refused(f"model = {str(folder_copy)!r}", "tokenizer"):
         tokenizer_of(folder_copy)
 
 
 @pytest.mark.parametrize("name", ["missing", "file", "empty"])
 @pytest.mark.parametrize("load", [classifier, tokenizer_of])
-def test_a_path_without_a_model_is_refused(tmp_path, refused, name, load):
+def test_a_path_that_holds_no_model_is_refused(tmp_path, refused, name, load):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     clue = "config.json" if name == "empty" else "the folder does not exist"
@@ -84,14 +84,16 @@ def test_a_path_without_a_model_is_refused(tmp_path, refused, name, load):
 
 
 @pytest.mark.parametrize(("name", "size"), [("smal", "small"), ("Small", "small"), ("bse", "base")])
-def test_a_misspelled_size_is_answered_without_asking_the_hub(refused, monkeypatch, name, size):
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it asked"))
+def test_a_misspelled_size_is_corrected_without_contacting_the_hub(
+    refused, monkeypatch, name, size
+):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the hub was contacted"))
     with refused(f"model = {name!r}", f"did you mean {size}?"):
         classifier(name)
 
 
 @pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing"])
-def test_a_relative_path_is_never_taken_for_a_hub_id(refused, name):
+def test_a_relative_path_is_never_used_as_a_hub_id(refused, name):
     with refused(f"model = {name!r}", "the folder does not exist"):
         classifier(name)
 

@@ -1,4 +1,4 @@
-"""What a model may bring along without harm: no pickle is read, no code run, no network asked."""
+"""Loading a model reads no pickle, runs no code of the model and needs no network."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ class Trap:
 def test_pickled_weights_are_refused_and_never_read(folder_copy, refused):
     marker, weights = folder_copy / "marker", folder_copy / "pytorch_model.bin"
     torch.save({"x": Trap(marker)}, weights)
-    # The control, with plain pickle: the trap that lies in this file does spring when unpickled.
+    # A check of the test itself: unpickling this file does touch the marker.
     with zipfile.ZipFile(weights) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         pickle.loads(archive.read(name))
@@ -47,7 +47,7 @@ def test_pickled_weights_are_refused_and_never_read(folder_copy, refused):
     assert not marker.exists()
 
 
-def test_a_pickle_under_the_name_of_safetensors_is_refused_and_never_read(folder_copy, refused):
+def test_a_pickle_with_the_suffix_safetensors_is_refused_and_never_read(folder_copy, refused):
     marker = folder_copy / "marker"
     (folder_copy / "model.safetensors").write_bytes(pickle.dumps(Trap(marker)))
     with refused(f"model = {str(folder_copy)!r}", "cannot be loaded"):
@@ -57,7 +57,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused_and_never_read(folder
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
-def test_adapters_that_lie_in_the_folder_are_refused(folder_copy, refused, format):
+def test_adapters_in_the_folder_are_refused(folder_copy, refused, format):
     adapter = LoraConfig(target_modules=["query"])
     get_peft_model(AutoModel.from_pretrained(folder_copy), adapter).save_pretrained(folder_copy)
     marker = folder_copy / "marker"
@@ -69,8 +69,8 @@ def test_adapters_that_lie_in_the_folder_are_refused(folder_copy, refused, forma
     assert not marker.exists()
 
 
-def with_own_code(folder):
-    """Let a model come with code; returns the file that the code touches."""
+def add_model_code(folder):
+    """Add code to the model's folder, and return the file that the code touches."""
     marker = folder.with_name("marker")
     (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
@@ -80,24 +80,28 @@ def with_own_code(folder):
     return marker
 
 
-def test_code_that_comes_with_a_known_model_is_not_run(folder_copy):
-    marker = with_own_code(folder_copy)
+def test_code_in_the_folder_of_a_known_model_is_not_run(folder_copy):
+    marker = add_model_code(folder_copy)
     scores(classifier(folder_copy), folder_copy)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("load", [classifier, tokenizer_of])
-def test_a_model_that_is_only_code_is_refused_and_not_run(folder_copy, refused, load):
-    marker = with_own_code(folder_copy)
+def test_a_model_that_needs_its_own_code_is_refused_and_not_run(folder_copy, refused, load):
+    marker = add_model_code(folder_copy)
     change_json(folder_copy, model_type="own")
     with refused(f"model = {str(folder_copy)!r}", "cannot be loaded"):
         load(folder_copy)
     assert not marker.exists()
 
 
-def test_a_description_that_names_code_of_its_own_is_not_asked_about(folder_copy, monkeypatch):
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked whether to run code"))
-    marker = with_own_code(folder_copy)
+def test_an_architecture_that_names_code_is_built_without_a_question_to_the_user(
+    folder_copy, monkeypatch
+):
+    monkeypatch.setattr(
+        "builtins.input", lambda *_: pytest.fail("transformers asked whether to run code")
+    )
+    marker = add_model_code(folder_copy)
     assert "auto_map" not in classifier(folder_copy).architecture
     mapped = {"AutoModelForSequenceClassification": "someone/some-model--own.Own"}
     with suppress(UserError):
@@ -107,7 +111,7 @@ def test_a_description_that_names_code_of_its_own_is_not_asked_about(folder_copy
 
 @pytest.mark.parametrize("bars", [True, False])
 @pytest.mark.parametrize("broken", [True, False])
-def test_transformers_is_as_talkative_afterwards_as_before(folder_copy, refused, bars, broken):
+def test_loading_restores_the_log_settings_of_transformers(folder_copy, refused, bars, broken):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
     try:
@@ -159,29 +163,31 @@ load("someone/no-such-model", "all")
 """
 
 
-def test_a_folder_is_loaded_without_network_and_without_a_word(
+def test_a_folder_is_loaded_without_network_and_without_output(
     folder_copy, pretrained_folder, tmp_path, python
 ):
-    sound = [pretrained_folder(family) for family in FAMILIES_TESTED]
-    sound.append(pretrained_folder("roberta", AutoModelForMaskedLM))
+    intact = [pretrained_folder(family) for family in FAMILIES_TESTED]
+    intact.append(pretrained_folder("roberta", AutoModelForMaskedLM))
     (folder_copy / "model.safetensors").rename(folder_copy / "pytorch_model.bin")
     (folder_copy / "tokenizer.json").unlink()
-    done = python(WITHOUT_NETWORK, *sound, folder_copy, tmp_path / "missing", HF_HOME=str(tmp_path))
+    done = python(
+        WITHOUT_NETWORK, *intact, folder_copy, tmp_path / "missing", HF_HOME=str(tmp_path)
+    )
     assert done.stderr == ""
     results = [json.loads(line) for line in done.stdout.splitlines()]
     *folders, model, tokenizer = results
-    assert [attempts for _, attempts in folders] == [[]] * 4 * (len(sound) + 2)
-    assert [outcome for outcome, _ in folders[: 4 * len(sound)]] == ["loaded"] * 4 * len(sound)
+    assert [attempts for _, attempts in folders] == [[]] * 4 * (len(intact) + 2)
+    assert [outcome for outcome, _ in folders[: 4 * len(intact)]] == ["loaded"] * 4 * len(intact)
     for outcome, attempts in (model, tokenizer):
-        assert attempts, "the trap does not see what a hub id asks"
+        assert attempts, "the test does not see the requests for a hub id"
         assert "'someone/no-such-model'" in outcome
 
 
-def test_a_hub_id_that_was_downloaded_before_needs_no_network(pretrained_folder, tmp_path, python):
-    kept = tmp_path / "models--someone--tiny-bert"
-    shutil.copytree(pretrained_folder("bert"), kept / "snapshots" / "abc")
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text("abc")
+def test_a_downloaded_hub_model_needs_no_network(pretrained_folder, tmp_path, python):
+    downloaded = tmp_path / "models--someone--tiny-bert"
+    shutil.copytree(pretrained_folder("bert"), downloaded / "snapshots" / "abc")
+    (downloaded / "refs").mkdir()
+    (downloaded / "refs" / "main").write_text("abc")
     code = """
 from fedattn_app.models.factory import build_classifier, build_tokenizer
 from fedattn_app.config import Config

@@ -1,4 +1,4 @@
-"""The tokenizer that comes with a pretrained model, against transformers' own."""
+"""The tokenizer of a pretrained model, compared with the one in transformers."""
 
 import shutil
 from contextlib import suppress
@@ -21,15 +21,15 @@ from fedattn_app.models.pretrained import PretrainedTokenizer, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ODD = ["", " ", "\ud800", "x\udfffy", "\x00", "心電図", "[SEP] pain [PAD] <s> </s>", "😀"]
+UNUSUAL = ["", " ", "\ud800", "x\udfffy", "\x00", "心電図", "[SEP] pain [PAD] <s> </s>", "😀"]
 
 
 @pytest.mark.parametrize("max_length", [3, 7, 32])
-def test_ids_are_those_of_transformers_own_tokenizer(family, encoder_folder, max_length):
-    texts = [*TEXTS, *(text.encode("utf-8", "replace").decode() for text in ODD)]
-    their = AutoTokenizer.from_pretrained(encoder_folder)
-    rows = their(texts, truncation=True, max_length=max_length)["input_ids"]
-    ids, lengths = tokenizer_of(encoder_folder, max_length=max_length).encode([*TEXTS, *ODD])
+def test_ids_equal_those_of_transformers(family, encoder_folder, max_length):
+    texts = [*TEXTS, *(text.encode("utf-8", "replace").decode() for text in UNUSUAL)]
+    original = AutoTokenizer.from_pretrained(encoder_folder)
+    rows = original(texts, truncation=True, max_length=max_length)["input_ids"]
+    ids, lengths = tokenizer_of(encoder_folder, max_length=max_length).encode([*TEXTS, *UNUSUAL])
     assert ids.dtype == lengths.dtype == np.int32
     assert lengths.tolist() == list(map(len, rows))
     assert ids.shape == (len(rows), max(map(len, rows)))
@@ -38,14 +38,14 @@ def test_ids_are_those_of_transformers_own_tokenizer(family, encoder_folder, max
         assert row == expected + [padding] * (len(row) - len(expected))
 
 
-def test_padding_is_to_the_longest_of_the_texts_and_not_beyond(encoder_folder):
+def test_texts_are_padded_to_the_longest_only(encoder_folder):
     ids, lengths = tokenizer_of(encoder_folder).encode(["pain", "chest pain"])
     assert ids.shape == (2, 4)
     assert lengths.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("text", ["denies chest pain", "", "\ud800", "on " * 99])
-def test_tokens_are_what_the_ids_stand_for(encoder_folder, text):
+def test_tokens_and_ids_correspond(encoder_folder, text):
     tokenizer = tokenizer_of(encoder_folder, max_length=9)
     ids, lengths = tokenizer.encode([text])
     tokens = tokenizer.tokens(text)
@@ -53,7 +53,7 @@ def test_tokens_are_what_the_ids_stand_for(encoder_folder, text):
     assert len(tokens) == lengths[0] <= 9
 
 
-def test_a_text_without_a_token_is_one_of_padding(folder_copy):
+def test_a_text_without_tokens_is_one_padding_token(folder_copy):
     make_tokenizer("bert", ends=False).save_pretrained(folder_copy)
     tokenizer = load_tokenizer(config_of(folder_copy, max_length=1).model)
     ids, lengths = tokenizer.encode(["", "denies chest pain"])
@@ -65,7 +65,7 @@ def test_no_texts_give_no_rows(encoder_folder):
     assert [len(array) for array in tokenizer_of(encoder_folder).encode([])] == [0, 0]
 
 
-def test_padding_and_truncation_that_a_file_asks_for_are_not_used(folder_copy):
+def test_the_padding_and_truncation_in_the_file_are_ignored(folder_copy):
     expected = tokenizer_of(folder_copy).encode(TEXTS)
     published = folder_copy.with_name("published")
     shutil.copytree(folder_copy, published)
@@ -77,17 +77,17 @@ def test_padding_and_truncation_that_a_file_asks_for_are_not_used(folder_copy):
         np.testing.assert_array_equal(result, array)
 
 
-def test_a_tokenizer_is_the_same_from_its_description(encoder_folder):
+def test_a_tokenizer_survives_to_json_and_from_json(encoder_folder):
     tokenizer = tokenizer_of(encoder_folder)
     again = PretrainedTokenizer.from_json(tokenizer.to_json())
     for one, other in zip(
-        tokenizer.encode([*TEXTS, *ODD]), again.encode([*TEXTS, *ODD]), strict=True
+        tokenizer.encode([*TEXTS, *UNUSUAL]), again.encode([*TEXTS, *UNUSUAL]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
     assert again.to_json() == tokenizer.to_json()
 
 
-def test_a_tokenizer_that_keeps_the_end_of_a_text_does_so_here(folder_copy):
+def test_the_truncation_side_of_the_file_is_used(folder_copy):
     change_json(folder_copy, "tokenizer_config.json", truncation_side="left")
     text = "denies chest pain but short of breath"
     expected = AutoTokenizer.from_pretrained(folder_copy)(text, truncation=True, max_length=5)[
@@ -99,7 +99,7 @@ def test_a_tokenizer_that_keeps_the_end_of_a_text_does_so_here(folder_copy):
     assert again.encode([text])[0].tolist() == [expected]
 
 
-def test_max_length_is_what_the_model_has_positions_for(family, encoder_folder, refused):
+def test_max_length_is_limited_by_the_positions_of_the_model(family, encoder_folder, refused):
     longest = POSITIONS - 2 if "roberta" in family else POSITIONS
     model = classifier(encoder_folder)
     batch = encoded(encoder_folder, ["pain " * 99], max_length=longest)
@@ -108,13 +108,13 @@ def test_max_length_is_what_the_model_has_positions_for(family, encoder_folder, 
     for length in (2, longest + 1):
         with refused(f"max-length = {length}", f"must be 3 to {longest}", str(encoder_folder)):
             load_tokenizer(config_of(encoder_folder, max_length=length).model)
-    if family != "deberta-v2":  # its positions are relative: one more would do
+    if family != "deberta-v2":  # relative positions have no limit
         with pytest.raises((IndexError, RuntimeError)):
             model(TextBatch.of(batch.ids[:, [0, *range(longest)]], batch.lengths + 1))
 
 
 @pytest.mark.parametrize("family", UNKNOWN_FAMILIES)
-def test_no_max_length_that_is_accepted_is_too_long_for_an_unknown_family(encoder_folder, family):
+def test_an_accepted_max_length_works_for_an_unknown_family(encoder_folder, family):
     accepted = []
     for length in (POSITIONS - 2, POSITIONS - 1, POSITIONS):
         with suppress(UserError):
@@ -124,10 +124,10 @@ def test_no_max_length_that_is_accepted_is_too_long_for_an_unknown_family(encode
         assert classifier(encoder_folder)(batch).isfinite().all()
 
 
-def test_more_tokens_than_the_model_knows_are_refused(folder_copy, refused):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder_copy, refused):
     tokenizer = AutoTokenizer.from_pretrained(folder_copy)
-    known = len(tokenizer)
+    vocabulary = len(tokenizer)
     tokenizer.add_tokens(["dyspnoea", "tachycardia"])
     tokenizer.save_pretrained(folder_copy)
-    with refused(str(folder_copy), f"{known + 2} tokens", f"the model {known}"):
+    with refused(str(folder_copy), f"{vocabulary + 2} tokens", f"the model {vocabulary}"):
         tokenizer_of(folder_copy)

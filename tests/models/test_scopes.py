@@ -1,4 +1,4 @@
-"""Scopes select names: of the built-in model, of pretrained ones, and of families unknown."""
+"""The parameters that a scope selects: in the built-in, in pretrained and in unknown models."""
 
 import pytest
 import torch
@@ -65,12 +65,12 @@ def test_a_scope_selects_whole_names(model, shared, expected):
 
 
 @pytest.mark.parametrize("shared", ["all", ".*"])
-def test_all_is_every_name(model, names, shared):
+def test_all_selects_every_name(model, names, shared):
     assert selected(model, shared).shared == set(names)
 
 
 @pytest.mark.parametrize("shared", ["attn", "query", "head.weigh", "ead.weight", ""])
-def test_a_scope_that_matches_no_whole_name_is_refused_with_the_names(
+def test_a_regex_that_matches_no_whole_name_is_refused_with_the_names(
     refused, model, names, shared
 ):
     with refused(f"shared = {shared!r}", "attention+head", *names):
@@ -78,14 +78,14 @@ def test_a_scope_that_matches_no_whole_name_is_refused_with_the_names(
 
 
 @pytest.mark.parametrize("shared", ["(", "[a-", "*", "x{99999999999999999999}"])
-def test_a_scope_that_is_no_regex_is_refused(refused, model, shared):
+def test_an_invalid_regex_is_refused(refused, model, shared):
     with refused(f"shared = {shared!r}", "attention+head", "regex"):
         selected(model, shared)
 
 
 @pytest.mark.parametrize("local", ["frozen", "personal"])
 @pytest.mark.parametrize("shared", ["attention", "head", "attention+head", r"final_norm\..*"])
-def test_every_name_is_in_exactly_one_part(model, names, shared, local):
+def test_every_name_is_shared_personal_or_frozen(model, names, shared, local):
     scope = selected(model, shared, local)
     parts = (scope.shared, scope.personal, scope.frozen)
     assert sorted(name for part in parts for name in part) == sorted(names)
@@ -101,7 +101,7 @@ def test_every_name_is_in_exactly_one_part(model, names, shared, local):
         ("lora-a", "personal", "A", "B"),
     ],
 )
-def test_what_adapters_adapt_is_frozen_and_the_head_travels(shared, local, travels, personal):
+def test_adapted_weights_are_frozen_and_the_head_travels(shared, local, travels, personal):
     scope = scope_of(shared, local, BUILT_IN, ADAPTED)
     assert scope.shared == HEAD | {f"a.lora_{part}.default.weight" for part in travels}
     assert scope.personal == {f"a.lora_{part}.default.weight" for part in personal}
@@ -121,14 +121,14 @@ def attention_names(model):
     return {f"{name}.{kind}" for name in inside for kind in ("weight", "bias")}
 
 
-def test_attention_is_the_four_projections_of_every_layer(encoder_folder):
+def test_attention_selects_the_four_projections_of_every_layer(encoder_folder):
     model = classifier(encoder_folder)
     attention = selected(model, "attention").shared
     assert len(attention) == LAYERS * 4 * 2
     assert attention == attention_names(model)
 
 
-def test_head_is_what_follows_the_encoder(encoder_folder):
+def test_head_selects_the_parameters_after_the_encoder(encoder_folder):
     model = classifier(encoder_folder)
     assert selected(model, "head").shared == head_names(model)
 
@@ -144,7 +144,7 @@ def test_attention_and_head_are_disjoint_and_travel_together(encoder_folder):
 
 
 @pytest.mark.parametrize("shared", ["attention+head", "head", "all", *ADAPTER_SCOPES])
-def test_training_changes_the_trainable_names_and_no_others(encoder_folder, shared):
+def test_training_changes_only_the_trainable_parameters(encoder_folder, shared):
     model = classifier(encoder_folder, shared=shared)
     local = config_of(encoder_folder, shared=shared).federation.local
     trainable = selected(model, shared, local).trainable
@@ -156,29 +156,27 @@ def test_training_changes_the_trainable_names_and_no_others(encoder_folder, shar
     assert trainable - differing(before, bits(model)) <= unused
 
 
-# A family that `FAMILIES` does not know
+# Families without a row in `FAMILIES`
 
 
-def test_adapters_for_an_unknown_family_are_refused_with_the_known_ones(refused):
+def test_adapters_for_an_unknown_family_are_refused_with_a_list_of_families(refused):
     with refused("shared = 'lora'", "'albert'", "bert, deberta-v2, distilbert"):
         scope_of("lora", "frozen", "albert", ["x.weight"])
 
 
 @pytest.mark.parametrize("shared", ["attention", "attention+head", "head"])
-def test_an_unknown_family_asks_for_a_regex_and_shows_the_names(refused, shared):
+def test_a_named_scope_of_an_unknown_family_is_refused_with_the_parameter_names(refused, shared):
     with refused(f"shared = {shared!r}", "'albert'", "regex", "x.weight"):
         scope_of(shared, "frozen", "albert", ["x.weight", "y.weight"])
 
 
-def test_an_unknown_family_takes_all_and_a_regex():
+def test_all_and_a_regex_work_for_an_unknown_family():
     assert scope_of("all", "frozen", "albert", ["x", "y"]).shared == {"x", "y"}
     assert scope_of("x", "frozen", "albert", ["x", "y"]).frozen == {"y"}
 
 
 @pytest.mark.parametrize("family", UNKNOWN_FAMILIES)
-def test_an_unknown_family_takes_all_or_a_regex_and_else_shows_its_names(
-    encoder_folder, family, refused
-):
+def test_an_unknown_model_supports_all_and_a_regex_only(encoder_folder, family, refused):
     model = classifier(encoder_folder)
     names = set(view_arrays(model))
     assert selected(model, "all").shared == names

@@ -1,4 +1,4 @@
-"""Tokens and ids: the same on every machine, whatever the text."""
+"""The tokens and ids of the built-in tokenizer, the same on every machine."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from fedattn_app.models.tokenizer import HashingTokenizer
 
 BUCKETS = 8192
 
-# Written out by hand from the rule: NFKC, lower case, words, single marks.
+# Derived by hand from the rule: NFKC, lower case, words, single punctuation marks.
 TOKENS = {
     "Chest pain, NO fever.": ["chest", "pain", ",", "no", "fever", "."],
     "2.5mg q8h (p.r.n.)": ["2", ".", "5mg", "q8h", "(", "p", ".", "r", ".", "n", ".", ")"],
@@ -28,8 +28,17 @@ TOKENS = {
     "心電図ECG正常": ["心", "電", "図", "ecg", "正", "常"],
     "😀😀 ok": ["😀", "😀", "ok"],
 }
-NOTHING = ["", " ", "\n\t", "\u3000"]
-ODD = ["\x00", "a\x00b", "\ud800", "x\udfffy \ud83d", "\u200b", "\ufeff", "\u0301", "\U0010ffff"]
+WITHOUT_TOKENS = ["", " ", "\n\t", "\u3000"]
+UNUSUAL = [
+    "\x00",
+    "a\x00b",
+    "\ud800",
+    "x\udfffy \ud83d",
+    "\u200b",
+    "\ufeff",
+    "\u0301",
+    "\U0010ffff",
+]
 
 
 def hashed(token, buckets=BUCKETS):
@@ -38,12 +47,12 @@ def hashed(token, buckets=BUCKETS):
 
 
 @pytest.mark.parametrize("text", TOKENS)
-def test_text_is_cut_into_words_and_single_marks(text):
+def test_text_is_split_into_words_and_single_marks(text):
     assert HashingTokenizer(BUCKETS, 64).tokens(text) == TOKENS[text]
 
 
 @pytest.mark.parametrize("text", ["सीने में दर्द", "நெஞ்சு வலி", "אֵין חֹם"])
-def test_vowel_signs_stay_in_their_word(text):
+def test_vowel_signs_belong_to_their_word(text):
     assert HashingTokenizer(BUCKETS, 64).tokens(text) == text.split()
 
 
@@ -59,7 +68,7 @@ def test_ids_are_hashes_padded_with_zeros_to_the_longest_text():
 
 
 @pytest.mark.parametrize("buckets", [8, 9, 2**24])
-def test_no_token_gets_the_id_of_padding_and_none_reaches_the_number_of_buckets(buckets):
+def test_ids_are_at_least_one_and_below_the_number_of_buckets(buckets):
     words = [f"word{number}" for number in range(300)]
     ids, _ = HashingTokenizer(buckets, len(words)).encode([" ".join(words)])
     assert ids[0].tolist() == [hashed(word, buckets) for word in words]
@@ -67,20 +76,20 @@ def test_no_token_gets_the_id_of_padding_and_none_reaches_the_number_of_buckets(
     assert ids.max() < buckets
 
 
-def test_few_buckets_are_all_used():
+def test_every_bucket_is_used():
     ids, _ = HashingTokenizer(8, 300).encode([" ".join(f"word{n}" for n in range(300))])
     assert set(ids[0].tolist()) == set(range(1, 8))
 
 
-@pytest.mark.parametrize("text", NOTHING)
-def test_a_text_without_tokens_is_one_token(text):
+@pytest.mark.parametrize("text", WITHOUT_TOKENS)
+def test_a_text_without_tokens_becomes_one_token(text):
     ids, lengths = HashingTokenizer(BUCKETS, 64).encode([text, "two words"])
     assert lengths.tolist() == [1, 2]
     assert ids[0].tolist() == [hashed(HashingTokenizer.EMPTY), 0]
 
 
-@pytest.mark.parametrize("text", ODD)
-def test_odd_characters_are_tokens_like_any_other(text):
+@pytest.mark.parametrize("text", UNUSUAL)
+def test_unusual_characters_are_hashed_like_others(text):
     tokenizer = HashingTokenizer(BUCKETS, 64)
     ids, lengths = tokenizer.encode([text])
     assert ids[0].tolist() == [hashed(token) for token in tokenizer.tokens(text)]
@@ -88,7 +97,7 @@ def test_odd_characters_are_tokens_like_any_other(text):
 
 
 @pytest.mark.parametrize("kept", [1, 3, 5])
-def test_the_first_tokens_are_kept(kept):
+def test_a_long_text_keeps_its_first_tokens(kept):
     ids, lengths = HashingTokenizer(BUCKETS, kept).encode(["a b c d e f", "a b"])
     words = ["a", "b", "c", "d", "e"][:kept]
     assert ids[0].tolist() == [hashed(word) for word in words]

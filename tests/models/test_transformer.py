@@ -1,4 +1,4 @@
-"""The Transformer: its names, its start, and what padding, order and attention maps do."""
+"""The built-in Transformer: names, initial values, padding, word order and attention maps."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def ids():
     return torch.where(torch.arange(12) < LENGTHS[:, None], drawn, 0).int()
 
 
-def test_every_parameter_has_one_dotted_name(model):
+def test_the_parameter_names(model):
     linear = [
         *("attention.query", "attention.key", "attention.value", "attention.output"),
         *("attention_norm", "feedforward.expand", "feedforward.contract", "feedforward_norm"),
@@ -38,7 +38,7 @@ def test_every_parameter_has_one_dotted_name(model):
     assert set(model.state_dict()) == names
 
 
-def test_a_seed_gives_the_same_bits_whatever_the_global_generator_is_at():
+def test_the_parameters_depend_on_the_seed_only():
     torch.manual_seed(5)
     first = build_model(CONFIG, 3, seed=1).state_dict()
     torch.manual_seed(6)
@@ -51,7 +51,7 @@ def test_another_seed_gives_another_model():
     assert not torch.equal(first["head.weight"], second["head.weight"])
 
 
-def test_building_leaves_the_global_generator_alone():
+def test_building_does_not_change_the_global_generator():
     before = torch.get_rng_state()
     build_model(CONFIG, 3, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -65,7 +65,7 @@ def test_building_leaves_the_global_generator_alone():
         ModelConfig(vocabulary=50, layers=1, width=24, heads=3, feedforward=20),
     ],
 )
-def test_the_size_decides_every_shape(config):
+def test_the_size_determines_every_shape(config):
     size = config.size
     shapes = {name: tuple(p.shape) for name, p in build_model(config, 5, 1).named_parameters()}
     assert shapes["embedding.weight"] == (50, size.width)
@@ -86,14 +86,14 @@ def test_a_text_scores_the_same_alone_and_padded_in_a_batch(model, ids):
         torch.testing.assert_close(alone[0], batch[index], atol=1e-6, rtol=0)
 
 
-def test_what_stands_beyond_the_length_is_not_read(model, ids):
+def test_tokens_beyond_the_length_have_no_effect(model, ids):
     beyond = torch.where(torch.arange(12) < LENGTHS[:, None], ids, 7)
     torch.testing.assert_close(
         model(TextBatch.of(beyond, LENGTHS)), model(TextBatch.of(ids, LENGTHS)), atol=1e-6, rtol=0
     )
 
 
-def test_an_empty_batch_gives_no_scores(model, ids):
+def test_an_empty_batch_gives_no_logits(model, ids):
     assert model(TextBatch.of(ids[:0], LENGTHS[:0])).shape == (0, 3)
 
 
@@ -115,7 +115,7 @@ def test_attention_is_a_distribution_over_the_real_tokens(model, ids):
             assert (layer[index, :, :, :length] > 0).all()
 
 
-def test_asking_for_attention_maps_does_not_change_the_scores(model, ids):
+def test_attention_maps_do_not_change_the_logits(model, ids):
     maps = []
     with_maps = model(TextBatch.of(ids, LENGTHS), maps)
     torch.testing.assert_close(with_maps, model(TextBatch.of(ids, LENGTHS)), atol=1e-6, rtol=0)
@@ -123,6 +123,6 @@ def test_asking_for_attention_maps_does_not_change_the_scores(model, ids):
         assert torch.equal(seen, returned)
 
 
-def test_the_attention_of_one_token_is_all_on_itself(model):
+def test_a_single_token_attends_to_itself_only(model):
     for layer in model.attention_maps(TextBatch.of(torch.tensor([[9]]), torch.tensor([1]))):
         assert (layer == 1).all()

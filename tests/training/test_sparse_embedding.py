@@ -1,4 +1,4 @@
-"""Training the rows in use against training all rows."""
+"""Training the used embedding rows, compared with training all rows."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,7 @@ from fedattn_app.data.examples import Examples
 from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.parameters import get_arrays
-from fedattn_app.training import loop as training
-from fedattn_app.training import sparse_embedding as compact
+from fedattn_app.training import loop, sparse_embedding
 from fedattn_app.training.loop import TrainingDivergedError, train
 from fedattn_app.training.sparse_embedding import train_used_rows
 
@@ -31,7 +30,7 @@ OPTIMIZERS = [
 
 @pytest.fixture
 def examples():
-    """Texts of few of the words that a model knows, padding among them."""
+    """Texts with 20 of the 400 tokens of a model, padding included."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, 20, (24, 6), generator=generator)
     lengths = torch.randint(1, 7, (24,), generator=generator)
@@ -58,34 +57,34 @@ def trained(model, examples, trainable=None, **settings):
 
 
 @pytest.fixture
-def everything(monkeypatch):
-    """Lets all rows be trained from here on."""
+def train_all_rows(monkeypatch):
+    """A function that makes all later training train all rows."""
 
     def switch():
-        monkeypatch.setattr(compact, "_is_plain", lambda *_: False)
+        monkeypatch.setattr(sparse_embedding, "_is_plain", lambda *_: False)
 
     return switch
 
 
 @pytest.mark.parametrize(("optimizer", "decay"), OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["built-in", "bert", "roberta", "distilbert"])
-def test_the_parameters_are_those_of_training_all_rows(
-    build, examples, everything, kind, optimizer, decay
+def test_the_parameters_equal_those_of_training_all_rows(
+    build, examples, train_all_rows, kind, optimizer, decay
 ):
     settings = {"optimizer": optimizer, "weight_decay": decay, "learning_rate": 0.01}
     result, rows = trained(build(kind), examples, **settings)
-    everything()
+    train_all_rows()
     expected, whole = trained(build(kind), examples, **settings)
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
     assert result.accuracy == expected.accuracy
     assert rows.keys() == whole.keys()
     for name, array in whole.items():
-        # Where Adam's gradient is nearly zero its step is a matter of rounding.
+        # A step of Adam with a gradient near zero depends on rounding.
         np.testing.assert_allclose(rows[name], array, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("optimizer", "decay"), OPTIMIZERS)
-def test_words_that_do_not_occur_move_by_decay_alone(build, examples, optimizer, decay):
+def test_unused_rows_change_by_weight_decay_only(build, examples, optimizer, decay):
     model = build("built-in")
     before = model.embedding.weight.detach().clone()
     trained(model, examples, optimizer=optimizer, weight_decay=decay, learning_rate=0.01)
@@ -99,8 +98,8 @@ def test_words_that_do_not_occur_move_by_decay_alone(build, examples, optimizer,
         )
 
 
-def passed_over(model, examples, **settings):
-    """Whether the context leaves the embedding in its place."""
+def keeps_embedding(model, examples, **settings):
+    """Whether the context does not replace the embedding."""
     config = TrainingConfig(**settings)
     before = model.token_embedding
     with train_used_rows(model, examples.inputs, 1, config):
@@ -108,33 +107,33 @@ def passed_over(model, examples, **settings):
 
 
 @pytest.mark.parametrize("kind", ["built-in", *FAMILIES_TESTED])
-def test_the_rows_stand_in_for_the_embedding_only_while_they_train(build, examples, kind):
+def test_the_rows_replace_the_embedding_only_in_the_context(build, examples, kind):
     model = build(kind)
     embedding = model.token_embedding
-    assert not passed_over(model, examples)
+    assert not keeps_embedding(model, examples)
     assert model.token_embedding is embedding
 
 
-def test_an_embedding_is_left_alone_where_that_would_be_wrong_or_gain_nothing(build, examples):
+def test_the_embedding_is_kept_where_rows_would_be_wrong_or_save_nothing(build, examples):
     model = build("built-in")
-    assert passed_over(model, examples, optimizer="adam", weight_decay=0.1)
+    assert keeps_embedding(model, examples, optimizer="adam", weight_decay=0.1)
     model.embedding.max_norm = 1.0
-    assert passed_over(model, examples)
+    assert keeps_embedding(model, examples)
     model.embedding.max_norm = None
     tied = build("built-in")
-    tied.also = nn.Linear(64, 400, bias=False)
-    tied.also.weight = tied.embedding.weight
-    assert passed_over(tied, examples)
+    tied.decoder = nn.Linear(64, 400, bias=False)
+    tied.decoder.weight = tied.embedding.weight
+    assert keeps_embedding(tied, examples)
     model.embedding.weight.requires_grad_(False)
-    assert passed_over(model, examples)
+    assert keeps_embedding(model, examples)
     model.embedding.weight.requires_grad_(True)
     every_word = torch.arange(400, dtype=torch.int32)[:, None]
     every_word_once = Examples(TextBatch.of(every_word, torch.ones(400)), torch.zeros(400))
-    assert passed_over(model, every_word_once)
-    assert not passed_over(model, examples)
+    assert keeps_embedding(model, every_word_once)
+    assert not keeps_embedding(model, examples)
 
 
-def test_a_frozen_embedding_stays_as_it_is(build, examples):
+def test_a_frozen_embedding_does_not_change(build, examples):
     model = build("built-in")
     before = get_arrays(model)
     head = {name for name in before if name.startswith("head.")}
@@ -142,13 +141,13 @@ def test_a_frozen_embedding_stays_as_it_is(build, examples):
     assert {n for n in before if before[n].tobytes() != after[n].tobytes()} == head
 
 
-def test_training_that_fails_leaves_the_model_whole(build, examples, monkeypatch):
+def test_failed_training_restores_the_embedding(build, examples, monkeypatch):
     model = build("built-in")
     embedding, before = model.embedding, get_arrays(model)["embedding.weight"]
     with pytest.raises(TrainingDivergedError):
         trained(model, examples, optimizer="sgd", learning_rate=1e30)
     assert model.embedding is embedding
-    monkeypatch.setattr(training, "FlatOptimizer", lambda *_: 1 / 0)
+    monkeypatch.setattr(loop, "FlatOptimizer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained(build("built-in"), examples)
     assert np.isfinite(before).all()
