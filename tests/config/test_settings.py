@@ -10,7 +10,7 @@ from fedattn_app.config import (
     RULES,
     AggregationRule,
     Config,
-    RegisteredProtection,
+    Registered,
 )
 from fedattn_app.config.settings import DEFAULTS, RENAMED_KEYS, SETTINGS
 from fedattn_app.metrics import METRICS
@@ -106,14 +106,14 @@ def test_an_old_name_is_refused_with_the_new_one(refused, old, new):
     ("registry", "name", "row", "config"),
     [
         (RULES, "mine", AggregationRule("Mine", {"fedatt_step": "step"}), {"fedatt-step": 2.0}),
-        (PARTITIONERS, "mine", ("alpha",), {"alpha": 2.0}),
+        (PARTITIONERS, "mine", Registered("some.module:mine", ("alpha",)), {"alpha": 2.0}),
         (
             PROTECTIONS,
             "mine",
-            RegisteredProtection("some.module:Mine", ("noise_multiplier",)),
+            Registered("some.module:Mine", ("noise_multiplier",)),
             {"noise-multiplier": 2.0},
         ),
-        (CODECS, "mine", "some.module:Mine", {}),
+        (CODECS, "mine", Registered("some.module:Mine"), {}),
         (METRICS, "my_score", lambda scores: 0.0, {}),
     ],
     ids=["strategy", "partitioner", "privacy", "codec", "score"],

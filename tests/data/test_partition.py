@@ -2,17 +2,22 @@
 
 import pytest
 
-from fedattn_app.config import DataConfig
-from fedattn_app.data.partition import PARTITIONERS, rows_by_client
+from fedattn_app.config import PARTITIONERS, DataConfig
+from fedattn_app.data.partition import rows_by_client
 from fedattn_app.data.sources import Table
-from fedattn_app.errors import UserError
 
 
-def test_the_names_are_those_that_the_config_allows():
-    with pytest.raises(UserError, match="one of ") as refused:
-        DataConfig(partitioner="?")
-    names = str(refused.value).split("one of ")[1].split(", ")
-    assert set(names) == {"auto", *PARTITIONERS}
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_every_row_of_the_registry_names_a_partitioner(name):
+    shares = {"label_shares": "50/50, 50/50, 50/50", "examples_per_client": 2, "labels": "a,b"}
+    own = {"label-shares": shares, "natural": {"partition_by": "ward"}}.get(name, {})
+    config = DataConfig(dataset="file", data_path="x.csv", partitioner=name, **own)
+    groups = ["1", "2", "3"] * 7
+    table = Table([f"text {k}" for k in range(21)], ["a", "b", "a"] * 7, "x.csv", groups)
+    rows = [list(client) for client in rows_by_client(config, table, 3, 1)]
+    used = [row for client in rows for row in client]
+    assert len(rows) == 3
+    assert len(used) == len(set(used)) <= 21
 
 
 def test_rows_can_be_read_in_any_order_and_as_a_slice():

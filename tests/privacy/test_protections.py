@@ -11,7 +11,7 @@ import pytest
 from helpers.runs import QUICK
 
 from fedattn_app.clients.base import FrozenClient
-from fedattn_app.config import PROTECTIONS, Config, RegisteredProtection
+from fedattn_app.config import PROTECTIONS, Config, Registered
 from fedattn_app.privacy.protections import Protection, protection_of
 from fedattn_app.privacy.protections.base import NoProtection
 from fedattn_app.simulation import simulate
@@ -115,7 +115,7 @@ def test_delta_must_be_below_one_over_the_number_of_clients(refused):
 
 def test_a_fourth_protection_is_one_class_and_one_row(tmp_path, monkeypatch):
     """Its updates are averaged with equal weights, and its summary says so."""
-    row = RegisteredProtection(f"{__name__}:Equal")
+    row = Registered(f"{__name__}:Equal")
     monkeypatch.setitem(PROTECTIONS, "equal", row)
     settings = QUICK | {"privacy": "equal", "num-rounds": 1, "output-dir": str(tmp_path / "run")}
     result = simulate(settings, 2, workers=1, quiet=True)
