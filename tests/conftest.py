@@ -21,6 +21,13 @@ from fedattn_app.models.fast_linear import is_faster, is_supported
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))  # last: one of its scripts has our package's name
 SHARED_DATA = ROOT.parent / "shared" / "data"
+SLOW_TEST_TIMEOUT = 1800  # seconds; other tests have the limit in pyproject.toml
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_TIMEOUT))
 
 
 def pytest_report_header():
