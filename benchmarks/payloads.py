@@ -1,22 +1,27 @@
-"""What one client sends in a round, by model and scope: the table that the README quotes.
+"""Bytes that one client sends in a round, by model and scope.
 
-Computed from the shapes of the published models, with six labels and adapters of rank 8 on all
-four projections; nothing is downloaded. Megabytes are 10⁶ bytes, four per parameter; names and
-shapes add less than one percent to a message, three with adapters on the smallest model.
+Computed from the shapes of the published models, with six labels and LoRA adapters of rank 8 on all
+four projections. Nothing is downloaded. A parameter counts four bytes, and a megabyte is 10⁶ bytes.
+The names and shapes in a message add less than one percent, or three percent with adapters on the
+smallest model.
 
     python benchmarks/payloads.py
+
+It takes seconds, writes no file, and prints the table.
 """
 
 import torch
+from common.markdown import markdown
 
 from fedattn_app.config import LoraConfig
 from fedattn_app.models.lora import add_adapters
-from fedattn_app.models.pretrained import untrained
+from fedattn_app.models.pretrained import build_untrained
 from fedattn_app.models.scopes import scope_of
 
-LABELS = 6
+NUM_LABELS = 6
+BYTES_PER_PARAMETER = 4  # float32
 SCOPES = ("all", "attention+head", "lora", "lora-b")
-SHAPES = {
+ARCHITECTURES: dict[str, dict[str, object]] = {
     "BERT-tiny": {
         "model_type": "bert",
         "num_hidden_layers": 2,
@@ -30,24 +35,25 @@ SHAPES = {
 
 
 def megabytes(architecture: dict[str, object], shared: str) -> float:
-    """Return the size of what travels one way."""
+    """Return the size of the parameters that a client sends."""
     with torch.device("meta"):
-        model = untrained({**architecture, "num_labels": LABELS})
+        model = build_untrained({**architecture, "num_labels": NUM_LABELS})
         if shared.startswith("lora"):
             add_adapters(model, LoraConfig(), seed=1, shared=shared)
     sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
     scope = scope_of(shared, "frozen", model.family, sizes)
-    return 4 * sum(sizes[name] for name in scope.shared) / 1e6
+    parameters: int = sum(sizes[name] for name in scope.shared)
+    return parameters * BYTES_PER_PARAMETER / 1e6
 
 
 def table() -> str:
-    """Return the table as Markdown."""
-    lines = [f"| MB | {' | '.join(SCOPES)} |", "|---" * (len(SCOPES) + 1) + "|"]
-    for name, architecture in SHAPES.items():
-        sizes = [megabytes(architecture, shared) for shared in SCOPES]
-        cells = (f"{size:.2f} ({sizes[0] / size:.0f}×)" for size in sizes[1:])
-        lines.append(f"| {name} | {sizes[0]:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Return the table of the documentation."""
+    lines = []
+    for name, architecture in ARCHITECTURES.items():
+        whole, *parts = (megabytes(architecture, shared) for shared in SCOPES)
+        cells = (f"{part:.2f} ({whole / part:.0f}×)" for part in parts)
+        lines.append([name, f"{whole:.2f}", *cells])
+    return markdown(["MB", *SCOPES], lines)
 
 
 if __name__ == "__main__":

@@ -1,81 +1,102 @@
-"""What share of a client's training is arithmetic that cannot be avoided.
+"""The share of a client's training time that unavoidable arithmetic takes.
 
-The two shapes of `simulation.py`. The multiplications and additions of all matrix products, forward
-and back, are counted by torch; the most that a core does in a second is that of one large product
-by the faster of torch's two libraries. One thread.
+A client trains one epoch of each of the two models of `simulation.py`, on one thread. torch counts
+the floating-point operations of all matrix products, forward and backward. They are compared with
+the rate that one core reaches in one large product, by the faster of torch's two libraries.
 
-    python benchmarks/roofline.py benchmarks/results/roofline.json
+    python benchmarks/roofline.py benchmarks/results/roofline.jsonl
+
+It takes a few seconds, replaces the results file, and prints the table.
 """
 
-import json
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-from measure import text_like
+from common.markdown import markdown
+from common.measurement import text_like
+from common.results import Row, command_line, describe, write
 from rivals.task import BATCH, EXAMPLES, LABELS, LEARNING_RATE, SEED, SHAPES
-from sweep import about
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.config import TrainingConfig
 from fedattn_app.models.fast_linear import is_faster, product, speed_up
 from fedattn_app.models.transformer import build_model
 from fedattn_app.training.loop import train
 
-SIDE = 1536
+SIDE = 1536  # of the square matrices in the large product
 TURNS = 15
 
 
-def seconds(task: Callable[[], object]) -> float:
-    """Return the median time of `task`."""
+def median_seconds(task: Callable[[], object]) -> float:
+    """Return the median time of `task` over `TURNS` calls."""
     times = []
     for _ in range(TURNS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         task()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return median(times)
 
 
-def peak() -> dict[str, float]:
-    """Return the GFLOP/s of a large product by each library."""
+def product_speeds() -> list[Row]:
+    """Return a row for each library with the GFLOP/s of a large product."""
     x, weight = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    ways = {"torch": lambda: F.linear(x, weight)}
+    products = {"torch": lambda: F.linear(x, weight)}
     if is_faster():
-        ways["oneDNN"] = lambda: product(x, weight)
-    return {name: 2 * SIDE**3 / seconds(way) / 1e9 for name, way in ways.items()}
+        products["oneDNN"] = lambda: product(x, weight)
+    return [
+        {"product_by": name, "GFLOP_per_second": 2 * SIDE**3 / median_seconds(task) / 1e9}
+        for name, task in products.items()
+    ]
 
 
-def client(shape: ModelConfig, fastest: float) -> dict[str, float]:
-    """Return GFLOP and seconds of a client's epoch, and the share of what cannot be avoided."""
-    model = build_model(shape, LABELS, SEED)
-    examples = text_like(EXAMPLES, shape.max_length, shape.vocabulary, LABELS)
-    config = TrainingConfig(batch_size=BATCH, learning_rate=LEARNING_RATE)
+def client_row(shape: str, peak_speed: float) -> Row:
+    """Return GFLOP and seconds of a client's epoch, and the share of time at `peak_speed`."""
+    config = SHAPES[shape]
+    model = build_model(config, LABELS, SEED)
+    examples = text_like(EXAMPLES, config.max_length, config.vocabulary, LABELS)
+    training = TrainingConfig(batch_size=BATCH, learning_rate=LEARNING_RATE)
     names = {name for name, _ in model.named_parameters()}
     with FlopCounterMode(display=False) as counter:
-        train(model, names, examples, config, SEED)
+        train(model, names, examples, training, SEED)
     speed_up(model)
-    took = seconds(lambda: train(model, names, examples, config, SEED))
+    seconds = median_seconds(lambda: train(model, names, examples, training, SEED))
     gflop = counter.get_total_flops() / 1e9
-    return {"GFLOP": gflop, "seconds": took, "share": gflop / fastest / took}
+    return {
+        "shape": shape,
+        "GFLOP": gflop,
+        "seconds": seconds,
+        "share": gflop / peak_speed / seconds,
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the table of the documentation."""
+    lines = [
+        [row["shape"], f"{row['GFLOP']:.2f}", f"{row['seconds'] * 1e3:.1f}", f"{row['share']:.0%}"]
+        for row in rows
+        if "shape" in row
+    ]
+    speeds = ", ".join(
+        f"{row['product_by']} {row['GFLOP_per_second']:.0f} GFLOP/s"
+        for row in rows
+        if "product_by" in row
+    )
+    clients = markdown(["model", "GFLOP per client", "ms", "unavoidable share of the time"], lines)
+    return f"{clients}\n\nOne large product: {speeds}."
 
 
 def main() -> None:
-    """Measure, write the JSON and print the table."""
+    """Measure, write the results file and print the table."""
+    (output,) = command_line(__doc__, results="results file")
     torch.set_num_threads(1)
-    speeds = peak()
-    clients = {name: client(shape, max(speeds.values())) for name, shape in SHAPES.items()}
-    results = {"about": about({"side": SIDE}), "GFLOP per second": speeds, "client": clients}
-    Path(sys.argv[1]).write_text(json.dumps(results, indent=1) + "\n")
-    print(", ".join(f"{name}: {speed:.0f} GFLOP/s" for name, speed in speeds.items()))
-    print("\n| | GFLOP per client | ms | share that cannot be avoided |\n|---|---|---|---|")
-    for name, row in clients.items():
-        milliseconds = row["seconds"] * 1e3
-        print(f"| {name} | {row['GFLOP']:.2f} | {milliseconds:.1f} | {row['share']:.0%} |")
-    print(json.dumps({name: round(row["share"], 3) for name, row in clients.items()}))
+    speeds = product_speeds()
+    peak_speed = max(row["GFLOP_per_second"] for row in speeds)
+    rows = [*speeds, *(client_row(shape, peak_speed) for shape in SHAPES)]
+    write(output, describe({"side": SIDE}), rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""What a round takes as the federation grows, and as the model does.
+"""Time and memory of a round as the number of clients grows, and for a large model.
 
-`clients`: 100 clients train in a round, of 100, 1,000 and 10,000; one epoch of the model `tiny`,
-attention and head shared, no evaluation. With the built-in corpus each client's notes are written
-when it trains; a file, read at the start, holds 32 texts for each client. What the first rounds
-build up is in the memory, and in the seconds, which are the median over all rounds.
+There are three kinds of run:
 
-`idle`: what one more client that has said its number, and never trained, adds to the memory.
+- ``triage`` and ``file``: 100 clients train in each round, out of 100, 1,000 or 10,000. They train
+  one epoch of the model `tiny` and share attention and head; nothing is evaluated. With the
+  built-in corpus, ``triage``, the notes of a client are generated when it trains. A ``file`` holds
+  32 texts for each client and is read at the start. The seconds are the median over all rounds, the
+  first included.
+- ``idle``: the memory that one more client adds which is connected and has never trained.
+- ``large``: 10 clients with 32 texts each train the attention of a model of 100 million parameters.
 
-`large`: 10 clients with 32 texts each train the attention of a model of 100 million parameters.
+Every run is a process of its own. Its memory, and that of all its processes together, is sampled
+twice a second. The sizes take turns, so that other load on the machine affects all of them.
 
-Every run is a process of its own, whose memory, and that of all its processes together, is looked
-at twice a second. The sizes take turns, so that what else the machine does falls on all.
+    python benchmarks/scale.py benchmarks/results/scale.jsonl
 
-    python benchmarks/scale.py benchmarks/results/scale.json
+It takes about eight minutes, replaces the results file, and prints the table. Linux only.
 """
 
 import csv
@@ -20,13 +23,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from measure import peak, start_peak, text_like, together
-from sweep import about
+from common.markdown import markdown
+from common.measurement import family_memory, peak_memory, start_peak_memory, text_like
+from common.results import Row, append, command_line, describe, write
 
 from fedattn_app import client_app
 from fedattn_app.config import Config
@@ -36,12 +40,12 @@ from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 
 COHORT = 100
-CLIENTS = {"triage": (100, 1_000, 10_000), "file": (100, 10_000)}
-IDLE = (1_000, 10_000, 100_000)
+NUM_CLIENTS = {"triage": (100, 1_000, 10_000), "file": (100, 10_000)}
+NUM_IDLE_CLIENTS = (1_000, 10_000, 100_000)
 ROUNDS, TURNS = 3, 2
-TEXTS, LABELS = 32, 4
-WORDS = {"file": 16, "large": 64}  # of a text
-LARGE = {
+TEXTS_PER_CLIENT, NUM_LABELS = 32, 4
+WORDS_PER_TEXT = {"file": 16, "large": 64}
+LARGE_MODEL = {
     "shared": "attention",
     "layers": 12,
     "width": 768,
@@ -50,23 +54,25 @@ LARGE = {
     "vocabulary": 20_000,
 }
 LARGE_CLIENTS, LARGE_ROUNDS = 10, 2
-SECONDS_BETWEEN_LOOKS = 0.5
-Row = dict[str, Any]
+SECONDS_BETWEEN_SAMPLES = 0.5
+CHILD_FLAG = "--child"  # marks the process that is measured
 
 
-def settings(kind: str, clients: int, folder: str) -> Row:
+def run_config_of(kind: str, num_clients: int, folder: str) -> Row:
     """Return the run-config of a run."""
-    run: Row = {"fraction-evaluate": 0.0, "output-dir": f"{folder}/run"}
-    if kind in WORDS:
-        run |= {"dataset": "file", "data-path": folder, "partitioner": "iid"}
+    config: Row = {"fraction-evaluate": 0.0, "output-dir": f"{folder}/run"}
+    if kind in WORDS_PER_TEXT:
+        config |= {"dataset": "file", "data-path": folder, "partitioner": "iid"}
     if kind == "large":
-        return run | LARGE | {"num-rounds": LARGE_ROUNDS}
-    return run | {"model": "tiny", "num-rounds": ROUNDS, "fraction-train": COHORT / clients}
+        return config | LARGE_MODEL | {"num-rounds": LARGE_ROUNDS}
+    fraction = COHORT / num_clients
+    return config | {"model": "tiny", "num-rounds": ROUNDS, "fraction-train": fraction}
 
 
-def write_texts(path: Path, clients: int, words: int) -> None:
-    """Write `TEXTS` labelled texts of so many `words` for each client."""
-    texts = text_like(clients * TEXTS, words, Config().model.vocabulary, LABELS)
+def write_texts(path: Path, num_clients: int, words: int) -> None:
+    """Write a CSV of `TEXTS_PER_CLIENT` labelled texts of `words` words for each client."""
+    count = num_clients * TEXTS_PER_CLIENT
+    texts = text_like(count, words, Config().model.vocabulary, NUM_LABELS)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("text", "label"))
@@ -74,22 +80,25 @@ def write_texts(path: Path, clients: int, words: int) -> None:
             rows.writerow((" ".join(f"w{word}" for word in ids), label))
 
 
-def federation(kind: str, clients: int, folder: str) -> Row:
-    """Run it in this process and return the seconds of its rounds, and the memory it took here."""
-    began = time.perf_counter()
-    result = simulate(settings(kind, clients, folder), clients, quiet=True)
-    seconds = time.perf_counter() - began
+def federation_row(kind: str, num_clients: int, folder: str) -> Row:
+    """Run a federation in this process and return its times and this process's peak memory.
+
+    `seconds_besides` is the time outside the rounds.
+    """
+    start = time.perf_counter()
+    result = simulate(run_config_of(kind, num_clients, folder), num_clients, quiet=True)
+    seconds = time.perf_counter() - start
     rounds = [row["seconds"] for row in result.history[1:]]
     return {
         "parameters": result.summary["total_parameters"],
         "seconds_per_round": median(rounds),
         "seconds_besides": seconds - sum(rounds),
-        "parent_megabytes": peak(),
+        "parent_megabytes": peak_memory(),
     }
 
 
-def idle(clients: int) -> Row:
-    """Return the bytes that `clients` add to this process when they have said their numbers."""
+def idle_row(num_clients: int) -> Row:
+    """Connect `num_clients` clients, and return the memory that this process needs for them."""
     run_config = dict(Config().to_run_config())
 
     def connect(count: int) -> PartitionGrid:
@@ -98,93 +107,102 @@ def idle(clients: int) -> Row:
         return grid
 
     with task_identity():
-        connect(1)  # what is made once for all
-        before, began = start_peak(), time.perf_counter()
-        grid = connect(clients)
-        seconds = time.perf_counter() - began
-        highest = peak()
-        added = start_peak() - before
-        assert grid.num_partitions == clients
+        connect(1)  # makes what the process needs only once
+        before, start = start_peak_memory(), time.perf_counter()
+        grid = connect(num_clients)
+        seconds = time.perf_counter() - start
+        highest = peak_memory()
+        added = start_peak_memory() - before
+        assert grid.num_partitions == num_clients
     return {"seconds": seconds, "megabytes": added, "peak_megabytes": highest - before}
 
 
-def in_own_process(kind: str, clients: int) -> Row:
-    """Run `kind` and return its report, with the most megabytes of all its processes together."""
-    most = 0.0
+def row_of_process(kind: str, num_clients: int) -> Row:
+    """Run `kind` in a new process, and return its row with the peak memory of all its processes."""
+    peak = 0.0
     with TemporaryDirectory() as folder:
-        if kind in WORDS:
-            write_texts(Path(folder, "train.csv"), clients, WORDS[kind])
-        command = [sys.executable, __file__, kind, str(clients), folder]
+        if kind in WORDS_PER_TEXT:
+            write_texts(Path(folder, "train.csv"), num_clients, WORDS_PER_TEXT[kind])
+        command = [sys.executable, __file__, CHILD_FLAG, kind, str(num_clients), folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             while process.poll() is None:
-                most = max(most, together(process.pid))
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                peak = max(peak, family_memory(process.pid))
+                time.sleep(SECONDS_BETWEEN_SAMPLES)
             assert process.stdout
             printed = process.stdout.read()
     if process.returncode:
-        sys.exit(f"{kind} of {clients} clients failed")
-    row = {"kind": kind, "clients": clients, **json.loads(printed.splitlines()[-1])}
-    row["megabytes_together"] = max(most, row.get("parent_megabytes", 0.0))  # between two looks
+        sys.exit(f"{kind} with {num_clients} clients failed")
+    row = {"kind": kind, "clients": num_clients, **json.loads(printed.splitlines()[-1])}
+    # The parent alone may have had more between two samples.
+    row["megabytes_together"] = max(peak, row.get("parent_megabytes", 0.0))
     print(row, file=sys.stderr)
     return row
 
 
-def medians(rows: list[Row], kind: str, clients: int) -> Row:
+def medians(rows: Sequence[Row], kind: str, num_clients: int) -> Row:
     """Return the median over turns of each figure of a run."""
-    same = [row for row in rows if (row["kind"], row["clients"]) == (kind, clients)]
+    same = [row for row in rows if (row["kind"], row["clients"]) == (kind, num_clients)]
     return {key: median(row[key] for row in same) for key in same[0] if key != "kind"}
 
 
-def bytes_per_idle_client(rows: list[Row]) -> dict[str, float]:
-    """Return what each client above the fewest adds, at rest, by the number of clients."""
-    added = {clients: medians(rows, "idle", clients)["megabytes"] * 1e6 for clients in IDLE}
-    least, *more = IDLE
-    return {str(clients): (added[clients] - added[least]) / (clients - least) for clients in more}
+def bytes_per_idle_client(rows: Sequence[Row]) -> dict[int, float]:
+    """Return by number of clients the bytes that each adds beyond the smallest number."""
+    added = {count: medians(rows, "idle", count)["megabytes"] * 1e6 for count in NUM_IDLE_CLIENTS}
+    smallest, *larger = NUM_IDLE_CLIENTS
+    return {count: (added[count] - added[smallest]) / (count - smallest) for count in larger}
 
 
-def table(rows: list[Row]) -> str:
-    """Return the runs as Markdown."""
-    lines = [
-        "| run | clients | train | s per round | besides, s | parent, MB | together, MB |",
-        "|---" * 7 + "|",
+def table(rows: Sequence[Row]) -> str:
+    """Return the table of the documentation."""
+    header = [
+        "run",
+        "clients",
+        "train in a round",
+        "s per round",
+        "s outside rounds",
+        "parent process, MB",
+        "all processes, MB",
     ]
-    runs = [(kind, clients) for kind in CLIENTS for clients in CLIENTS[kind]]
-    for kind, clients in [*runs, ("large", LARGE_CLIENTS)]:
-        row = medians(rows, kind, clients)
-        figures = (
-            f"{row['seconds_per_round']:.2f}",
-            f"{row['seconds_besides']:.2f}",
-            f"{row['parent_megabytes']:.0f}",
-            f"{row['megabytes_together']:.0f}",
+    runs = [(kind, count) for kind, counts in NUM_CLIENTS.items() for count in counts]
+    lines = []
+    for kind, count in [*runs, ("large", LARGE_CLIENTS)]:
+        row = medians(rows, kind, count)
+        lines.append(
+            [
+                kind,
+                f"{count:,}",
+                min(count, COHORT),
+                f"{row['seconds_per_round']:.2f}",
+                f"{row['seconds_besides']:.2f}",
+                f"{row['parent_megabytes']:.0f}",
+                f"{row['megabytes_together']:.0f}",
+            ]
         )
-        cells = (kind, f"{clients:,}", min(clients, COHORT), *figures)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    idle = " and ".join(
+        f"{size:,.0f} bytes (of {count:,})" for count, size in bytes_per_idle_client(rows).items()
+    )
+    return f"{markdown(header, lines)}\n\nAn idle client adds {idle}."
 
 
 def main() -> None:
-    """Measure, write the JSON, and print the table and the figures as JSON."""
-    if sys.argv[1] in (*CLIENTS, "idle", "large"):  # the process that is measured
-        kind, clients, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-        report = idle(clients) if kind == "idle" else federation(kind, clients, folder)
-        print(json.dumps(report))
+    """Measure, write the results file and print the table."""
+    if sys.argv[1:2] == [CHILD_FLAG]:
+        kind, count, folder = sys.argv[2], int(sys.argv[3]), sys.argv[4]
+        print(
+            json.dumps(idle_row(count) if kind == "idle" else federation_row(kind, count, folder))
+        )
         return
-    runs = [(kind, clients) for kind in CLIENTS for clients in CLIENTS[kind]]
-    runs += [("idle", clients) for clients in IDLE]
-    rows = [in_own_process(*run) for _ in range(TURNS) for run in runs]
-    rows.append(in_own_process("large", LARGE_CLIENTS))
-    header = about({"cohort": COHORT, "rounds": ROUNDS, "turns": TURNS, "model": "tiny"} | LARGE)
-    output = Path(sys.argv[1])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"about": header, "runs": rows}, indent=1) + "\n")
+    (output,) = command_line(__doc__, results="results file")
+    settings = {"cohort": COHORT, "rounds": ROUNDS, "turns": TURNS, "model": "tiny"}
+    write(output, describe(settings | LARGE_MODEL))
+    runs = [(kind, count) for kind, counts in NUM_CLIENTS.items() for count in counts]
+    runs += [("idle", count) for count in NUM_IDLE_CLIENTS]
+    rows = []
+    for run in [*(runs * TURNS), ("large", LARGE_CLIENTS)]:
+        row = row_of_process(*run)
+        append(output, row)
+        rows.append(row)
     print(table(rows))
-    figures: Row = {
-        kind: {str(clients): medians(rows, kind, clients) for clients in CLIENTS[kind]}
-        for kind in CLIENTS
-    }
-    figures["bytes_per_idle_client"] = bytes_per_idle_client(rows)
-    figures["large"] = medians(rows, "large", LARGE_CLIENTS)
-    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
-"""Clients trained per second of a whole simulated federation, on two cores, beside four rivals.
+"""Clients trained per second in a complete simulated federation, compared with three rivals.
 
-200 clients of 32 texts each, 20 of them in a round, one epoch in batches of 16 with AdamW, all
-parameters shared, no evaluation; two shapes of the built-in Transformer. Words are as frequent as
-in text (1 / rank), and the label is what most of them vote for. `local` and `flower` are our two
-engines, `attention` is the first of them where attention and the head alone are trained; `stock` is
-an app as Flower's quickstart writes it, `pfl` pfl-research, `bare` a loop over two processes
-without any framework: see `rivals/`. Everybody starts from the same model and has the same
-examples. A round lasts from the end of the one before to its own, with all that happens in between;
-the first one is not counted. The contestants take turns, each in processes of its own.
+200 clients have 32 texts each. In a round 20 of them train one epoch in batches of 16 with AdamW.
+All parameters are shared and nothing is evaluated. The model is the built-in Transformer in two
+shapes. Word frequencies fall as 1 / rank, and the label is the one that most words of a text vote
+for. The contestants:
 
-pfl-research is installed into the folder given first, unless it is there:
+- `local` and `flower`: our app on our two engines.
+- `attention`: our app on the local engine, where only attention and head are trained and shared.
+- `stock`: an app as in Flower's quickstart.
+- `pfl`: pfl-research.
+- `bare`: a loop over two processes without a framework.
 
-    python benchmarks/simulation.py ENVIRONMENT benchmarks/results/simulation.json
+The last three are in `rivals/`. All start from the same model and have the same examples. A round
+lasts from the end of the previous round to its own end, with everything that happens in between.
+The first round is not counted. The contestants take turns, each in processes of its own.
+
+    python benchmarks/simulation.py ENVIRONMENT benchmarks/results/simulation.jsonl
+
+pfl-research is installed into a virtual environment in the folder ENVIRONMENT unless it is there.
+It takes about a quarter of an hour on two cores, replaces the results file, and prints the table.
 """
 
 import csv
@@ -23,15 +30,15 @@ import sys
 import time
 import venv
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
-from measure import text_like
+from common.markdown import markdown
+from common.measurement import text_like
+from common.results import Row, append, command_line, describe, write
 from rivals.task import (
     BATCH,
     CLIENTS,
@@ -45,7 +52,6 @@ from rivals.task import (
     Task,
     write_clients,
 )
-from sweep import about
 
 from fedattn_app.config import Config
 from fedattn_app.data.loading import client_data
@@ -53,7 +59,7 @@ from fedattn_app.simulation import simulate
 
 HERE = Path(__file__).parent
 PFL = "0.6.0"
-# Our engine, and what it shares.
+# Our contestants: the engine, and the scope.
 OURS = {
     "local": ("local", "all"),
     "flower": ("flower", "all"),
@@ -63,12 +69,12 @@ RIVALS = {"stock": "stock_flower", "pfl": "pfl_research", "bare": "bare"}
 CONTESTANTS = (*OURS, *RIVALS)
 ROUNDS = {"small": 41, "large": 16}
 TURNS = 3
-TRIES = 3
-Row = dict[str, Any]
+MAX_ATTEMPTS = 3
+CHILD_FLAG = "--child"  # marks the process of one of our contestants
 
 
-def settings(task: Task) -> Row:
-    """Return our run-config for the task."""
+def run_config_of(task: Task) -> Row:
+    """Return the run-config of our contestants."""
     shape = SHAPES[task.shape]
     return {
         "num-rounds": task.rounds,
@@ -91,7 +97,7 @@ def settings(task: Task) -> Row:
 
 
 def prepare(task: Task) -> None:
-    """Write the texts into the task's folder, and what our tokenizer makes of them."""
+    """Write the texts and their tokens into the folder of the task."""
     shape = SHAPES[task.shape]
     words = (
         text_like(CLIENTS * EXAMPLES, shape.max_length, shape.vocabulary, LABELS)
@@ -107,78 +113,78 @@ def prepare(task: Task) -> None:
             (" ".join(f"w{word}" for word in text), label)
             for text, label in zip(words, labels, strict=True)
         )
-    config = Config.from_run_config(settings(task))
+    config = Config.from_run_config(run_config_of(task))
     shares = (client_data(config.data, shape, SEED, k, CLIENTS).train for k in range(CLIENTS))
     write_clients(
         Path(task.folder), [(s.inputs["ids"], s.inputs["lengths"], s.labels) for s in shares]
     )
 
 
-class Marks(logging.Handler):
-    """Notes when our line about each round is logged, from that of round 0, the start."""
+class RoundTimes(logging.Handler):
+    """Records the times of our log lines about rounds; the first is that of round 0, the start."""
 
     def __init__(self) -> None:
         super().__init__()
         self.times: list[float] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note the time of the record if it is about a round."""
+        """Record the time if `record` is about a round."""
         if record.getMessage().startswith("round "):
             self.times.append(time.perf_counter())
 
 
 def race(contestant: str, task: Task) -> str:
-    """Run one of ours and return its report."""
+    """Run one of our contestants and return its report."""
     engine, shared = OURS[contestant]
-    marks = Marks()
-    logging.getLogger("fedattn").addHandler(marks)
+    round_times = RoundTimes()
+    logging.getLogger("fedattn").addHandler(round_times)
     with TemporaryDirectory() as folder:
-        ours = {"output-dir": f"{folder}/run", "shared": shared}
-        result = simulate(settings(task) | ours, CLIENTS, engine=engine)
+        config = run_config_of(task) | {"output-dir": f"{folder}/run", "shared": shared}
+        result = simulate(config, CLIENTS, engine=engine)
         state = {name: torch.from_numpy(array) for name, array in result.arrays.items()}
-    return task.report(marks.times, state)
+    return task.report(round_times.times, state)
 
 
 def install_pfl(environment: Path) -> Path:
-    """Return the interpreter of an environment that has pfl-research and our version of torch."""
+    """Install pfl-research and our version of torch, and return the interpreter that has them."""
     python = environment / "bin" / "python"
     if not python.exists():
         venv.create(environment, with_pip=True)
-    needed = [f"pfl=={PFL}", f"torch=={torch.__version__.split('+')[0]}"]
-    subprocess.run([python, "-m", "pip", "install", "-q", *needed], check=True)
+    packages = [f"pfl=={PFL}", f"torch=={torch.__version__.split('+')[0]}"]
+    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
 
 
-def in_own_process(contestant: str, task: Task, pfl_python: Path) -> Row:
-    """Run a contestant and return its report."""
+def report_of_process(contestant: str, task: Task, pfl_python: Path) -> Row:
+    """Run a contestant in new processes and return its report."""
     arguments = [task.shape, task.folder, str(task.rounds)]
     if contestant in OURS:
-        command = [sys.executable, __file__, contestant, *arguments]
+        command = [sys.executable, __file__, CHILD_FLAG, contestant, *arguments]
     else:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         python = [pfl_python, *launcher] if contestant == "pfl" else [sys.executable]
         command = [*python, "-m", "rivals", RIVALS[contestant], *arguments]
-    paths = os.pathsep.join(str(path) for path in (HERE, HERE.parent))
-    environment = os.environ | {"PYTHONPATH": paths, "FLWR_TELEMETRY_ENABLED": "0"}
-    for _ in range(TRIES):  # pfl-research's processes sometimes abort as they part
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if not ran.returncode:
+    search_path = os.pathsep.join(str(path) for path in (HERE, HERE.parent))
+    environment = os.environ | {"PYTHONPATH": search_path, "FLWR_TELEMETRY_ENABLED": "0"}
+    for _ in range(MAX_ATTEMPTS):  # pfl-research's processes sometimes abort as they end
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if not process.returncode:
             break
     else:
-        sys.exit(f"{contestant} failed:\n{ran.stderr}")
-    report: Row = json.loads(ran.stdout.splitlines()[-1])
+        sys.exit(f"{contestant} failed:\n{process.stderr}")
+    report: Row = json.loads(process.stdout.splitlines()[-1])
     return report
 
 
-def speeds(shape: str, pfl_python: Path) -> Iterator[Row]:
-    """Yield what each contestant reports in each turn, with its clients per second."""
+def run_contestants(shape: str, pfl_python: Path) -> Iterator[Row]:
+    """Yield the report of each contestant in each turn, with its clients per second."""
     with TemporaryDirectory() as folder:
         task = Task(shape, folder, ROUNDS[shape])
         prepare(task)
         for turn in range(TURNS):
             first = turn % len(CONTESTANTS)
             for contestant in (*CONTESTANTS[first:], *CONTESTANTS[:first]):
-                report = in_own_process(contestant, task, pfl_python)
+                report = report_of_process(contestant, task, pfl_python)
                 speed = COHORT * len(report["seconds"]) / sum(report["seconds"])
                 row = {"shape": shape, "turn": turn, "contestant": contestant, "speed": speed}
                 print(f"{shape} {turn} {contestant}: {speed:.1f}", file=sys.stderr)
@@ -186,56 +192,56 @@ def speeds(shape: str, pfl_python: Path) -> Iterator[Row]:
 
 
 def medians(rows: Sequence[Row], shape: str, ours: str = "") -> dict[str, float]:
-    """Return the median over turns of each contestant's speed, or of how much faster `ours` is.
+    """Return each contestant's median speed over turns.
 
-    A ratio is taken within a turn, so that what else the machine does falls on both; turns that one
-    of the two has not run are left out.
+    With `ours`, return how many times faster that contestant is. These ratios are taken within a
+    turn, so that other load on the machine affects both sides. Turns that lack one of the two are
+    left out.
     """
-    speed: dict[str, dict[int, float]] = {name: {} for name in CONTESTANTS}
+    speeds: dict[str, dict[int, float]] = {name: {} for name in CONTESTANTS}
     for row in rows:
         if row["shape"] == shape:
-            speed[row["contestant"]][row["turn"]] = row["speed"]
-    base = speed[ours] if ours else dict.fromkeys(range(TURNS), 1.0)
+            speeds[row["contestant"]][row["turn"]] = row["speed"]
+    reference = speeds[ours] if ours else {}
     return {
         name: median(
-            base[turn] / of_turn[turn] if ours else of_turn[turn]
-            for turn in base.keys() & of_turn.keys()
+            reference[turn] / speed if ours else speed
+            for turn, speed in by_turn.items()
+            if not ours or turn in reference
         )
-        for name, of_turn in speed.items()
+        for name, by_turn in speeds.items()
     }
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the speeds, and how many times faster each of our engines is, as Markdown."""
-    lines = [
-        f"| {' | '.join(('clients/s', *CONTESTANTS))} |",
-        "|---" * (1 + len(CONTESTANTS)) + "|",
-    ]
+    """Return the table of the documentation: speeds, and how many times as fast ours are."""
+    lines = []
     for shape in SHAPES:
-        figures = {shape: [f"{speed:.1f}" for speed in medians(rows, shape).values()]}
+        speeds = medians(rows, shape).values()
+        lines.append([f"{shape}, clients/s", *(f"{speed:.1f}" for speed in speeds)])
         for ours in OURS:
             ratios = medians(rows, shape, ours).values()
-            figures[f"{shape}: {ours} is faster by"] = [f"{ratio:.2f}×" for ratio in ratios]
-        lines += [f"| {' | '.join((title, *cells))} |" for title, cells in figures.items()]
-    return "\n".join(lines)
+            lines.append([f"{shape}, speed-up of `{ours}`", *(f"{ratio:.2f}×" for ratio in ratios)])
+    return markdown(["model", *CONTESTANTS], lines)
 
 
 def main() -> None:
-    """Measure, write the JSON, and print the table and the medians."""
-    if sys.argv[1] in OURS:
-        contestant, shape, folder, rounds = sys.argv[1:]
+    """Measure, write the results file and print the table."""
+    if sys.argv[1:2] == [CHILD_FLAG]:
+        contestant, shape, folder, rounds = sys.argv[2:]
         print(race(contestant, Task(shape, folder, int(rounds))))
         return
-    pfl_python = install_pfl(Path(sys.argv[1]).absolute())
-    output = Path(sys.argv[2])
-    header = about({"pfl": PFL, "rounds": ROUNDS, "turns": TURNS})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    for row in chain.from_iterable(speeds(shape, pfl_python) for shape in SHAPES):
-        rows.append(row)
-        output.write_text(json.dumps({"about": header, "runs": rows}, indent=1) + "\n")
+    environment, output = command_line(
+        __doc__, environment="folder for pfl-research's environment", results="results file"
+    )
+    pfl_python = install_pfl(environment.absolute())
+    write(output, describe({"pfl": PFL, "rounds": ROUNDS, "turns": TURNS}))
+    rows = []
+    for shape in SHAPES:
+        for row in run_contestants(shape, pfl_python):
+            append(output, row)
+            rows.append(row)
     print(table(rows))
-    print(json.dumps({shape: medians(rows, shape) for shape in SHAPES}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Notes when the first batch is trained on, in whichever process that is.
+"""Writes the time at which the first batch has been trained on, in any process of a run.
 
-Python imports this by itself where the folder is on its path, so that the app runs as it is.
+Python imports a module of this name at its start if the module's folder is on the search path, so
+that `benchmarks/startup.py` measures the app without changing it.
 """
 
 import importlib.util
@@ -14,12 +15,12 @@ from types import ModuleType
 
 
 class Hook:
-    """Waits for the module of the optimizer and then for its first step."""
+    """An import hook that watches the module of the optimizer."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find the module as Python does, and look at it once it is there."""
+        """Find the module as Python does, and watch its optimizer once it is imported."""
         if name != "fedattn_app.training.optimizer":
             return None
         sys.meta_path.remove(self)
@@ -37,17 +38,17 @@ class Hook:
 
 
 def watch(module: ModuleType) -> None:
-    """Let the first step of the optimizer in `module` note the time in the file FIRST_BATCH."""
+    """Make the optimizer's first step write the time to the file that FIRST_BATCH names."""
     step = module.FlatOptimizer.step
 
     def first_step(self: object) -> None:
         step(self)
         now = time.time()
-        module.FlatOptimizer.step = step  # type: ignore[attr-defined]
+        module.FlatOptimizer.step = step
         with suppress(FileExistsError), open(os.environ["FIRST_BATCH"], "x") as file:
             file.write(repr(now))
 
-    module.FlatOptimizer.step = first_step  # type: ignore[attr-defined]
+    module.FlatOptimizer.step = first_step
 
 
 sys.meta_path.insert(0, Hook())

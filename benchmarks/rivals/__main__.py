@@ -1,4 +1,4 @@
-"""Run one rival and print what `Task.report` says: `python -m rivals NAME SHAPE FOLDER ROUNDS`."""
+"""Run one rival and print the `Task.report`: `python -m rivals NAME SHAPE FOLDER ROUNDS`."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ from rivals.task import Task
 
 
 def main() -> None:
-    """Race; of several processes that `torchrun` started, the first one speaks."""
+    """Run the rival; if `torchrun` started several processes, only the first one prints."""
     name, shape, folder, rounds = sys.argv[1:]
     task = Task(shape, folder, int(rounds))
-    marks, state = import_module(f"rivals.{name}").race(task)
+    times, state = import_module(f"rivals.{name}").race(task)
     if os.environ.get("RANK", "0") == "0":
-        print(task.report(marks, state))
+        print(task.report(times, state))
 
 
 if __name__ == "__main__":

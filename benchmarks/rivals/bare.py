@@ -1,7 +1,8 @@
-"""No framework: two processes that stay, and the loop over clients that anyone would write.
+"""No framework: two persistent processes and a straightforward loop over clients.
 
-Models travel as numpy arrays: tensors would go as shared memory that the next client overwrites.
-Each process gets its half of the cohort at once, and so the global model once in a round.
+Models travel as numpy arrays. Tensors would travel as shared memory, which the next client would
+overwrite. Each process gets half of the cohort in one message, and with it the global model once
+in a round.
 """
 
 import random
@@ -14,27 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedattn_app.models.batch import TextBatch
-from rivals.task import BATCH, CLIENTS, COHORT, LEARNING_RATE, SEED, WEIGHT_DECAY, Task
+from rivals.task import BATCH, CLIENTS, COHORT, LEARNING_RATE, SEED, WEIGHT_DECAY, Task, predict
 
 PROCESSES = 2
 State = Mapping[str, np.ndarray]
 
 
 def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
-    """Train and return the times of start and round ends, and the global model."""
+    """Train, and return the times of the start and of each round's end, and the global model."""
     state = arrays_of(task.model())
     sampling = random.Random(SEED)
     with get_context("spawn").Pool(PROCESSES, _start, (task,)) as pool:
-        marks = [time.perf_counter()]
+        times = [time.perf_counter()]
         for _ in range(task.rounds):
             cohort = sampling.sample(range(CLIENTS), COHORT)
             replies = pool.starmap(
                 _train, [(client, state) for client in cohort], COHORT // PROCESSES
             )
             state = average(replies)
-            marks.append(time.perf_counter())
-    return marks, tensors_of(state)
+            times.append(time.perf_counter())
+    return times, tensors_of(state)
 
 
 def arrays_of(model: nn.Module) -> State:
@@ -57,7 +57,7 @@ def average(replies: Sequence[tuple[State, int]]) -> State:
 
 
 def _start(task: Task) -> None:
-    """Make what a process keeps: one thread, one model, all clients' examples."""
+    """Set up a process: one thread, one model, the examples of all clients."""
     global model, clients
     torch.set_num_threads(1)
     model, clients = task.model(), task.clients()
@@ -71,6 +71,6 @@ def _train(client: int, state: State) -> tuple[State, int]:
     ids, lengths, labels = clients[client]
     for index in torch.randperm(len(labels)).split(BATCH):
         optimizer.zero_grad()
-        F.cross_entropy(model(TextBatch.of(ids[index], lengths[index])), labels[index]).backward()
+        F.cross_entropy(predict(model, ids[index], lengths[index]), labels[index]).backward()
         optimizer.step()
     return arrays_of(model), len(labels)

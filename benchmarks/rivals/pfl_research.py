@@ -1,8 +1,8 @@
 """pfl-research (Granqvist et al., 2024, arXiv 2404.06430), whose clients share one model in place.
 
-It runs in one process for each that `torchrun` starts, each with its part of every cohort; the
-processes add their sums up over gloo. A client's batches are cut once, and the first round alone
-evaluates. All clients have as many examples, so that its unweighted average is the weighted one.
+`torchrun` starts the processes. Each trains its part of every cohort, and they add their sums over
+gloo. The batches of a client are made once, and only the first round evaluates. All clients have
+the same number of examples, so that its unweighted average equals the weighted one.
 """
 
 import time
@@ -22,7 +22,6 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.transformer import TransformerClassifier
 from rivals.task import (
     BATCH,
@@ -34,43 +33,44 @@ from rivals.task import (
     SHAPES,
     WEIGHT_DECAY,
     Task,
+    predict,
 )
 
 
 class Net(TransformerClassifier):
-    """The model with the two methods that pfl asks for."""
+    """The model with the two methods that pfl requires."""
 
     def loss(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of a batch to train on."""
+        """Return the mean loss of a training batch."""
         self.train()
-        return F.cross_entropy(self(TextBatch.of(ids, lengths)), labels)
+        return F.cross_entropy(predict(self, ids, lengths), labels)
 
     @torch.no_grad()
     def metrics(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> dict[str, Weighted]:
         """Return the summed loss of a batch."""
         self.eval()
-        loss = F.cross_entropy(self(TextBatch.of(ids, lengths)), labels, reduction="sum")
+        loss = F.cross_entropy(predict(self, ids, lengths), labels, reduction="sum")
         return {"loss": Weighted(loss.item(), len(labels))}
 
 
-class Marks(TrainingProcessCallback):
-    """Notes the times of the start and of the end of each round."""
+class RoundTimes(TrainingProcessCallback):
+    """Records the times of the start and of the end of each round."""
 
     def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
-        """Note the start."""
+        """Record the start."""
         self.times = [time.perf_counter()]
         return Metrics()
 
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Note the end of a round; never stop the training."""
+        """Record the end of a round; never stop the training."""
         self.times.append(time.perf_counter())
         return False, Metrics()
 
 
 def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
-    """Train and return the times of start and round ends, and the global model."""
+    """Train, and return the times of the start and of each round's end, and the global model."""
     torch.set_num_threads(1)
     np.random.seed(SEED)  # the processes must draw the same cohorts
     net = Net(SHAPES[task.shape], LABELS)
@@ -82,7 +82,7 @@ def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
     )
     users = [PyTorchTensorDataset(examples) for examples in task.clients()]
     data = FederatedDataset(users.__getitem__, get_user_sampler("random", range(CLIENTS)))
-    marks = Marks()
+    round_times = RoundTimes()
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=task.rounds,
@@ -95,7 +95,7 @@ def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
         NNTrainHyperParams(
             local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=BATCH
         ),
-        callbacks=[marks],
+        callbacks=[round_times],
         send_metrics_to_platform=False,
     )
-    return marks.times, net.state_dict()
+    return round_times.times, net.state_dict()

@@ -1,8 +1,8 @@
-"""Flower as its PyTorch quickstart uses it, with both cores at work.
+"""Flower as its PyTorch quickstart uses it, on both cores.
 
-Of the quickstart it keeps what makes an app: the model and the `DataLoader` are made in each call,
-the global model travels as an `ArrayRecord`. The examples are tensors in memory, which is faster
-than the quickstart's image files.
+As in the quickstart, each call makes the model and the `DataLoader`, and the global model travels
+as an `ArrayRecord`. The examples are tensors in memory, which is faster than the image files of the
+quickstart.
 """
 
 import time
@@ -16,9 +16,18 @@ from flwr.simulation import run_simulation
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.transformer import TransformerClassifier
-from rivals.task import BATCH, CLIENTS, COHORT, LABELS, LEARNING_RATE, SHAPES, WEIGHT_DECAY, Task
+from rivals.task import (
+    BATCH,
+    CLIENTS,
+    COHORT,
+    LABELS,
+    LEARNING_RATE,
+    SHAPES,
+    WEIGHT_DECAY,
+    Task,
+    predict,
+)
 
 app = ClientApp()
 
@@ -47,7 +56,7 @@ def fit(model: nn.Module, loader: DataLoader, rate: float) -> float:
     running_loss = 0.0
     for ids, lengths, labels in loader:
         optimizer.zero_grad()
-        loss = criterion(model(TextBatch.of(ids, lengths)), labels)
+        loss = criterion(predict(model, ids, lengths), labels)
         loss.backward()
         optimizer.step()
         running_loss += loss.item()
@@ -55,13 +64,13 @@ def fit(model: nn.Module, loader: DataLoader, rate: float) -> float:
 
 
 def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
-    """Train and return the times of start and round ends, and the global model."""
-    marks: list[float] = []
+    """Train, and return the times of the start and of each round's end, and the global model."""
+    times: list[float] = []
     state: dict[str, Tensor] = {}
     server = ServerApp()
 
-    def mark(server_round: int, arrays: ArrayRecord) -> None:
-        marks.append(time.perf_counter())
+    def record_time(server_round: int, arrays: ArrayRecord) -> None:
+        times.append(time.perf_counter())
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
@@ -72,7 +81,7 @@ def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
             train_config=ConfigRecord(
                 {"lr": LEARNING_RATE, "shape": task.shape, "folder": task.folder}
             ),
-            evaluate_fn=mark,
+            evaluate_fn=record_time,
         )
         state.update(result.arrays.to_torch_state_dict())
 
@@ -82,4 +91,4 @@ def race(task: Task) -> tuple[list[float], dict[str, Tensor]]:
         num_supernodes=CLIENTS,
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )
-    return marks, state
+    return times, state

@@ -1,7 +1,7 @@
-"""What all contestants do: the model, the clients' examples, the settings, and what is measured.
+"""What all contestants share: the model, the examples, the settings and the measurement.
 
-It needs torch, numpy and the parts of `fedattn_app` that need no more, since pfl-research has an
-environment of its own.
+This module imports only torch, numpy and parts of `fedattn_app` that need no other package, since
+pfl-research runs in an environment of its own.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedattn_app.config import ModelConfig
@@ -29,48 +29,54 @@ BATCH, LEARNING_RATE, WEIGHT_DECAY = 16, 3e-3, 0.01
 LABELS = 4
 SEED = 1
 
-Batch = tuple[Tensor, Tensor, Tensor]
+ClientTensors = tuple[Tensor, Tensor, Tensor]  # ids (32, T), lengths (32,), labels (32,)
+
+
+def predict(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return the logits (B, K) of a batch of texts."""
+    logits: Tensor = model(TextBatch.of(ids, lengths))
+    return logits
 
 
 @dataclass(frozen=True)
 class Task:
-    """So many `rounds` of a federation of the clients in `folder`, of models of a named `shape`."""
+    """`rounds` rounds of training a model of the named `shape` with the clients in `folder`."""
 
     shape: str
     folder: str
     rounds: int
 
     def model(self) -> TransformerClassifier:
-        """Build the model that every contestant starts from."""
+        """Return the model that every contestant starts from."""
         return build_model(SHAPES[self.shape], LABELS, SEED)
 
-    def clients(self) -> Sequence[Batch]:
-        """Return each client's ids (32, T), lengths (32,) and labels (32,), read once."""
+    def clients(self) -> Sequence[ClientTensors]:
+        """Return the tensors of each client; the file is read once in a process."""
         return _clients(self.folder)
 
-    def report(self, marks: Sequence[float], state: Mapping[str, Tensor]) -> str:
-        """Return as JSON the seconds of each round after the first, and where the model got.
+    def report(self, times: Sequence[float], state: Mapping[str, Tensor]) -> str:
+        """Return as JSON the seconds of each round after the first, and the final loss.
 
-        `marks` are the times of the start and of the end of each round, `state` the global model
-        after the last; its loss is that on the examples of all clients.
+        `times` are those of the start and of the end of each round. `state` is the final global
+        model, whose loss is taken over the examples of all clients.
         """
         model = self.model()
         model.load_state_dict(state)
         ids, lengths, labels = (torch.cat(parts) for parts in zip(*self.clients(), strict=True))
         with torch.no_grad():
-            loss = F.cross_entropy(model(TextBatch.of(ids, lengths)), labels)
-        seconds = [end - start for start, end in pairwise(marks[1:])]
+            loss = F.cross_entropy(predict(model, ids, lengths), labels)
+        seconds = [end - start for start, end in pairwise(times[1:])]
         return json.dumps({"seconds": seconds, "loss": float(loss)})
 
 
-def write_clients(folder: Path, clients: Sequence[Batch]) -> None:
-    """Write what `Task.clients` reads."""
+def write_clients(folder: Path, clients: Sequence[ClientTensors]) -> None:
+    """Write the file that `Task.clients` reads."""
     ids, lengths, labels = (torch.stack(parts).numpy() for parts in zip(*clients, strict=True))
     np.savez(folder / "clients.npz", ids=ids, lengths=lengths, labels=labels)
 
 
 @lru_cache(maxsize=1)
-def _clients(folder: str) -> Sequence[Batch]:
+def _clients(folder: str) -> Sequence[ClientTensors]:
     arrays = np.load(Path(folder) / "clients.npz")
     parts = (torch.from_numpy(arrays[key]) for key in ("ids", "lengths", "labels"))
     return list(zip(*parts, strict=True))

@@ -54,7 +54,7 @@ def record(values):
 
 def steps(count, clients, concurrency, buffer, seconds=lambda partition: 1.0, app=None, exponent=0):
     """Run so many steps; return the number that all weights have after each, and who answered."""
-    grid = PartitionGrid(LocalGrid(app or adding_one(), clients, {}, seconds=seconds))
+    grid = PartitionGrid(LocalGrid(app or adding_one(), clients, {}, training_seconds=seconds))
     grid.wait_for_clients(clients)
     rule = FedBuff(concurrency, buffer, exponent)
     strategy = AttentionOnly(UpdateChecks(rule), lambda name: True)

@@ -1,0 +1,1 @@
+"""What several benchmarks share: the results format, sweeps over runs, tables and measurements."""
