@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
-from helpers.runs import same_arrays, settled
+from helpers.runs import same_arrays, without_times
 
 from fedattn_app import client_app, server_app
 from fedattn_app.clients.base import FrozenClient
@@ -45,13 +45,13 @@ def ran(tiny):
 
 def test_one_seed_is_one_result_bit_for_bit(tiny, ran, tmp_path):
     again = simulate(tiny | {"output-dir": str(tmp_path / "b")}, CLIENTS, quiet=True)
-    assert settled(ran) == settled(again)
+    assert without_times(ran) == without_times(again)
     assert same_arrays(ran, again)
 
 
 def test_another_seed_is_another_result(tiny, ran, tmp_path):
     other = simulate(tiny | {"output-dir": str(tmp_path / "b"), "seed": 2}, CLIENTS, quiet=True)
-    assert settled(ran) != settled(other)
+    assert without_times(ran) != without_times(other)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def scratch_for_ray(monkeypatch):
 def test_flowers_engine_gives_the_same_bits(tiny, ran, tmp_path):
     config = tiny | {"output-dir": str(tmp_path / "flower")}
     flower = simulate(config, CLIENTS, engine="flower", quiet=True)
-    assert settled(ran) == settled(flower)
+    assert without_times(ran) == without_times(flower)
     assert same_arrays(ran, flower)
 
 
@@ -209,8 +209,8 @@ def test_a_run_carried_on_is_the_run_not_interrupted(tiny, tmp_path):
     resumed = simulate({"num-rounds": 4, "resume-from": str(half.path)}, quiet=True)
     assert resumed.path == half.path
     assert same_arrays(whole, resumed)
-    expected, expected_summary = settled(whole)
-    rows, summary = settled(resumed)
+    expected, expected_summary = without_times(whole)
+    rows, summary = without_times(resumed)
     # Carrying on asks the nodes once more who they are, which costs a few bytes.
     for row, other in zip(rows, expected, strict=True):
         if "bytes_up" in row:
