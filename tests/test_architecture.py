@@ -212,7 +212,8 @@ def test_every_module_can_be_imported_without_posix(python):
 # Declared dependencies
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCAL_ROOTS = {"fedattn_app", "strategies", "helpers", "rivals", "run_simulation"}
+IMPORT_FOLDERS = (ROOT, ROOT / "tests", ROOT / "benchmarks")
+LOCAL_ROOTS = {path.stem for folder in IMPORT_FOLDERS for path in folder.iterdir()}
 UNDECLARED = {"pfl"}  # benchmarks/rivals needs it and says how to install it
 
 
@@ -237,9 +238,8 @@ def canonical(name):
     ],
 )
 def test_every_imported_package_is_declared(folder, extras):
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     roots = {name.split(".")[0] for path in files_of(folder) for name in imported(path)}
-    roots -= {*sys.stdlib_module_names, *LOCAL_ROOTS, *UNDECLARED, *scripts}
+    roots -= {*sys.stdlib_module_names, *LOCAL_ROOTS, *UNDECLARED}
     distributions = packages_distributions()
     missing = {
         root
