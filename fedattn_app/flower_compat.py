@@ -2,7 +2,7 @@
 
 Each was seen in flwr 1.41.0 and 1.42.0, under the same name and with the same meaning. When a new
 version of flwr breaks one, the repair is here, and ``tests/test_flower_compat.py`` says which one
-broke. `strategies/` may not import this package and has its own copy of what it needs.
+broke. `strategies/` uses none of them.
 
 =======================================  ==========================================================
 private part                             why the public API is not enough

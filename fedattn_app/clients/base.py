@@ -25,7 +25,7 @@ from fedattn_app.training.optimizer import Proximal
 from fedattn_app.types import NDArray
 
 if TYPE_CHECKING:
-    from fedattn_app.clients.factory import Node
+    from fedattn_app.clients.node import Node
 
 EFFECTIVE_NUMBER_BETA = 0.999
 

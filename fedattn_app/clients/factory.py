@@ -4,68 +4,25 @@ Each message may be a process of its own on a real node, so what only some messa
 imported where it is used.
 """
 
-import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from flwr.app import Context
 
 from fedattn_app.cache import PROCESS_CACHE
+from fedattn_app.clients.node import Node
 from fedattn_app.clients.node_policy import (
     check_node_kept_what_it_needs,
     check_owner_allows,
     errors_stay_here,
-    is_real,
-    ledger_path,
-    limit_of,
 )
 
 if TYPE_CHECKING:
     from fedattn_app.clients.base import FrozenClient
-    from fedattn_app.clients.node_state import NodeState
     from fedattn_app.config import Config
     from fedattn_app.data.examples import ClientData
-    from fedattn_app.privacy.ledger import Ledger
     from fedattn_app.privacy.protections import Protection
-
-log = logging.getLogger("fedattn")
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a client is made from: the run's settings, and what its node has."""
-
-    config: "Config"
-    labels: tuple[str, ...]
-    data: "ClientData"
-    partition: int
-    context: Context
-
-    @property
-    def state(self) -> "NodeState":
-        """Where the node keeps arrays between messages: `state-dir`, else Flower's context."""
-        from fedattn_app.clients.node_state import ContextState, FolderState
-        from fedattn_app.files import user_path
-
-        folder = self.context.node_config.get("state-dir")
-        if folder:
-            return FolderState(user_path("state-dir", str(folder)))
-        if is_real(self.context.node_config):
-            log.warning("no state-dir in node-config: personal parameters end with the run")
-        return ContextState(self.context.state)
-
-    @property
-    def ledger(self) -> "Ledger":
-        """The node's privacy ledger; raises `UserError` for one that cannot be read."""
-        from fedattn_app.privacy.ledger import Ledger
-
-        return Ledger(self.context.state, ledger_path(self.context.node_config))
-
-    @property
-    def max_epsilon(self) -> float:
-        """The owner's limit for all runs together; infinite without one."""
-        return limit_of(self.context.node_config, "max-epsilon")
 
 
 def make_client(context: Context, server_round: int = 0) -> "FrozenClient":

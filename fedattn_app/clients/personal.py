@@ -11,7 +11,7 @@ from fedattn_app.models.parameters import without
 from fedattn_app.types import NDArray
 
 if TYPE_CHECKING:
-    from fedattn_app.clients.factory import Node
+    from fedattn_app.clients.node import Node
 
 
 class PersonalClient(FrozenClient):

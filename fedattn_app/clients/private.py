@@ -30,7 +30,7 @@ from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE, evaluate
 from fedattn_app.training.loop import set_trainable
 
 if TYPE_CHECKING:
-    from fedattn_app.clients.factory import Node
+    from fedattn_app.clients.node import Node
 
 # The L2 norm of what one held-out example adds to the counts: one in `support`, one in
 # `predicted` and at most one in `correct`.
