@@ -6,8 +6,7 @@ import torch
 from helpers.runs import QUICK
 from torch import nn
 
-from fedattn_app.config import MODEL_SIZES, ModelSize
-from fedattn_app.config.data import DataConfig
+from fedattn_app.config import MODEL_SIZES, PARTITIONERS, DataConfig, ModelConfig, ModelSize
 from fedattn_app.data import dataset_kinds, partition
 from fedattn_app.data.dataset_kinds import DatasetKind
 from fedattn_app.data.loading import client_data
@@ -125,14 +124,15 @@ def sorted_by_label(config, table, num_clients, seed):
     return [part.tolist() for part in np.array_split(order, num_clients)]
 
 
-def test_a_partitioner_is_one_function_and_one_row(monkeypatch, run, tmp_path):
-    monkeypatch.setitem(partition.PARTITIONERS, "iid", sorted_by_label)
+def test_a_partitioner_is_one_function_and_one_row_in_each_of_two_registries(monkeypatch, run):
+    monkeypatch.setitem(partition.PARTITION_FUNCTIONS, "sorted", sorted_by_label)
+    monkeypatch.setitem(PARTITIONERS, "sorted", ())
     monkeypatch.setitem(dataset_kinds.DATASET_KINDS, "colours", Colours())
-    config, model = DataConfig(dataset="colours", partitioner="iid"), factory.ModelConfig()
+    config, model = DataConfig(dataset="colours", partitioner="sorted"), ModelConfig()
     for client in range(2):
         data = client_data(config, model, 1, client, 2)
         assert set(data.train.labels.tolist()) == {client}
-    assert run(dataset="colours", partitioner="iid").history[-1]["clients"] == 2
+    assert run(dataset="colours", partitioner="sorted").history[-1]["clients"] == 2
 
 
 def balanced_accuracy(scores):

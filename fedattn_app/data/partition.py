@@ -1,7 +1,7 @@
 """How a simulation splits one table over its clients.
 
-To add a partitioner, write a function with the signature `Partitioner`, add it to `PARTITIONERS`,
-and add its name to the choices of the key `partitioner` in `config.data`.
+To add a partitioner, write a function with the signature `PartitionFunction`, add it to
+`PARTITION_FUNCTIONS`, and add its name and settings to `config.data.PARTITIONERS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from fedattn_app.cache import PROCESS_CACHE
-from fedattn_app.config import DataConfig
+from fedattn_app.config import DataConfig, as_toml
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # (config, table, num_clients, seed) → the row numbers of each client. Raises `UserError` if the
 # table cannot be split over that many clients.
-Partitioner = Callable[[DataConfig, Table, int, int], Sequence[Sequence[int]]]
+PartitionFunction = Callable[[DataConfig, Table, int, int], Sequence[Sequence[int]]]
 
 
 @PROCESS_CACHE.keep(max_entries=2)
@@ -34,7 +34,7 @@ def rows_by_client(
     Raises `UserError` if the table cannot be split over `num_clients` clients.
     """
     name = "iid" if config.partitioner == "auto" else config.partitioner
-    return PARTITIONERS[name](config, table, num_clients, seed)
+    return PARTITION_FUNCTIONS[name](config, table, num_clients, seed)
 
 
 def _iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
@@ -89,8 +89,8 @@ def _natural(
         num_groups = len(set(table.groups))
         if num_groups != num_clients:
             raise UserError(
-                f"partition-by = {config.partition_by!r}: the column has {num_groups} values, "
-                f"so the run needs {num_groups} clients, not {num_clients}"
+                f"partition-by = {as_toml(config.partition_by)}: the column has {num_groups} "
+                f"values, so the run needs {num_groups} clients, not {num_clients}"
             )
     _require_rows(table, num_clients, [1] * num_clients)
     return _FlowerRows(fds.NaturalIdPartitioner("group"), table, seed)
@@ -135,8 +135,8 @@ def _label_shares(
         for (name, candidates), count in zip(remaining.items(), np.diff(ends), strict=True):
             if len(candidates) < count:
                 raise UserError(
-                    f"label-shares = {config.label_shares!r}: the data has too few examples of "
-                    f"{name!r} for examples-per-client = {config.examples_per_client}"
+                    f"label-shares = {as_toml(config.label_shares)}: the data has too few examples "
+                    f"of {name!r} for examples-per-client = {config.examples_per_client}"
                 )
             rows += [candidates.pop() for _ in range(count)]
         clients.append(rows)
@@ -147,13 +147,13 @@ def _check_label_shares(config: DataConfig, num_clients: int, num_labels: int) -
     listed = config.shares_per_client
     if len(listed) != num_clients:
         raise UserError(
-            f"label-shares = {config.label_shares!r}: is for {len(listed)} clients, not "
+            f"label-shares = {as_toml(config.label_shares)}: is for {len(listed)} clients, not "
             f"{num_clients}"
         )
     if wrong := next((shares for shares in listed if len(shares) != num_labels), None):
         raise UserError(
-            f"label-shares = {config.label_shares!r}: names {len(wrong)} shares for a client, and "
-            f"the data has {num_labels} labels"
+            f"label-shares = {as_toml(config.label_shares)}: names {len(wrong)} shares for a "
+            f"client, and the data has {num_labels} labels"
         )
 
 
@@ -199,7 +199,7 @@ class _FlowerRows(Sequence[Sequence[int]]):
 
 
 # By the value of `partitioner`; "auto" is "iid" here.
-PARTITIONERS: Mapping[str, Partitioner] = {
+PARTITION_FUNCTIONS: Mapping[str, PartitionFunction] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
     "pathological": _pathological,
