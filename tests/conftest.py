@@ -19,8 +19,17 @@ from fedattn_app.errors import UserError
 from fedattn_app.models.fast_linear import is_faster, is_supported
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))  # last: one of its scripts has our package's name
+sys.path.append(
+    str(ROOT / "benchmarks")
+)  # last, as one of its scripts is called like a package of ours
 SHARED_DATA = ROOT.parent / "shared" / "data"
+SLOW_TEST_TIMEOUT = 1800  # seconds; other tests have the limit in pyproject.toml
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_TIMEOUT))
 
 
 def pytest_report_header():
@@ -31,7 +40,7 @@ def pytest_report_header():
 
 @pytest.fixture
 def refused():
-    """A context whose code must raise a one-line `UserError` that says every one of `parts`."""
+    """A context whose code must raise a one-line `UserError` that contains all `parts`."""
 
     @contextmanager
     def context(*parts):
@@ -47,20 +56,20 @@ def refused():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Models this small lose more to a second thread than they gain."""
+    """One torch thread, which is faster than two for models this small."""
     with local_engine.one_thread():
         yield
 
 
 @pytest.fixture
 def no_garbage():
-    """What earlier tests have open and left to the garbage collector is closed."""
+    """Close what earlier tests have left open for the garbage collector."""
     gc.collect()
 
 
 @pytest.fixture
 def python():
-    """A function that runs code, with arguments and environment, in a Python of its own."""
+    """A function that runs code in a new Python process, with arguments and environment."""
 
     def run(code, *arguments, **environment):
         kept = {k: v for k, v in os.environ.items() if not k.endswith("_OFFLINE")}
@@ -81,7 +90,7 @@ def python():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real data sets that lies beside the checkout."""
+    """The folder of real data sets next to the checkout."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is absent")
     return SHARED_DATA
@@ -89,13 +98,13 @@ def shared_data():
 
 @pytest.fixture
 def fresh_caches():
-    """No data is known from an earlier test."""
+    """Clear what earlier tests have cached."""
     PROCESS_CACHE.clear()
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Run-config of a federation that trains in a second or two."""
+    """Run-config of a federation that trains for a second or two."""
     return {
         "model": "tiny",
         "vocabulary": 512,
@@ -109,9 +118,9 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="session")
 def pretrained_folder(tmp_path_factory):
-    """A function that makes the folder of a tiny pretrained model once for the same arguments.
+    """A function that makes the folder of a tiny pretrained model, once per set of arguments.
 
-    The arguments are those of `make_folder`, without the path. Tests copy what they change.
+    The arguments are those of `make_folder` without the path. Tests must copy what they change.
     """
 
     @cache
@@ -123,27 +132,28 @@ def pretrained_folder(tmp_path_factory):
 
 @pytest.fixture(params=FAMILIES_TESTED)
 def family(request):
-    """The family of the folders below."""
+    """The model family of the folders below."""
     return request.param
 
 
 @pytest.fixture
 def encoder_folder(family, pretrained_folder):
-    """Weights without a head, as most are published."""
+    """A folder with weights but no head, as most models are published."""
     return pretrained_folder(family)
 
 
 @pytest.fixture
 def classifier_folder(family, pretrained_folder):
-    """Weights with a head for `LABELS`."""
+    """A folder with weights and a head for `LABELS`."""
     return pretrained_folder(family, AutoModelForSequenceClassification, num_labels=len(LABELS))
 
 
 @pytest.fixture
 def folder_copy(request, pretrained_folder, tmp_path_factory):
-    """Weights without a head to break, of BERT where a test asks for no family.
+    """A copy of the folder with weights but no head, which a test may damage.
 
-    The path has no word that an error should say.
+    The family is BERT unless the test uses the fixture `family`. The path contains no word that an
+    error text should contain.
     """
     names = request.fixturenames
     family = request.getfixturevalue("family") if "family" in names else "bert"

@@ -1,22 +1,76 @@
-"""The extension points: each test adds one thing as docs/architecture.md shows, and runs it."""
+"""The extension points: the examples of docs/architecture.md are taken from the page and run.
+
+A row is evaluated as the page has it. What it names as ``module:name`` is put into `sys.modules`,
+where a maintainer would write the file.
+"""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from helpers.runs import QUICK
-from torch import nn
 
-from fedattn_app.config import MODEL_SIZES, PARTITIONERS, DataConfig, ModelConfig, ModelSize
-from fedattn_app.data import dataset_kinds, partition
-from fedattn_app.data.dataset_kinds import DatasetKind
+from fedattn_app.config import (
+    CODECS,
+    MODEL_SIZES,
+    PARTITIONERS,
+    PROTECTIONS,
+    DataConfig,
+    ModelConfig,
+    ModelSize,
+    Registered,
+)
+from fedattn_app.data.dataset_kinds import DATASET_KINDS
 from fedattn_app.data.loading import client_data
-from fedattn_app.data.sources import Table
 from fedattn_app.metrics import METRICS
-from fedattn_app.models import factory, families
-from fedattn_app.models.classifier import TextClassifier, real_tokens
-from fedattn_app.models.families import Family
-from fedattn_app.models.transformer import build_model
+from fedattn_app.models.families import FAMILIES, Family
 from fedattn_app.simulation import simulate
+
+PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+REGISTRIES = {
+    "codec": CODECS,
+    "privacy": PROTECTIONS,
+    "family": FAMILIES,
+    "model": MODEL_SIZES,
+    "dataset": DATASET_KINDS,
+    "partitioner": PARTITIONERS,
+    "score": METRICS,
+}
+
+
+def example(key):
+    """The blocks of Python below the mark of an example: the file if there is one, and the row."""
+    section = PAGE.split(f"<!-- example: {key} -->")[1].split("\n##")[0]
+    blocks = re.findall(r"```python\n(.*?)\n```", section, re.S)
+    assert 1 <= len(blocks) <= 2
+    return blocks[:-1], blocks[-1]
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """Adds an example of the page; returns the name of its row."""
+
+    def add(key):
+        files, row = example(key)
+        written = {}
+        for code in files:
+            exec(compile(code, f"docs/architecture.md, {key}", "exec"), written)
+        for module, name in re.findall(r'"(fedattn_app[\w.]+):(\w+)"', row):
+            path = Path(*module.split(".")).with_suffix(".py")
+            assert not (Path(__file__).parents[1] / path).exists()
+            made = ModuleType(module)
+            setattr(made, name, written[name])
+            monkeypatch.setitem(sys.modules, module, made)
+        names = {"Registered": Registered, "ModelSize": ModelSize, "Family": Family, **written}
+        ((name, value),) = eval(f"{{{row}}}", names).items()
+        assert name not in REGISTRIES[key]
+        monkeypatch.setitem(REGISTRIES[key], name, value)
+        return name
+
+    return add
 
 
 @pytest.fixture
@@ -31,18 +85,30 @@ def run(tmp_path):
     return run
 
 
-def test_a_pretrained_family_is_one_row(monkeypatch, pretrained_folder, run):
-    mpnet = Family(
-        attention=r"mpnet\.encoder\.layer\.\d+\.attention\.attn\.",
-        query="q",
-        key="k",
-        value="v",
-        output="o",
-        head=r"classifier\..*",
-        positions_after_padding=True,
+def test_the_page_has_an_example_for_every_registry():
+    assert re.findall(r"<!-- example: (\w+) -->", PAGE) == list(REGISTRIES)
+
+
+def test_a_codec(added, run, tmp_path):
+    half = run(codec=added("codec"))
+    whole = run(output_dir=str(tmp_path / "whole"))
+    assert half.history[-1]["failures"] == 0
+    assert (
+        half.summary["bytes_up_per_client_round"]
+        < 0.6 * (whole.summary["bytes_up_per_client_round"])
     )
-    monkeypatch.setitem(families.FAMILIES, "mpnet", mpnet)
-    folder = pretrained_folder("mpnet")
+    for name, array in half.arrays.items():
+        np.testing.assert_allclose(array, whole.arrays[name], rtol=0.02, atol=1e-3)
+
+
+def test_a_protection(added, run):
+    result = run(privacy=added("privacy"))
+    assert result.summary["privacy"] == "equal-weights"
+    assert result.summary["privacy_note"] == "every client counts the same"
+
+
+def test_a_pretrained_family(added, run, pretrained_folder):
+    folder = pretrained_folder(added("family"))
     settings = {"model": str(folder), "vocabulary": 8192, "learning_rate": 5e-4}
     result = run(shared="attention", **settings)
     shared = {name for name in result.arrays if ".attention.attn." in name}
@@ -50,101 +116,30 @@ def test_a_pretrained_family_is_one_row(monkeypatch, pretrained_folder, run):
     assert result.summary["shared_parameters"] == sum(result.arrays[k].size for k in shared)
 
 
-class BagOfWords(TextClassifier):
-    """Scores the labels by the mean of the tokens' embeddings."""
-
-    family = "bag-of-words"
-
-    def __init__(self, config, num_labels):
-        super().__init__()
-        self.embedding = nn.Embedding(config.vocabulary, config.size.width, padding_idx=0)
-        self.head = nn.Linear(config.size.width, num_labels)
-
-    @property
-    def token_embedding(self):
-        return self.embedding
-
-    def forward(self, batch):
-        ids, lengths = batch["ids"], batch["lengths"]
-        features = self.embedding(ids) * real_tokens(ids, lengths)[..., None]
-        return self.head(features.sum(1) / lengths[:, None])
-
-
-def build_bag_of_words(config, num_labels, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return BagOfWords(config, num_labels)
-
-
 @pytest.mark.parametrize("privacy", ["none", "dp-sgd"])
-def test_an_architecture_is_one_file_and_one_row_in_each_of_two_registries(
-    monkeypatch, run, privacy
-):
-    size = ModelSize(layers=1, width=16, heads=1, feedforward=1)
-    monkeypatch.setitem(MODEL_SIZES, "bag-of-words", size)
-    monkeypatch.setitem(factory.ARCHITECTURES, "bag-of-words", build_bag_of_words)
+def test_an_architecture(added, run, privacy):
     noise = {"noise_multiplier": 1.0} if privacy == "dp-sgd" else {}
-    result = run(model="bag-of-words", shared="all", privacy=privacy, **noise)
+    result = run(model=added("model"), shared="all", privacy=privacy, **noise)
     assert set(result.arrays) == {"embedding.weight", "head.weight", "head.bias"}
-    assert result.summary["shared_parameters"] == 512 * 16 + 16 * 6 + 6
+    assert result.summary["shared_parameters"] == 512 * 64 + 64 * 6 + 6
 
 
-def test_every_size_has_an_architecture():
-    assert set(factory.ARCHITECTURES) == set(MODEL_SIZES)
-    assert set(factory.ARCHITECTURES.values()) == {build_model}
-
-
-class Colours(DatasetKind):
-    """Texts that name a colour, 40 for each client and 20 for the server."""
-
-    def label_names(self, config):
-        return ("blue", "red")
-
-    def training_table(self, config, seed, num_clients):
-        return self._table(40 * num_clients)
-
-    def test_table(self, config, seed):
-        return self._table(20)
-
-    def _table(self, count):
-        labels = ["blue" if k % 2 else "red" for k in range(count)]
-        return Table([f"a {label} thing {k}" for k, label in enumerate(labels)], labels, "colours")
-
-
-def test_a_dataset_kind_is_one_file_and_one_row(monkeypatch, run):
-    monkeypatch.setitem(dataset_kinds.DATASET_KINDS, "colours", Colours())
-    result = run(dataset="colours", shared="all", num_rounds=4, learning_rate=0.02)
+def test_a_dataset_kind(added, run):
+    result = run(dataset=added("dataset"), shared="all", num_rounds=4, learning_rate=0.02)
     assert set(result.summary["recall_per_class"]) == {"blue", "red"}
     assert result.summary["accuracy"] == 1.0
 
 
-def sorted_by_label(config, table, num_clients, seed):
-    """Give each client a contiguous part of the rows sorted by label."""
-    order = np.argsort(table.labels, kind="stable")
-    return [part.tolist() for part in np.array_split(order, num_clients)]
-
-
-def test_a_partitioner_is_one_function_and_one_row_in_each_of_two_registries(monkeypatch, run):
-    monkeypatch.setitem(partition.PARTITION_FUNCTIONS, "sorted", sorted_by_label)
-    monkeypatch.setitem(PARTITIONERS, "sorted", ())
-    monkeypatch.setitem(dataset_kinds.DATASET_KINDS, "colours", Colours())
-    config, model = DataConfig(dataset="colours", partitioner="sorted"), ModelConfig()
+def test_a_partitioner(added, run):
+    names = {"dataset": added("dataset"), "partitioner": added("partitioner")}
     for client in range(2):
-        data = client_data(config, model, 1, client, 2)
+        data = client_data(DataConfig(**names), ModelConfig(), 1, client, 2)
         assert set(data.train.labels.tolist()) == {client}
-    assert run(dataset="colours", partitioner="sorted").history[-1]["clients"] == 2
+    assert run(**names).history[-1]["clients"] == 2
 
 
-def balanced_accuracy(scores):
-    """The mean recall over the labels that have examples, 0 to 1."""
-    recalls = [recall for recall in scores.recall if recall is not None]
-    return float(np.mean(recalls)) if recalls else 0.0
-
-
-def test_a_metric_is_one_function_and_one_row(monkeypatch, run):
-    monkeypatch.setitem(METRICS, "balanced_accuracy", balanced_accuracy)
-    result = run(shared="all")
-    recalls = result.summary["recall_per_class"].values()
-    assert result.history[-1]["central"]["balanced_accuracy"] == pytest.approx(
-        np.mean([recall for recall in recalls if recall is not None])
-    )
+def test_a_metric(added, run):
+    result = run(shared="all", score=added("score").replace("_", "-"))
+    recalls = [r for r in result.summary["recall_per_class"].values() if r is not None]
+    assert result.history[-1]["central"]["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert result.summary["balanced_accuracy"] == pytest.approx(np.mean(recalls))

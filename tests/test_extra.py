@@ -1,4 +1,4 @@
-"""Without the extra `pretrained`: what runs, and what says that it needs it."""
+"""Without the extra `pretrained` the built-in model runs, and other settings name the extra."""
 
 import re
 
@@ -24,7 +24,7 @@ for settings in ({"model": folder, "num-rounds": 1}, {**tiny, "shared": "lora"})
 """
 
 
-def test_without_the_extra_the_built_in_model_runs_and_the_others_say_what_to_install(
+def test_without_the_extra_the_built_in_model_runs_and_errors_say_what_to_install(
     pretrained_folder, tmp_path, python
 ):
     folder = pretrained_folder("bert")

@@ -13,8 +13,8 @@ from fedattn_app.config.model import (
     ModelSize,
 )
 from fedattn_app.config.output import OutputConfig
-from fedattn_app.config.privacy import PROTECTIONS, PrivacyConfig, RegisteredProtection
-from fedattn_app.config.schema import ConfigValue, as_toml
+from fedattn_app.config.privacy import PROTECTIONS, PrivacyConfig
+from fedattn_app.config.schema import ConfigValue, Registered, as_toml
 from fedattn_app.config.settings import Config
 from fedattn_app.config.training import TrainingConfig
 from fedattn_app.config.transport import CODECS, TransportConfig
@@ -38,7 +38,7 @@ __all__ = [
     "ModelSize",
     "OutputConfig",
     "PrivacyConfig",
-    "RegisteredProtection",
+    "Registered",
     "TrainingConfig",
     "TransportConfig",
     "as_toml",

@@ -245,7 +245,7 @@ CHOOSERS: Mapping[str, Callable[[], dict[str, list[str]]]] = {
         {name: rule.keywords for name, rule in RULES.items()},
         {name: rule.unused for name, rule in RULES.items()},
     ),
-    "partitioner": lambda: _owners(PARTITIONERS, {}),
+    "partitioner": lambda: _owners({name: row.keys for name, row in PARTITIONERS.items()}, {}),
     "privacy": lambda: _owners({name: row.keys for name, row in PROTECTIONS.items()}, {}),
     "model": lambda: _owners(dict.fromkeys(MODEL_SIZES, BUILT_IN_ONLY), {}),
 }

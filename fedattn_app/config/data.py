@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedattn_app.config.schema import Section, as_toml, setting, split_names
+from fedattn_app.config.schema import Registered, Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
 
-# Name of a partitioner → the fields of `DataConfig` that only some partitioners use. The functions
-# that split the data are in `fedattn_app.data`, by the same names.
-PARTITIONERS: Mapping[str, tuple[str, ...]] = {
-    "iid": (),
-    "dirichlet": ("alpha",),
-    "pathological": ("classes_per_client",),
-    "natural": ("partition_by",),
-    "linear": (),
-    "square": (),
-    "label-shares": ("label_shares", "examples_per_client"),
+PARTITIONERS: Mapping[str, Registered] = {
+    "iid": Registered("fedattn_app.data.partition:iid"),
+    "dirichlet": Registered("fedattn_app.data.partition:dirichlet", ("alpha",)),
+    "pathological": Registered("fedattn_app.data.partition:pathological", ("classes_per_client",)),
+    "natural": Registered("fedattn_app.data.partition:natural", ("partition_by",)),
+    "linear": Registered("fedattn_app.data.partition:linear"),
+    "square": Registered("fedattn_app.data.partition:square"),
+    "label-shares": Registered(
+        "fedattn_app.data.partition:label_shares", ("label_shares", "examples_per_client")
+    ),
 }
 
 PER_CENT_TOLERANCE = 1e-6  # by which a client's shares of the labels may miss 100

@@ -1,24 +1,28 @@
 """The run-config keys of the model: the Transformer, its tokenizer, and LoRA adapters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedattn_app.config.schema import Section, as_toml, setting, split_names
+from fedattn_app.config.schema import Registered, Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
+
+TRANSFORMER_BUILDER = Registered("fedattn_app.models.transformer:build_model")
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """Shape of the encoder: `layers` blocks of `width` features, `heads` heads each.
 
-    `feedforward` is the number of hidden units of a block's feed-forward layer.
+    `feedforward` is the number of hidden units of a block's feed-forward layer. `builder` is the
+    function that builds the model, from a `ModelConfig`, the number of labels and the seed.
     """
 
     layers: int
     width: int
     heads: int
     feedforward: int
+    builder: Registered = TRANSFORMER_BUILDER
 
 
 MODEL_SIZES: Mapping[str, ModelSize] = {
@@ -27,8 +31,9 @@ MODEL_SIZES: Mapping[str, ModelSize] = {
     "base": ModelSize(layers=4, width=256, heads=8, feedforward=1024),
 }
 
-# The fields of `ModelConfig` that have no effect with a pretrained model.
-BUILT_IN_ONLY = (*(entry.name for entry in fields(ModelSize)), "vocabulary")
+# The fields of `ModelConfig` that have no effect with a pretrained model: its shape, and more.
+SHAPE_FIELDS = ("layers", "width", "heads", "feedforward")
+BUILT_IN_ONLY = (*SHAPE_FIELDS, "vocabulary")
 
 ATTENTION_ROLES = ("query", "key", "value", "output")
 LORA_SCOPES = ("lora", "lora-a", "lora-b")
@@ -100,11 +105,8 @@ class ModelConfig(Section):
     def size(self) -> ModelSize:
         """The shape of the built-in model: the named size, with every given key that is not 0."""
         named = MODEL_SIZES[self.model]
-        explicit = {
-            entry.name: getattr(self, entry.name) or getattr(named, entry.name)
-            for entry in fields(ModelSize)
-        }
-        return ModelSize(**explicit)
+        given = {name: getattr(self, name) for name in SHAPE_FIELDS if getattr(self, name)}
+        return replace(named, **given)
 
 
 @dataclass(frozen=True)

@@ -4,30 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedattn_app.config.schema import Section, setting
-
-
-@dataclass(frozen=True)
-class RegisteredProtection:
-    """A protection of updates: its class, and the settings that it uses.
-
-    `class_path` is the class as "module:class", imported only where a run uses it. `keys` are the
-    fields of `PrivacyConfig` that have an effect with this protection.
-    """
-
-    class_path: str
-    keys: tuple[str, ...] = ()
-
+from fedattn_app.config.schema import Registered, Section, setting
 
 _BUDGET = ("target_epsilon", "target_delta", "noise_multiplier", "reproducible_noise")
 
-PROTECTIONS: Mapping[str, RegisteredProtection] = {
-    "none": RegisteredProtection("fedattn_app.privacy.protections.base:NoProtection"),
-    "dp-sgd": RegisteredProtection(
+PROTECTIONS: Mapping[str, Registered] = {
+    "none": Registered("fedattn_app.privacy.protections.base:NoProtection"),
+    "dp-sgd": Registered(
         "fedattn_app.privacy.protections.dp_sgd:DpSgd",
         (*_BUDGET, "max_grad_norm", "accountant", "evaluate_epsilon", "num_examples_public"),
     ),
-    "client-dp": RegisteredProtection(
+    "client-dp": Registered(
         "fedattn_app.privacy.protections.client_dp:ClientDp", (*_BUDGET, "max_update_norm")
     ),
 }

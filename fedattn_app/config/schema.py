@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
+from pkgutil import resolve_name
 from typing import Any, ClassVar, TypeAlias, cast
 
 from fedattn_app.errors import UserError
@@ -20,6 +21,22 @@ Choices: TypeAlias = Collection[str] | Callable[[], Collection[str]]
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 EXACT_FLOAT_LIMIT = 2**53  # whole numbers below it are floats without rounding
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A choice of a key that is implemented in another package.
+
+    `path` is a class or function as "module:name". `keys` are the fields of the key's section that
+    have an effect with this choice, and not with every other.
+    """
+
+    path: str
+    keys: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Import and return the class or function; a node imports only what its run uses."""
+        return resolve_name(self.path)
 
 
 @dataclass(frozen=True)

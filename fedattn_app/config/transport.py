@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedattn_app.config.schema import Section, setting
+from fedattn_app.config.schema import Registered, Section, setting
 
-# Name of a codec → its class, as "module:class". Nodes import only the class that a run uses.
-CODECS: Mapping[str, str] = {
-    "float32": "fedattn_app.transport.codec:Float32",
-    "float16": "fedattn_app.transport.codec:Float16",
+CODECS: Mapping[str, Registered] = {
+    "float32": Registered("fedattn_app.transport.codec:Float32"),
+    "float16": Registered("fedattn_app.transport.codec:Float16"),
 }
 
 

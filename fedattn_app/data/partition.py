@@ -1,10 +1,10 @@
 """How a simulation splits one table over its clients.
 
-To add a partitioner, write a function with the signature `PartitionFunction`, add it to
-`PARTITION_FUNCTIONS`, and add its name and settings to `config.data.PARTITIONERS`.
+To add a partitioner, write a function with the signature `Partitioner` and add a row to
+`PARTITIONERS` in `fedattn_app.config.data`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Any, overload
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from fedattn_app.cache import PROCESS_CACHE
-from fedattn_app.config import DataConfig, as_toml
+from fedattn_app.config import PARTITIONERS, DataConfig, as_toml
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # (config, table, num_clients, seed) → the row numbers of each client. Raises `UserError` if the
 # table cannot be split over that many clients.
-PartitionFunction = Callable[[DataConfig, Table, int, int], Sequence[Sequence[int]]]
+Partitioner = Callable[[DataConfig, Table, int, int], Sequence[Sequence[int]]]
 
 
 @PROCESS_CACHE.keep(max_entries=2)
@@ -34,10 +34,11 @@ def rows_by_client(
     Raises `UserError` if the table cannot be split over `num_clients` clients.
     """
     name = "iid" if config.partitioner == "auto" else config.partitioner
-    return PARTITION_FUNCTIONS[name](config, table, num_clients, seed)
+    partitioner: Partitioner = PARTITIONERS[name].load()
+    return partitioner(config, table, num_clients, seed)
 
 
-def _iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
+def iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
     """Give all clients the same number of random rows."""
     from flwr_datasets import partitioner as fds
 
@@ -45,7 +46,7 @@ def _iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Seque
     return _FlowerRows(fds.IidPartitioner(num_clients), table, seed)
 
 
-def _dirichlet(
+def dirichlet(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Draw each label's shares over the clients from a Dirichlet(alpha) distribution."""
@@ -58,7 +59,7 @@ def _dirichlet(
     return _FlowerRows(partitioner, table, seed)
 
 
-def _pathological(
+def pathological(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Give each client the rows of `classes_per_client` labels."""
@@ -79,7 +80,7 @@ def _pathological(
     return _FlowerRows(partitioner, table, seed)
 
 
-def _natural(
+def natural(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Make one client of each value in the column `partition_by`."""
@@ -96,7 +97,7 @@ def _natural(
     return _FlowerRows(fds.NaturalIdPartitioner("group"), table, seed)
 
 
-def _linear(
+def linear(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Give client k, counted from 1, a number of random rows in proportion to k."""
@@ -106,7 +107,7 @@ def _linear(
     return _FlowerRows(fds.LinearPartitioner(num_clients), table, seed)
 
 
-def _square(
+def square(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Give client k, counted from 1, a number of random rows in proportion to k²."""
@@ -116,7 +117,7 @@ def _square(
     return _FlowerRows(fds.SquarePartitioner(num_clients), table, seed)
 
 
-def _label_shares(
+def label_shares(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Give each client `examples_per_client` random rows with its `label_shares`.
@@ -196,15 +197,3 @@ class _FlowerRows(Sequence[Sequence[int]]):
             raise IndexError(f"client {client} of {len(self)}")
         rows: Sequence[int] = self._partitioner.load_partition(client)["row"][:]
         return rows
-
-
-# By the value of `partitioner`; "auto" is "iid" here.
-PARTITION_FUNCTIONS: Mapping[str, PartitionFunction] = {
-    "iid": _iid,
-    "dirichlet": _dirichlet,
-    "pathological": _pathological,
-    "natural": _natural,
-    "linear": _linear,
-    "square": _square,
-    "label-shares": _label_shares,
-}

@@ -1,22 +1,14 @@
 """Build the classifier and the tokenizer that the settings of a run name."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from fedattn_app.cache import PROCESS_CACHE
-from fedattn_app.config import MODEL_SIZES, Config, ModelConfig
+from fedattn_app.config import Config, ModelConfig
 from fedattn_app.files import folder_of
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.fast_linear import speed_up
 from fedattn_app.models.tokenizer import HashingTokenizer, Tokenizer
-from fedattn_app.models.transformer import build_model
-
-# By the value of `model`, the names in `config.MODEL_SIZES`. Each function takes the settings, the
-# number of labels and the seed that alone decides the initial parameters. Every other value of
-# `model` is a pretrained model.
-ARCHITECTURES: Mapping[str, Callable[[ModelConfig, int, int], Classifier]] = dict.fromkeys(
-    MODEL_SIZES, build_model
-)
 
 
 def build_classifier(config: Config, num_labels: int) -> Classifier:
@@ -31,7 +23,7 @@ def build_classifier(config: Config, num_labels: int) -> Classifier:
 
         model = pretrained.load_model(config.model, num_labels, seed)
     else:
-        model = ARCHITECTURES[config.model.model](config.model, num_labels, seed)
+        model = config.model.size.builder.load()(config.model, num_labels, seed)
     return _prepare(model, config)
 
 

@@ -5,7 +5,6 @@ decodes a reply before anything else looks at it.
 """
 
 from collections.abc import Mapping
-from pkgutil import resolve_name
 from typing import Protocol
 
 import numpy as np
@@ -70,5 +69,5 @@ class Float16:
 
 def codec_of(config: Config) -> Codec:
     """Return the codec that `config` names."""
-    codec: Codec = resolve_name(CODECS[config.transport.codec])()
+    codec: Codec = CODECS[config.transport.codec].load()()
     return codec

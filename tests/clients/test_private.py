@@ -521,7 +521,13 @@ def test_the_ledger_has_all_that_noise_was_drawn_for(tmp_path_factory, actions, 
 
 def test_a_ledger_that_is_lost_while_a_node_runs_stops_it(trainings, tmp_path):
     path, copy = tmp_path / "ledger.json", RecordDict()
-    fit(client_of(Ledger(copy, path)))
+    client = client_of(Ledger(copy, path), evaluate_epsilon=1.0)
+    fit(client, 1)
     path.unlink()
+    for task in (fit, evaluate):
+        with pytest.raises(UserError, match="lacks entries that this node has written"):
+            task(client, 2)
+    assert len(trainings) == 1
+    assert not path.exists()
     with pytest.raises(UserError, match="lacks entries that this node has written"):
-        Ledger(copy, path)
+        Ledger(copy, path)  # as when the node's process starts again

@@ -10,7 +10,7 @@ from fedattn_app.config import (
     RULES,
     AggregationRule,
     Config,
-    RegisteredProtection,
+    Registered,
 )
 from fedattn_app.config.settings import DEFAULTS, RENAMED_KEYS, SETTINGS
 from fedattn_app.metrics import METRICS
@@ -106,14 +106,14 @@ def test_an_old_name_is_refused_with_the_new_one(refused, old, new):
     ("registry", "name", "row", "config"),
     [
         (RULES, "mine", AggregationRule("Mine", {"fedatt_step": "step"}), {"fedatt-step": 2.0}),
-        (PARTITIONERS, "mine", ("alpha",), {"alpha": 2.0}),
+        (PARTITIONERS, "mine", Registered("some.module:mine", ("alpha",)), {"alpha": 2.0}),
         (
             PROTECTIONS,
             "mine",
-            RegisteredProtection("some.module:Mine", ("noise_multiplier",)),
+            Registered("some.module:Mine", ("noise_multiplier",)),
             {"noise-multiplier": 2.0},
         ),
-        (CODECS, "mine", "some.module:Mine", {}),
+        (CODECS, "mine", Registered("some.module:Mine"), {}),
         (METRICS, "my_score", lambda scores: 0.0, {}),
     ],
     ids=["strategy", "partitioner", "privacy", "codec", "score"],
@@ -130,35 +130,12 @@ def test_one_row_in_a_registry_is_enough(
     assert value in SETTINGS[key].allowed
 
 
-@pytest.mark.parametrize(
-    ("settings", "weighting"),
-    [
-        ({}, "examples"),
-        ({"weighting": "uniform"}, "uniform"),
-        (DP_SGD, "uniform"),
-        ({**DP_SGD, "num-examples-public": True}, "uniform"),
-        ({**DP_SGD, "num-examples-public": True, "weighting": "examples"}, "examples"),
-        (CLIENT_DP, "uniform"),
-    ],
-)
-def test_replies_weigh_the_same_under_privacy_unless_numbers_are_public(settings, weighting):
-    assert Config.from_run_config(settings).weighting == weighting
-
-
-@pytest.mark.parametrize(
-    ("settings", "fraction"),
-    [({}, 0.5), (DP_SGD, 0.0), ({**DP_SGD, "evaluate-epsilon": 1.0}, 0.5), (CLIENT_DP, 0.5)],
-)
-def test_clients_evaluate_under_dp_sgd_only_with_a_budget_for_it(settings, fraction):
-    config = Config.from_run_config({"fraction-evaluate": 0.5, **settings})
-    assert config.fraction_evaluate == fraction
-
-
 def test_the_rule_gets_its_settings_under_the_keywords_of_its_class():
     config = {"strategy": "fedadam", "server-learning-rate": 0.02, "adaptive-tau": 0.1}
     expected = {"weighting": "examples", "eta": 0.02, "tau": 0.1, "beta_1": 0.9, "beta_2": 0.99}
-    assert Config.from_run_config(config).rule_settings == expected
+    assert Config.from_run_config(config).aggregation.rule_settings("examples") == expected
 
 
 def test_a_server_learning_rate_of_0_is_left_to_the_rule():
-    assert "eta" not in Config.from_run_config({"strategy": "fedadam"}).rule_settings
+    config = Config.from_run_config({"strategy": "fedadam"})
+    assert "eta" not in config.aggregation.rule_settings("examples")

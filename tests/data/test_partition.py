@@ -1,12 +1,23 @@
 """The registry of partitioners."""
 
+import pytest
+
 from fedattn_app.config import PARTITIONERS, DataConfig
-from fedattn_app.data.partition import PARTITION_FUNCTIONS, rows_by_client
+from fedattn_app.data.partition import rows_by_client
 from fedattn_app.data.sources import Table
 
 
-def test_every_partitioner_of_the_config_has_a_function():
-    assert set(PARTITION_FUNCTIONS) == set(PARTITIONERS)
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_every_row_of_the_registry_names_a_partitioner(name):
+    shares = {"label_shares": "50/50, 50/50, 50/50", "examples_per_client": 2, "labels": "a,b"}
+    own = {"label-shares": shares, "natural": {"partition_by": "ward"}}.get(name, {})
+    config = DataConfig(dataset="file", data_path="x.csv", partitioner=name, **own)
+    groups = ["1", "2", "3"] * 7
+    table = Table([f"text {k}" for k in range(21)], ["a", "b", "a"] * 7, "x.csv", groups)
+    rows = [list(client) for client in rows_by_client(config, table, 3, 1)]
+    used = [row for client in rows for row in client]
+    assert len(rows) == 3
+    assert len(used) == len(set(used)) <= 21
 
 
 def test_rows_can_be_read_in_any_order_and_as_a_slice():

@@ -1,4 +1,4 @@
-"""The app, unchanged, on a real SuperLink and two SuperNodes on loopback."""
+"""The app on a real SuperLink and two SuperNodes on this machine."""
 
 import csv
 import json
@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SITES = ("north", "south")
 
+pytestmark = pytest.mark.timeout(900)
+
 
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
@@ -47,7 +49,7 @@ def wait_for_end(pid, seconds):
 
 
 class Deployment:
-    """A SuperLink and its SuperNodes, each in a process group of its own that ends with us."""
+    """A SuperLink and its SuperNodes, each in its own process group; `stop` ends them all."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -88,7 +90,7 @@ class Deployment:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
-            try:  # a pause that a SuperLink which dies cuts short
+            try:  # pause, but notice at once if the SuperLink dies
                 process.wait(0.1)
             except subprocess.TimeoutExpired:
                 continue
@@ -116,7 +118,7 @@ class Deployment:
         )
 
     def kill(self, process):
-        """End a process and all that it has started at once, as a power cut would."""
+        """Kill a process and all that it has started, and return how many processes that were."""
         group = [pid for pid in self.left() if os.getpgid(pid) == process.pid]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -171,9 +173,9 @@ def write_reviews(path, good, bad, count):
 
 
 def start_two_sites(deployment, **folders):
-    """Start everything; each site's own folder for the node-config keys `folders` ends in its name.
+    """Start a SuperLink and two SuperNodes, with 240 and 160 examples, and return the SuperNodes.
 
-    One has 240 examples, the other 160. Returns the SuperNodes.
+    `folders` maps node-config keys to paths, to which each site adds its own name.
     """
     folder = deployment.folder
     write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
@@ -194,7 +196,7 @@ def start_site(deployment, site, **folders):
 
 
 def run_on_sites(deployment, settings):
-    """Run the app for two rounds on the reviews, with more settings for its run-config."""
+    """Run the app for two rounds on the reviews; `settings` is added to the run-config."""
     output = deployment.folder / "out"
     run_config = (
         'dataset="file" labels="negative,positive" num-rounds=2 local-epochs=3 '
@@ -206,7 +208,7 @@ def run_on_sites(deployment, settings):
 
 
 def predictor_of(site, deployment, result):
-    """The model of one site: the run's, with the parameters that the site kept to itself."""
+    """A predictor with the run's shared parameters and the site's personal ones."""
     (personal,) = (deployment.folder / f"state-{site}").glob("personal-*.safetensors")
     return Predictor.load(result.path, personal)
 
@@ -230,7 +232,7 @@ def test_two_sites_train_on_files_of_their_own(deployment):
 
     listed = json.loads(deployment.flwr("list", "test", "--format", "json").stdout)
     traffic = listed["runs"][0]["network-traffic"]
-    # Flower's figures hold its own framing too, about 4 KB a message.
+    # Flower also counts its own framing, about 4 KB per message.
     messages = 2 * (1 + 2 * 2)
     for key, direction in (("inbound-bytes", "bytes_up"), ("outbound-bytes", "bytes_down")):
         ours = sum(row[direction] for row in result.history)
@@ -238,7 +240,7 @@ def test_two_sites_train_on_files_of_their_own(deployment):
 
 
 @pytest.mark.slow
-def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment):
+def test_two_sites_adapt_a_base_model_from_their_own_folders(deployment):
     folder = deployment.folder
     bases = [folder / name for name in ("base-north", "base-south", "base-server")]
     for base in bases:
@@ -259,7 +261,7 @@ def test_two_sites_adapt_a_base_that_each_has_in_a_folder_of_its_own(deployment)
 
 
 @pytest.mark.slow
-def test_two_sites_feed_a_buffer(deployment):
+def test_two_sites_train_asynchronously(deployment):
     start_two_sites(deployment, state_dir=deployment.folder / "state")
     buffered = 'strategy="fedbuff" fedbuff-concurrency=2 fedbuff-buffer-size=1'
     result = run_on_sites(deployment, f'model="tiny" vocabulary=512 {buffered}')
@@ -272,40 +274,40 @@ PRIVATE = 'vocabulary=512 privacy="dp-sgd" noise-multiplier=1.0'
 
 
 def ledger_of(site, deployment):
-    """The entries of the privacy ledger of one site, none where there is no ledger yet."""
+    """The entries of one site's privacy ledger, or none if it has no ledger yet."""
     path = deployment.folder / f"state-{site}" / "privacy-ledger.json"
     return json.loads(path.read_text())["entries"] if path.exists() else []
 
 
 def epsilons(result, site):
-    """What the server was told by one site, round after round."""
+    """The ε that one site reported in each round."""
     partition = SITES.index(site)
     return [row["epsilon"] for row in result.clients if row["partition"] == partition]
 
 
 @pytest.mark.slow
-def test_what_two_sites_spend_adds_up_over_runs(deployment):
+def test_the_privacy_loss_of_two_sites_adds_up_over_runs(deployment):
     start_two_sites(deployment, state_dir=deployment.folder / "state")
-    told = {site: [] for site in SITES}
+    reported = {site: [] for site in SITES}
     for number in (1, 2):
         result = run_on_sites(deployment, f'model="tiny" {PRIVATE}')
         assert [row["failures"] for row in result.history] == [0, 0, 0]
         for site in SITES:
-            told[site] += epsilons(result, site)
-        assert result.summary["epsilon"] == max(each[-1] for each in told.values())
+            reported[site] += epsilons(result, site)
+        assert result.summary["epsilon"] == max(each[-1] for each in reported.values())
         result.path.rename(deployment.folder / f"run{number}")
     for site in SITES:
         entries = ledger_of(site, deployment)
-        assert told[site] == sorted(set(told[site]))
-        assert told[site] == [entry["epsilon"] for entry in entries]
+        assert reported[site] == sorted(set(reported[site]))
+        assert reported[site] == [entry["epsilon"] for entry in entries]
         assert [entry["server_round"] for entry in entries] == [1, 2, 1, 2]
         assert len({entry["run"] for entry in entries}) == 2
         spent = [Entry(**entry).mechanism for entry in entries]
-        assert told[site][-1] == pytest.approx(epsilon_of(spent, 1e-5))
+        assert reported[site][-1] == pytest.approx(epsilon_of(spent, 1e-5))
 
 
 @pytest.mark.slow
-def test_a_site_killed_while_it_trains_has_spent_what_the_round_costs(deployment):
+def test_a_site_killed_during_training_has_recorded_the_rounds_cost(deployment):
     states = {"state_dir": deployment.folder / "state"}
     north, _ = start_two_sites(deployment, **states)
     settings = f'model="tiny" batch-size=1 round-timeout=90.0 {PRIVATE}'
@@ -314,11 +316,11 @@ def test_a_site_killed_while_it_trains_has_spent_what_the_round_costs(deployment
         while not (before := ledger_of("north", deployment)):
             assert not running.done()
             time.sleep(0.02)
-        assert deployment.kill(north) > 1, "the client was no process of its own"
+        assert deployment.kill(north) > 1, "the client was not a process of its own"
         killed = running.result()
     assert ledger_of("north", deployment) == before
     assert [(entry["server_round"], entry["steps"]) for entry in before] == [(1, 3 * 128)]
-    assert epsilons(killed, "north") == []  # it was in mid-round
+    assert epsilons(killed, "north") == []  # it was killed within a round
     assert len(epsilons(killed, "south")) == 2
     killed.path.rename(deployment.folder / "killed")
 
@@ -327,5 +329,5 @@ def test_a_site_killed_while_it_trains_has_spent_what_the_round_costs(deployment
     after = ledger_of("north", deployment)
     assert after[:1] == before
     assert [entry["server_round"] for entry in after] == [1, 1, 2]
-    told = epsilons(again, "north")
-    assert before[0]["epsilon"] < told[0] < told[1] == after[-1]["epsilon"]
+    reported = epsilons(again, "north")
+    assert before[0]["epsilon"] < reported[0] < reported[1] == after[-1]["epsilon"]

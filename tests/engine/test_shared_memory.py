@@ -11,7 +11,7 @@ from fedattn_app.engine import shared_memory
 from fedattn_app.engine.shared_memory import ALIGNMENT, HEADER, Parcel, receive, send
 
 pytestmark = [
-    pytest.mark.skipif(not shared_memory.AVAILABLE, reason="memfd_create is Linux's"),
+    pytest.mark.skipif(not shared_memory.AVAILABLE, reason="memfd_create exists on Linux only"),
     pytest.mark.usefixtures("no_garbage"),
 ]
 
@@ -39,26 +39,26 @@ VALUES = {
     "big-endian": np.arange(3, dtype=">i4"),
     "no dimensions": np.array(3.5),
     "empty": np.zeros((0, 4), np.float32),
-    "Fortran's order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-    "every other": np.arange(10)[::2],
+    "Fortran order": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "every other element": np.arange(10)[::2],
 }
 
 
-def test_arrays_arrive_as_they_were_read_only_and_aligned(ends):
+def test_arrays_arrive_unchanged_read_only_and_aligned(ends):
     send(ends[0], VALUES)
     got = receive(ends[1])
     assert got.keys() == VALUES.keys()
     for name, values in VALUES.items():
         assert (got[name].dtype, got[name].shape) == (values.dtype, values.shape), name
         assert got[name].tobytes() == values.tobytes(), name
-    for name in ("float32", "float16", "bool", "Fortran's order"):
+    for name in ("float32", "float16", "bool", "Fortran order"):
         assert not got[name].flags.writeable
         assert got[name].ctypes.data % ALIGNMENT == 0, name
     with pytest.raises(ValueError, match="read-only"):
         got["float32"][0, 0] = 1
 
 
-def test_the_pickle_holds_no_data(ends):
+def test_the_pickle_contains_no_array_data(ends):
     parcel = Parcel.pack({"large": np.ones(1_000_000), "small": np.ones(1)})
     parcel.send(ends[0])
     parcel.close()
@@ -70,7 +70,7 @@ def test_the_pickle_holds_no_data(ends):
     os.close(files[0])
 
 
-def test_a_parcel_is_sent_as_often_as_asked_and_outlives_its_sender(ends):
+def test_a_parcel_can_be_sent_many_times_and_outlives_its_sender(ends):
     parcel = Parcel.pack([np.arange(5)])
     for _ in range(3):
         parcel.send(ends[0])
@@ -82,7 +82,7 @@ def test_a_parcel_is_sent_as_often_as_asked_and_outlives_its_sender(ends):
         receive(ends[1])
 
 
-def test_arrays_that_are_kept_need_no_descriptor_and_those_let_go_no_memory(ends):
+def test_received_arrays_need_no_descriptor_and_freed_ones_no_memory(ends):
     open_before, mapped_before = descriptors(), mappings()
     kept = []
     for number in range(50):
@@ -97,7 +97,7 @@ def test_arrays_that_are_kept_need_no_descriptor_and_those_let_go_no_memory(ends
     assert part.tolist() == [7, 7]
 
 
-def test_nobody_who_listens_is_a_connection_error(ends):
+def test_sending_to_a_closed_socket_is_a_connection_error(ends):
     before = descriptors()
     ends[1].close()
     with pytest.raises(ConnectionError):
@@ -106,8 +106,8 @@ def test_nobody_who_listens_is_a_connection_error(ends):
 
 
 @contextmanager
-def largest_file(num_bytes):
-    """A context in which a file can hold no more."""
+def max_file_size(num_bytes):
+    """A context in which no file can grow beyond `num_bytes`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -116,10 +116,10 @@ def largest_file(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_cannot_be_packed_leaves_no_descriptor():
+def test_a_failed_pack_leaves_no_descriptor():
     before = descriptors()
     with pytest.raises((AttributeError, TypeError, ValueError), match="pickle"):
         Parcel.pack(lambda: 0)
-    with largest_file(1000), pytest.raises(OSError, match="File too large"):
+    with max_file_size(1000), pytest.raises(OSError, match="File too large"):
         Parcel.pack(np.zeros(10_000))
     assert descriptors() == before

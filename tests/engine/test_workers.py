@@ -1,4 +1,4 @@
-"""The processes of the local engine: same results, whatever happens to them."""
+"""The worker processes of the local engine: order, failures, equal results, clean ends."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from helpers.runs import same_arrays, settled
+from helpers.runs import same_arrays, without_times
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
@@ -30,7 +30,9 @@ from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 from fedattn_app.transport.lazy_array import lazy_record
 
-pytestmark = pytest.mark.skipif(not shared_memory.AVAILABLE, reason="memfd_create is Linux's")
+pytestmark = pytest.mark.skipif(
+    not shared_memory.AVAILABLE, reason="memfd_create exists on Linux only"
+)
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = 3
@@ -45,11 +47,11 @@ def _leaves_no_process():
 
 @pytest.fixture
 def workers_of():
-    """A function that makes workers, all of which are closed in the end."""
+    """A function that makes workers, which are closed after the test."""
     made = []
 
-    def make(answering, count=2):
-        made.append(Workers(answering, count))
+    def make(handle, count=2):
+        made.append(Workers(handle, count))
         return made[-1]
 
     yield make
@@ -69,29 +71,29 @@ def reply(message, **metrics):
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def told(answers, key):
+def metrics_of(answers, key):
     return [answer.reply.content["metrics"][key] for answer in answers]
 
 
-def pid(message, context):
-    """Answer which process it is, and for whom."""
+def reply_pid(message, context):
+    """Reply with the id of the process and of the node."""
     return reply(message, pid=os.getpid(), node=context.node_id)
 
 
 # Order
 
 
-def test_answers_come_in_the_order_of_tasks_whoever_is_first(workers_of):
+def test_answers_are_in_the_order_of_tasks_whichever_is_ready_first(workers_of):
     def slower_first(message, context):
         time.sleep(0.02 * (10 - context.node_id))
         return reply(message, node=context.node_id)
 
     workers = workers_of(slower_first, 3)
     for nodes in (list(range(10)), [7, 2, 9, 4]):
-        assert told(workers.run(tasks_for(nodes)), "node") == nodes
+        assert metrics_of(workers.run(tasks_for(nodes)), "node") == nodes
 
 
-def test_few_answers_are_ahead_of_the_first(workers_of, tmp_path):
+def test_the_number_of_answers_ahead_is_limited(workers_of, tmp_path):
     def first_waits_for_others(message, context):
         if context.node_id:
             (tmp_path / str(context.node_id)).touch()
@@ -102,13 +104,13 @@ def test_few_answers_are_ahead_of_the_first(workers_of, tmp_path):
         return reply(message, begun=begun)
 
     workers = workers_of(first_waits_for_others)
-    begun = told(workers.run(tasks_for(range(6 * MAX_ANSWERS_AHEAD_PER_WORKER))), "begun")[0]
+    begun = metrics_of(workers.run(tasks_for(range(6 * MAX_ANSWERS_AHEAD_PER_WORKER))), "begun")[0]
     limit = 2 * MAX_ANSWERS_AHEAD_PER_WORKER
     # The tasks that wait for the first worker cannot have begun.
     assert limit - MAX_TASKS_PER_WORKER <= begun < limit
 
 
-def test_what_took_long_is_begun_first(workers_of, tmp_path):
+def test_the_longest_tasks_start_first(workers_of, tmp_path):
     seconds = {1: 0.0, 2: 0.4, 3: 0.05}
 
     def note(message, context):
@@ -119,46 +121,46 @@ def test_what_took_long_is_begun_first(workers_of, tmp_path):
 
     workers = workers_of(note, 1)
     for _ in range(2):
-        assert told(workers.run(tasks_for([1, 2, 3])), "node") == [1, 2, 3]
+        assert metrics_of(workers.run(tasks_for([1, 2, 3])), "node") == [1, 2, 3]
     assert (tmp_path / "begun").read_text() == "1 2 3 2 3 1 "
 
 
-# What becomes of processes
+# Start and end of processes
 
 
-def test_no_process_is_begun_before_the_first_answer_is_asked_for(workers_of):
-    unused = workers_of(pid).run(tasks_for([1]))
+def test_no_process_starts_before_the_first_answer_is_requested(workers_of):
+    unused = workers_of(reply_pid).run(tasks_for([1]))
     assert active_children() == []
     unused.close()
 
 
 def test_processes_stay_until_they_are_closed(workers_of):
-    workers = workers_of(pid)
-    first, second = (set(told(workers.run(tasks_for(range(4))), "pid")) for _ in range(2))
+    workers = workers_of(reply_pid)
+    first, second = (set(metrics_of(workers.run(tasks_for(range(4))), "pid")) for _ in range(2))
     assert first == second
     assert len(first) == 2
     assert os.getpid() not in first
     workers.close()
     assert not any(Path(f"/proc/{number}").exists() for number in first)
-    assert len(list(workers.run(tasks_for([1])))) == 1  # they can be begun again
+    assert len(list(workers.run(tasks_for([1])))) == 1  # they can start again
 
 
-def killing(flag):
-    """Answer as `pid`, but node 2 kills its process where there is no file `flag` yet."""
+def killing_once(flag):
+    """Answer as `reply_pid`, but node 2 kills its process unless the file `flag` exists."""
 
-    def answering(message, context):
+    def handle(message, context):
         if context.node_id == 2 and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         context.state["seen"] = MetricRecord({"seen": 1})
-        return pid(message, context)
+        return reply_pid(message, context)
 
-    return answering
+    return handle
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_process_that_dies_costs_one_answer_and_is_replaced(workers_of, tmp_path, count):
-    workers = workers_of(killing(tmp_path / "flag"), count)
+    workers = workers_of(killing_once(tmp_path / "flag"), count)
     tasks = tasks_for(range(8))
     tasks[2].context.state["before"] = MetricRecord({"kept": 1})
     answers = list(workers.run(tasks))
@@ -167,75 +169,75 @@ def test_a_process_that_dies_costs_one_answer_and_is_replaced(workers_of, tmp_pa
     assert list(answers[2].state) == ["before"]
     assert all(list(answer.state) == ["seen"] for k, answer in enumerate(answers) if k != 2)
     again = list(workers.run(tasks_for(range(8))))
-    assert told(again, "node") == list(range(8))
+    assert metrics_of(again, "node") == list(range(8))
     assert len(active_children()) == count
 
 
-def test_a_process_killed_while_it_has_nothing_to_do_costs_nothing(workers_of):
-    workers = workers_of(pid)
-    before = set(told(workers.run(tasks_for(range(4))), "pid"))
+def test_an_idle_process_that_is_killed_costs_nothing(workers_of):
+    workers = workers_of(reply_pid)
+    before = set(metrics_of(workers.run(tasks_for(range(4))), "pid"))
     os.kill(min(before), signal.SIGKILL)
     while len(active_children()) == 2:
         time.sleep(0.01)
     answers = list(workers.run(tasks_for(range(4))))
-    assert told(answers, "node") == [0, 1, 2, 3]
-    assert set(told(answers, "pid")) & before == before - {min(before)}
+    assert metrics_of(answers, "node") == [0, 1, 2, 3]
+    assert set(metrics_of(answers, "pid")) & before == before - {min(before)}
 
 
-def test_processes_that_all_die_at_every_task_end_the_run_nevertheless(workers_of):
+def test_a_run_ends_even_if_every_task_kills_its_process(workers_of):
     workers = workers_of(lambda message, context: os._exit(3))
     answers = list(workers.run(tasks_for(range(6))))
     assert [answer.death_cause for answer in answers] == ["exit code 3"] * 6
 
 
-def stuck_after_the_first(message, context):
+def slow_after_the_first(message, context):
     time.sleep(60 * (context.node_id > 0))
-    return pid(message, context)
+    return reply_pid(message, context)
 
 
-def test_who_stops_taking_answers_leaves_no_busy_process(workers_of):
-    workers = workers_of(stuck_after_the_first)
+def test_a_caller_that_stops_early_leaves_no_process(workers_of):
+    workers = workers_of(slow_after_the_first)
     answers = workers.run(tasks_for(range(6)))
     began = time.perf_counter()
     next(answers)
     answers.close()
     assert active_children() == []
-    assert told(workers.run(tasks_for([0])), "node") == [0]
+    assert metrics_of(workers.run(tasks_for([0])), "node") == [0]
     assert time.perf_counter() - began < 30
 
 
 def test_two_runs_do_not_mix(workers_of):
-    workers = workers_of(pid)
+    workers = workers_of(reply_pid)
     answers = workers.run(tasks_for(range(8)))
     first = next(answers)
     with pytest.raises(RuntimeError, match="have not all been taken"):
         next(workers.run(tasks_for([9])))
-    assert told([first, *answers], "node") == list(range(8))
+    assert metrics_of([first, *answers], "node") == list(range(8))
 
 
-def test_what_cannot_be_sent_is_raised_and_the_workers_go_on(workers_of):
-    workers = workers_of(pid)
+def test_a_task_that_cannot_be_pickled_is_an_error_and_the_workers_remain_usable(workers_of):
+    workers = workers_of(reply_pid)
     with pytest.raises((AttributeError, TypeError, ValueError), match="pickle"):
         list(workers.run([*tasks_for([1, 2]), *tasks_for([3], odd=lambda: 0)]))
-    assert told(workers.run(tasks_for(range(4))), "node") == [0, 1, 2, 3]
+    assert metrics_of(workers.run(tasks_for(range(4))), "node") == [0, 1, 2, 3]
 
 
-def test_an_interrupt_while_an_answer_comes_mixes_nothing_up(workers_of, monkeypatch):
+def test_an_interrupt_during_an_answer_does_not_mix_up_runs(workers_of, monkeypatch):
     def interrupted(sender):
         raise KeyboardInterrupt
 
-    workers = workers_of(pid, 1)
+    workers = workers_of(reply_pid, 1)
     answers = workers.run(tasks_for([8, 9]))
     next(answers)
     with monkeypatch.context() as patch:
         patch.setattr(shared_memory, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(answers)
-    assert told(workers.run(tasks_for(range(4))), "node") == [0, 1, 2, 3]
+    assert metrics_of(workers.run(tasks_for(range(4))), "node") == [0, 1, 2, 3]
 
 
 @pytest.mark.usefixtures("no_garbage")
-def test_many_runs_need_no_more_descriptors(workers_of, tmp_path):
+def test_many_runs_do_not_leak_descriptors(workers_of, tmp_path):
     def with_arrays(message, context):
         record = lazy_record({"w": np.zeros(1000)})
         context.state["w"] = record
@@ -243,12 +245,12 @@ def test_many_runs_need_no_more_descriptors(workers_of, tmp_path):
 
     flag = tmp_path / "flag"
     flag.touch()
-    workers = workers_of(lambda m, c: (killing(flag)(m, c), with_arrays(m, c))[1])
+    workers = workers_of(lambda m, c: (killing_once(flag)(m, c), with_arrays(m, c))[1])
     kept = list(workers.run(tasks_for(range(4))))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(10):
         kept.extend(workers.run(tasks_for(range(8))))
-    flag.unlink()  # and none for a process that was replaced
+    flag.unlink()  # now a process dies and is replaced
     kept.extend(workers.run(tasks_for(range(8))))
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -278,7 +280,7 @@ def train_on(grid, partitions):
 
 
 class UnusualError(Exception):
-    """Cannot be pickled, as many cannot that take more than a message."""
+    """An exception that cannot be pickled, like many with more than one argument."""
 
     def __init__(self, left, right):
         super().__init__(f"{left} and {right}")
@@ -296,11 +298,11 @@ def test_an_exception_is_the_reply_of_its_client(grid_of):
     assert replies[1].error.reason == "UnusualError: this and that"
 
 
-def test_what_clients_log_is_logged_here_in_the_order_of_messages(grid_of, caplog):
+def test_log_lines_of_clients_are_logged_in_the_order_of_messages(grid_of, caplog):
     def train(message, context):
         node = context.node_config["partition-id"]
         time.sleep(0.02 * (4 - node))
-        client_app.log.debug("not asked for")
+        client_app.log.debug("below the level")
         client_app.log.info("client %d begins", node)
         client_app.log.warning("client %d ends", node)
         return reply(message, ok=1)
@@ -312,7 +314,7 @@ def test_what_clients_log_is_logged_here_in_the_order_of_messages(grid_of, caplo
     assert lines == [(level, f"client {k} {step}") for k in range(4) for level, step in steps]
 
 
-def test_a_nodes_state_goes_with_it_to_any_process(grid_of):
+def test_a_nodes_state_follows_it_to_any_process(grid_of):
     def train(message, context):
         before = context.state.array_records.get("count", {"count": Array(np.zeros(1))})
         count = before["count"].numpy() + 1
@@ -321,7 +323,7 @@ def test_a_nodes_state_goes_with_it_to_any_process(grid_of):
 
     grid = grid_of(train)
     pids = {}
-    # All have their own process but where there are only those of the other.
+    # A node moves to the other process when that one has no nodes of its own to serve.
     for number, partitions in enumerate([[0, 1, 2, 3], [3, 1], [1, 0], [1, 3]]):
         for answer in train_on(grid, partitions):
             metrics = answer.content["metrics"]
@@ -331,7 +333,7 @@ def test_a_nodes_state_goes_with_it_to_any_process(grid_of):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_state_that_a_client_empties_is_empty(workers):
+def test_a_state_that_a_client_clears_is_empty_afterwards(workers):
     app = ClientApp()
 
     @app.train()
@@ -351,7 +353,7 @@ def test_a_state_that_a_client_empties_is_empty(workers):
 
 def test_a_node_gets_one_message_at_a_time(grid_of):
     with pytest.raises(ValueError, match="one message at a time"):
-        train_on(grid_of(pid), [1, 1])
+        train_on(grid_of(reply_pid), [1, 1])
 
 
 # Whole runs
@@ -368,7 +370,7 @@ SETTINGS = {
 
 @pytest.fixture
 def small(tiny, tmp_path):
-    """Run-config of a federation on few short texts."""
+    """Run-config of a federation on a few short texts."""
     path = tmp_path / "train.csv"
     rows = [f"{'good fine' if k % 2 else 'bad poor'} {k},{'np'[k % 2]}" for k in range(60)]
     path.write_text("\n".join(["text,label", *rows]))
@@ -389,11 +391,11 @@ def test_any_number_of_workers_gives_the_same_bits(small, tmp_path, name):
     )
     assert one.history[-1]["evaluate"] is not None
     for other in others:
-        assert settled(other) == settled(one)
+        assert without_times(other) == without_times(one)
         assert same_arrays(other, one)
 
 
-def test_a_client_whose_process_dies_has_failed_once(small, tmp_path, caplog):
+def test_a_client_whose_process_dies_fails_in_that_round_only(small, tmp_path, caplog):
     flag = tmp_path / "flag"
     app = ClientApp()
 
@@ -420,8 +422,8 @@ def test_a_client_whose_process_dies_has_failed_once(small, tmp_path, caplog):
     assert "client 1 failed: its process died: exit code -9" in caplog.text
 
 
-def test_where_no_process_may_be_begun_one_does_all(small, monkeypatch):
-    # As in a process of a multiprocessing pool, which may have no children.
+def test_a_process_that_may_not_start_others_does_everything_itself(small, monkeypatch):
+    # As in a process of a multiprocessing pool, which may not have children.
     monkeypatch.setitem(current_process()._config, "daemon", True)
     assert simulate(small, CLIENTS, workers=2, quiet=True).summary["rounds"] == 2
 
@@ -430,12 +432,12 @@ def test_where_no_process_may_be_begun_one_does_all(small, monkeypatch):
 
 
 def alive_in_session(leader):
-    """The processes of the session that process `leader` began, but those that are dead."""
+    """Ids of the living processes in the session that process `leader` started."""
     alive = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if int(session) == leader and state not in "ZX":
             alive.append(int(path.parent.name))
@@ -450,7 +452,7 @@ def wait_until(condition, seconds=60):
 
 
 def named_memory():
-    """Named files in shared memory, but Ray's."""
+    """Named files in shared memory, except those of Ray."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith(("plasma", "sem."))}
 
 
@@ -466,13 +468,13 @@ def test_an_interrupt_ends_the_script_and_its_processes(small, tmp_path):
         text=True,
         cwd=tmp_path,
         start_new_session=True,
-        # Whoever starts the tests in the background may have made them deaf to it.
+        # A shell that runs the tests in the background may have made them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as script:
         lines = iter(script.stdout.readline, "")
         assert any(line.startswith("round      2") for line in lines)
         assert len(alive_in_session(script.pid)) == 3
-        os.killpg(script.pid, signal.SIGINT)  # as a terminal does: all processes get it
+        os.killpg(script.pid, signal.SIGINT)  # all processes receive it, as from a terminal
         _, errors = script.communicate(timeout=60)
     assert script.returncode == 130
     assert [line.split(";")[0] for line in errors.splitlines()] == ["interrupted"]
@@ -480,7 +482,7 @@ def test_an_interrupt_ends_the_script_and_its_processes(small, tmp_path):
     assert named_memory() <= before
 
 
-def test_a_parent_that_is_killed_leaves_no_process():
+def test_workers_end_when_their_parent_is_killed():
     code = """if True:
         import time
         from fedattn_app.engine.workers import Workers

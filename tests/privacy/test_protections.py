@@ -11,12 +11,14 @@ import pytest
 from helpers.runs import QUICK
 
 from fedattn_app.clients.base import FrozenClient
-from fedattn_app.config import PROTECTIONS, Config, RegisteredProtection
+from fedattn_app.config import PROTECTIONS, Config, Registered
 from fedattn_app.privacy.protections import Protection, protection_of
 from fedattn_app.privacy.protections.base import NoProtection
 from fedattn_app.simulation import simulate
 
 ROOT = Path(__file__).parents[2]
+DP_SGD = {"privacy": "dp-sgd", "noise-multiplier": 1.0}
+CLIENT_DP = {"privacy": "client-dp", "noise-multiplier": 1.0}
 NOISE = {"none": {}, "dp-sgd": {"noise-multiplier": 1.0}, "client-dp": {"noise-multiplier": 1.0}}
 
 
@@ -56,10 +58,28 @@ def test_noise_belongs_to_equal_weights(any_protection):
     assert any_protection.weighting == ("uniform" if any_protection.has_budget else "examples")
 
 
-def test_none_of_the_clients_of_dp_sgd_evaluates_without_a_budget_for_it():
-    assert protection("dp-sgd").fraction_evaluate == 0.0
-    assert protection("dp-sgd", evaluate_epsilon=1.0).fraction_evaluate == 1.0
-    assert protection("none", fraction_evaluate=0.5).fraction_evaluate == 0.5
+@pytest.mark.parametrize(
+    ("settings", "weighting"),
+    [
+        ({}, "examples"),
+        ({"weighting": "uniform"}, "uniform"),
+        (DP_SGD, "uniform"),
+        ({**DP_SGD, "num-examples-public": True}, "uniform"),
+        ({**DP_SGD, "num-examples-public": True, "weighting": "examples"}, "examples"),
+        (CLIENT_DP, "uniform"),
+    ],
+)
+def test_replies_weigh_the_same_under_privacy_unless_numbers_are_public(settings, weighting):
+    assert protection_of(Config.from_run_config(settings)).weighting == weighting
+
+
+@pytest.mark.parametrize(
+    ("settings", "fraction"),
+    [({}, 0.5), (DP_SGD, 0.0), ({**DP_SGD, "evaluate-epsilon": 1.0}, 0.5), (CLIENT_DP, 0.5)],
+)
+def test_clients_evaluate_under_dp_sgd_only_with_a_budget_for_it(settings, fraction):
+    config = Config.from_run_config({"fraction-evaluate": 0.5, **settings})
+    assert protection_of(config).fraction_evaluate == fraction
 
 
 @pytest.mark.parametrize(
@@ -95,7 +115,7 @@ def test_delta_must_be_below_one_over_the_number_of_clients(refused):
 
 def test_a_fourth_protection_is_one_class_and_one_row(tmp_path, monkeypatch):
     """Its updates are averaged with equal weights, and its summary says so."""
-    row = RegisteredProtection(f"{__name__}:Equal")
+    row = Registered(f"{__name__}:Equal")
     monkeypatch.setitem(PROTECTIONS, "equal", row)
     settings = QUICK | {"privacy": "equal", "num-rounds": 1, "output-dir": str(tmp_path / "run")}
     result = simulate(settings, 2, workers=1, quiet=True)

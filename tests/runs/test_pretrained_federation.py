@@ -1,4 +1,4 @@
-"""Every family trains a federated round under every scope, and its frozen base never travels."""
+"""Federated runs of pretrained models: every family and scope, frozen base weights, resuming."""
 
 import shutil
 from dataclasses import replace
@@ -49,7 +49,7 @@ def notes(tmp_path_factory):
 
 @pytest.fixture
 def settings(pretrained_folder, notes, tmp_path):
-    """A function that gives the run-config of a short run with a tiny model of a family."""
+    """A function that returns the run-config of a short run with a tiny model of a family."""
 
     def make(family="bert", **more):
         return {
@@ -67,7 +67,7 @@ def settings(pretrained_folder, notes, tmp_path):
 
 
 def start_of(config, num_labels=2):
-    """The arrays that a run with this configuration starts from, and its scope."""
+    """Return the initial arrays and the scope of a run with this run-config."""
     config = Config.from_run_config(config)
     model = build_classifier(config, num_labels)
     arrays = get_arrays(model)
@@ -75,17 +75,17 @@ def start_of(config, num_labels=2):
     return arrays, scope_of(federation.shared, federation.local, model.family, arrays)
 
 
-def moved(before, after):
+def changed(before, after):
     return {name for name, array in before.items() if array.tobytes() != after[name].tobytes()}
 
 
 @pytest.mark.parametrize("shared", SCOPES)
 @pytest.mark.parametrize("family", FAMILIES_TESTED)
-def test_a_round_changes_all_that_is_shared_and_nothing_else(settings, family, shared):
+def test_a_round_changes_all_shared_parameters_and_no_others(settings, family, shared):
     config = settings(family, shared=shared)
     result = simulate(config, CLIENTS, quiet=True)
     arrays, scope = start_of(config)
-    assert moved(arrays, result.arrays) == scope.shared
+    assert changed(arrays, result.arrays) == scope.shared
     row = result.history[-1]
     assert (row["clients"], row["failures"]) == (CLIENTS, 0)
     assert (row["central"] is None) == (shared == "lora-a")
@@ -108,21 +108,21 @@ def test_a_run_repeats_bit_for_bit(settings, tmp_path, shared):
     first = simulate(config, CLIENTS, quiet=True)
     torch.rand(7)
     again = simulate(config | {"output-dir": str(tmp_path / "again")}, CLIENTS, quiet=True)
-    assert not moved(first.arrays, again.arrays)
+    assert not changed(first.arrays, again.arrays)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", ["attention+head", "lora-a"])
-def test_flowers_engine_comes_to_the_same_bits(settings, tmp_path, shared):
+def test_flowers_engine_gives_the_same_bits(settings, tmp_path, shared):
     config = settings(shared=shared, num_rounds=2)
     local = simulate(config, CLIENTS, quiet=True)
     config["output-dir"] = str(tmp_path / "flower")
     flower = simulate(config, CLIENTS, quiet=True, engine="flower")
-    assert not moved(local.arrays, flower.arrays)
+    assert not changed(local.arrays, flower.arrays)
 
 
 def with_own_models(paths):
-    """Our ClientApp on nodes that have a model of their own: `paths` by partition."""
+    """Our ClientApp on nodes with their own ``model-path``; `paths` maps partitions to paths."""
     app = ClientApp()
 
     def passing(message, context):
@@ -146,7 +146,7 @@ def run_with(app, config):
 
 @pytest.fixture
 def altered_folder(pretrained_folder, tmp_path):
-    """The folder of the same model, but for one value of its word embeddings."""
+    """A folder with the same model, except for one value of its word embeddings."""
     folder = shutil.copytree(pretrained_folder("bert"), tmp_path / "altered")
     arrays = load_file(folder / "model.safetensors")
     (name,) = (name for name in arrays if "word_embeddings" in name)
@@ -156,18 +156,21 @@ def altered_folder(pretrained_folder, tmp_path):
 
 
 @pytest.mark.parametrize("shared", ["attention", "lora", "lora-b", "lora-a"])
-def test_a_node_whose_frozen_weights_differ_is_refused_and_the_others_go_on(
+def test_a_node_whose_frozen_weights_differ_fails_and_the_others_continue(
     settings, altered_folder, caplog, shared
 ):
     result = run_with(with_own_models({1: altered_folder}), settings(shared=shared, num_rounds=2))
     for row in result.history[1:]:
-        assert (row["clients"], row["failures"]) == (CLIENTS - 1, 2)  # it neither trains nor scores
+        assert (row["clients"], row["failures"]) == (
+            CLIENTS - 1,
+            2,
+        )  # in training and in evaluation
     assert "client 1 failed" in caplog.text
     assert "the frozen parameters of this node differ from the server's" in caplog.text
     assert {row["partition"] for row in result.clients} == {0, 2}
 
 
-def test_the_same_model_in_another_place_is_welcome(settings, pretrained_folder, tmp_path):
+def test_the_same_model_in_another_folder_is_accepted(settings, pretrained_folder, tmp_path):
     elsewhere = shutil.copytree(pretrained_folder("bert"), tmp_path / "elsewhere")
     result = run_with(with_own_models({1: elsewhere}), settings())
     assert result.history[-1]["clients"] == CLIENTS
@@ -178,7 +181,7 @@ def test_a_model_path_is_for_pretrained_models_only(tiny, pretrained_folder):
     assert result.history[-1]["clients"] == CLIENTS
 
 
-def test_weights_and_tokenizer_that_changed_are_read_anew(settings, altered_folder, tmp_path):
+def test_changed_weights_and_tokenizer_are_read_again(settings, altered_folder, tmp_path):
     own = tmp_path / "own"
     config = settings(model=str(own), dropout=0.0)
     runs = []
@@ -188,10 +191,10 @@ def test_weights_and_tokenizer_that_changed_are_read_anew(settings, altered_fold
         path = str(tmp_path / f"{number}")
         runs.append(simulate(config | {"output-dir": path}, CLIENTS, quiet=True))
         assert runs[-1].history[-1]["failures"] == 0
-    assert moved(runs[0].arrays, runs[1].arrays)
+    assert changed(runs[0].arrays, runs[1].arrays)
 
 
-def test_what_a_model_path_says_stays_on_the_node(settings, tmp_path, caplog):
+def test_the_model_path_of_a_node_is_not_reported(settings, tmp_path, caplog):
     result = run_with(with_own_models({1: tmp_path / "Jane Doe"}), settings())
     assert result.history[-1]["clients"] == CLIENTS - 1
     replies = [record.getMessage() for record in caplog.records if "client 1" in record.message]
@@ -200,7 +203,7 @@ def test_what_a_model_path_says_stays_on_the_node(settings, tmp_path, caplog):
     assert not any("Jane" in reply for reply in replies)
 
 
-def test_b_of_another_scale_is_not_used(settings):
+def test_personal_lora_b_of_another_scale_is_not_used(settings):
     names = set()
     for alpha in (16, 64):
         config = Config.from_run_config(settings(shared="lora-a", lora_alpha=alpha))
@@ -211,7 +214,7 @@ def test_b_of_another_scale_is_not_used(settings):
 
 
 @pytest.mark.parametrize("model", [".", "~nobody-of-this-name/x", "x" * 300])
-def test_an_odd_path_is_a_model_or_one_line(
+def test_an_odd_path_is_a_model_or_a_one_line_error(
     settings, pretrained_folder, refused, monkeypatch, model
 ):
     monkeypatch.chdir(pretrained_folder("bert"))
@@ -223,7 +226,7 @@ def test_an_odd_path_is_a_model_or_one_line(
             simulate(settings(model=model), CLIENTS, quiet=True)
 
 
-def test_a_server_without_a_tokenizer_is_refused_before_any_training(settings, tmp_path, refused):
+def test_a_server_without_a_tokenizer_fails_before_any_training(settings, tmp_path, refused):
     base = shutil.copytree(settings()["model"], tmp_path / "base")
     (base / "tokenizer.json").unlink()
     config = settings(model=str(base), data_path="", labels="chest,skin")
@@ -233,30 +236,30 @@ def test_a_server_without_a_tokenizer_is_refused_before_any_training(settings, t
 
 
 @pytest.mark.parametrize("shared", ["attention", "lora-b"])
-def test_a_client_that_joins_late_trains_as_if_it_had_always_been_there(settings, shared):
+def test_a_client_that_joins_late_trains_like_one_that_was_there_before(settings, shared):
     config = Config.from_run_config(settings(shared=shared))
     data = client_data(config.data, config.model, 1, 0, CLIENTS)
     early = FrozenClient(config, LABELS, data)
     first, *_ = early.fit(early.get_parameters({}), {"server-round": 1})
     second, *_ = early.fit(first, {"server-round": 2})
-    # Another process in between has another model of its own.
+    # Another seed replaces the model that the process has cached.
     FrozenClient(replace(config, federation=replace(config.federation, seed=2)), LABELS, data)
     late, *_ = FrozenClient(config, LABELS, data).fit(first, {"server-round": 2})
     assert [array.tobytes() for array in late] == [array.tobytes() for array in second]
 
 
 @pytest.mark.parametrize("shared", ["attention+head", "lora-b"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(settings, tmp_path, shared):
+def test_a_resumed_run_gives_the_same_bits(settings, tmp_path, shared):
     whole = simulate(settings(shared=shared, num_rounds=3), CLIENTS, quiet=True)
     half = settings(shared=shared, num_rounds=2, output_dir=str(tmp_path / "half"))
     simulate(half, CLIENTS, quiet=True)
     resumed = simulate({"resume-from": str(tmp_path / "half"), "num-rounds": 3}, quiet=True)
-    assert not moved(whole.arrays, resumed.arrays)
+    assert not changed(whole.arrays, resumed.arrays)
     arrays = Checkpoint.read(resumed.path).arrays
     assert arrays.keys() == start_of(half)[1].shared
 
 
-def test_a_run_is_not_carried_on_from_another_base(
+def test_a_run_does_not_resume_with_another_base_model(
     settings, pretrained_folder, altered_folder, tmp_path, refused
 ):
     own = shutil.copytree(pretrained_folder("bert"), tmp_path / "own")
@@ -282,7 +285,7 @@ def test_the_final_model_predicts_without_its_base(settings, pretrained_folder, 
     assert [tuple(layer.shape) for layer in seen.maps] == [(2, 4, 4)] * 2
 
 
-def test_adapters_are_for_the_built_in_model_too(tiny):
+def test_the_built_in_model_can_have_adapters(tiny):
     result = simulate(tiny | {"shared": "lora", "num-rounds": 1}, CLIENTS, quiet=True)
     arrays, scope = start_of(tiny | {"shared": "lora"}, num_labels=6)
     assert len(scope.shared) == 2 * 4 + 2
@@ -290,7 +293,7 @@ def test_adapters_are_for_the_built_in_model_too(tiny):
     assert result.summary["shared_parameters"] == sum(arrays[n].size for n in scope.shared)
 
 
-def test_the_learning_rate_of_the_built_in_model_is_warned_of(settings, capsys):
+def test_a_learning_rate_for_the_built_in_model_is_a_warning(settings, capsys):
     simulate(settings(learning_rate=0.003), CLIENTS, quiet=True)
     assert "learning-rate = 0.003 suits the built-in model" in capsys.readouterr().err
     simulate(settings(learning_rate=0.001, output_dir=settings()["output-dir"] + "2"), CLIENTS)

@@ -1,4 +1,4 @@
-"""The script as its user runs it: what it prints, and how a mistake ends."""
+"""The script `run_simulation.py`: its output, its errors and its exit status."""
 
 import subprocess
 import sys
@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def script(monkeypatch, tmp_path, capsys):
-    """Call the script in a scratch folder: its exit status, output lines and error lines."""
+    """A function that runs the script in an empty folder.
+
+    It returns the exit status, the lines of output and the lines of errors.
+    """
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -26,7 +29,7 @@ def script(monkeypatch, tmp_path, capsys):
     return call
 
 
-def files(folder):
+def write_files(folder):
     (folder / "good.csv").write_text("text,label\n" + "a b,x\nc d,y\n" * 20)
     (folder / "no_label.csv").write_text("text,target\nhello,yes\n")
     (folder / "latin.csv").write_bytes("text,label\ncaf\xe9,x\n".encode("latin-1"))
@@ -69,14 +72,14 @@ MISTAKES = {
     "no such home": ('output-dir="~nobody-here/x"', "cannot be used as a path"),
     "output is a file": ('output-dir="occupied"', "cannot be written"),
     "output below a file": ('output-dir="occupied/run"', "cannot be written"),
-    "nothing to carry on": ('resume-from="none"', "holds no checkpoint"),
+    "nothing to resume": ('resume-from="none"', "holds no checkpoint"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_status_2(script, tmp_path, monkeypatch, name):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    files(tmp_path)
+    write_files(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     given, expected = MISTAKES[name]
     clients = "50" if name == "too many clients" else "4"
@@ -112,7 +115,7 @@ def test_a_mistake_shows_no_traceback_in_a_shell(tmp_path):
         ("--nothing",),
     ],
 )
-def test_wrong_arguments_are_one_line_too(script, arguments):
+def test_wrong_arguments_are_one_line_and_status_2(script, arguments):
     status, out, err = script(*arguments)
     assert (status, out, len(err)) == (2, [], 1)
 
@@ -120,19 +123,19 @@ def test_wrong_arguments_are_one_line_too(script, arguments):
 TINY = 'model="tiny" vocabulary=512 num-rounds=1'
 
 
-def test_a_run_ends_with_its_folder(script, tmp_path):
+def test_a_run_prints_its_folder_last(script, tmp_path):
     status, out, err = script("--num-supernodes", "2", "--run-config", TINY)
     assert (status, err) == (0, [])
     (folder,) = (tmp_path / "runs").iterdir()
     assert out[-1] == f"results in {folder}"
 
 
-def test_a_quiet_run_prints_the_folder_alone(script, tmp_path):
+def test_a_quiet_run_prints_only_its_folder(script, tmp_path):
     arguments = ("--num-supernodes", "2", "--run-config", TINY, "--quiet", "--output-dir", "here")
     assert script(*arguments) == (0, [str(tmp_path / "here")], [])
 
 
-def test_a_runs_own_config_repeats_it(script, tmp_path):
+def test_the_config_file_of_a_run_repeats_it(script, tmp_path):
     given = TINY + " learning-rate=0.01"
     script("--num-supernodes", "2", "--run-config", given, "--output-dir", "first")
     again = ("--run-config", "first/config.toml", "--output-dir", "second", "--num-supernodes", "2")

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
-from helpers.runs import same_arrays, settled
+from helpers.runs import same_arrays, without_times
 
 from fedattn_app import client_app, server_app
 from fedattn_app.clients.base import FrozenClient
@@ -31,7 +31,7 @@ CLIENTS = 3
 
 
 def run_with(app, config, num_supernodes=CLIENTS):
-    """Run the server against another ClientApp than ours."""
+    """Run the server with the ClientApp `app` on a local grid."""
     config = Config.from_run_config(config)
     with task_identity():
         grid = LocalGrid(app, num_supernodes, dict(config.to_run_config()))
@@ -43,20 +43,20 @@ def ran(tiny):
     return simulate(tiny, CLIENTS, quiet=True)
 
 
-def test_one_seed_is_one_result_bit_for_bit(tiny, ran, tmp_path):
+def test_a_seed_gives_the_same_result_bit_for_bit(tiny, ran, tmp_path):
     again = simulate(tiny | {"output-dir": str(tmp_path / "b")}, CLIENTS, quiet=True)
-    assert settled(ran) == settled(again)
+    assert without_times(ran) == without_times(again)
     assert same_arrays(ran, again)
 
 
-def test_another_seed_is_another_result(tiny, ran, tmp_path):
+def test_another_seed_gives_another_result(tiny, ran, tmp_path):
     other = simulate(tiny | {"output-dir": str(tmp_path / "b"), "seed": 2}, CLIENTS, quiet=True)
-    assert settled(ran) != settled(other)
+    assert without_times(ran) != without_times(other)
 
 
 @pytest.fixture
 def scratch_for_ray(monkeypatch):
-    """A folder with a path short enough for Ray's sockets."""
+    """Let Ray use a folder whose path is short enough for its sockets."""
     with TemporaryDirectory(prefix="ray") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         monkeypatch.setenv("FLWR_HOME", f"{folder}/flwr")
@@ -68,7 +68,7 @@ def scratch_for_ray(monkeypatch):
 def test_flowers_engine_gives_the_same_bits(tiny, ran, tmp_path):
     config = tiny | {"output-dir": str(tmp_path / "flower")}
     flower = simulate(config, CLIENTS, engine="flower", quiet=True)
-    assert settled(ran) == settled(flower)
+    assert without_times(ran) == without_times(flower)
     assert same_arrays(ran, flower)
 
 
@@ -85,7 +85,7 @@ def test_one_client_that_shares_all_is_local_training(tiny):
         assert result.arrays[name].tobytes() == array.tobytes(), name
 
 
-def test_frozen_parameters_never_move_in_ten_rounds(tiny):
+def test_frozen_parameters_do_not_change_in_ten_rounds(tiny):
     config = tiny | {"shared": "attention", "num-rounds": 10, "fraction-evaluate": 0.0}
     result = simulate(config, CLIENTS, quiet=True)
     start = get_arrays(build_model(Config.from_run_config(config).model, len(LABELS), 1))
@@ -94,7 +94,7 @@ def test_frozen_parameters_never_move_in_ten_rounds(tiny):
         assert moved == (".attention." in name), name
 
 
-def test_personal_parameters_stay_at_home(tiny):
+def test_personal_parameters_stay_on_the_clients(tiny):
     config = tiny | {"shared": "attention", "local": "personal"}
     result = simulate(config, CLIENTS, quiet=True)
     start = get_arrays(build_model(Config.from_run_config(config).model, len(LABELS), 1))
@@ -106,7 +106,7 @@ def test_personal_parameters_stay_at_home(tiny):
 
 
 @pytest.fixture
-def opinions(tmp_path):
+def easy_data(tmp_path):
     """A file of 200 examples that are easy to tell apart."""
     path = tmp_path / "train.csv"
     rows = [f"{'good fine' if k % 2 else 'bad poor'} {k},{'np'[k % 2]}" for k in range(200)]
@@ -115,14 +115,14 @@ def opinions(tmp_path):
 
 
 @pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
-def test_every_scope_learns_what_is_easy(tiny, opinions, shared):
+def test_every_scope_learns_an_easy_task(tiny, easy_data, shared):
     settings = {"shared": shared, "num-rounds": 5, "local-epochs": 3}
-    result = simulate(tiny | opinions | settings, CLIENTS, quiet=True)
+    result = simulate(tiny | easy_data | settings, CLIENTS, quiet=True)
     assert result.history[0]["central"] is None
     assert result.summary["accuracy"] > 0.9
 
 
-def test_sampling_takes_the_asked_share_and_repeats_by_seed(tiny, tmp_path):
+def test_sampling_selects_the_given_fraction_and_repeats_by_seed(tiny, tmp_path):
     config = tiny | {"fraction-train": 0.4, "fraction-evaluate": 0.0, "num-rounds": 4}
 
     def trained(name, seed):
@@ -137,7 +137,7 @@ def test_sampling_takes_the_asked_share_and_repeats_by_seed(tiny, tmp_path):
     assert len({p for _, p in first}) > 2
 
 
-def test_the_folder_holds_what_the_contract_says(tiny, ran):
+def test_the_run_folder_has_the_documented_files_and_fields(tiny, ran):
     names = {path.relative_to(ran.path).as_posix() for path in ran.path.rglob("*")}
     assert names == {
         "best.safetensors",
@@ -202,16 +202,16 @@ def client_data_of(partition):
     return client_data(config.data, config.model, 1, partition, CLIENTS)
 
 
-def test_a_run_carried_on_is_the_run_not_interrupted(tiny, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path):
     whole = simulate(tiny | {"num-rounds": 4}, CLIENTS, quiet=True)
     half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
-    # Only what changes is given: the rest is read from the run's own config.toml.
+    # Only the changed setting is given; the others come from the run's own config.toml.
     resumed = simulate({"num-rounds": 4, "resume-from": str(half.path)}, quiet=True)
     assert resumed.path == half.path
     assert same_arrays(whole, resumed)
-    expected, expected_summary = settled(whole)
-    rows, summary = settled(resumed)
-    # Carrying on asks the nodes once more who they are, which costs a few bytes.
+    expected, expected_summary = without_times(whole)
+    rows, summary = without_times(resumed)
+    # A resumed run queries the nodes again, which costs a few bytes.
     for row, other in zip(rows, expected, strict=True):
         if "bytes_up" in row:
             row["bytes_up"] = row["bytes_down"] = other["bytes_up"] = other["bytes_down"] = None
@@ -219,7 +219,7 @@ def test_a_run_carried_on_is_the_run_not_interrupted(tiny, tmp_path):
     assert summary["accuracy"] == expected_summary["accuracy"]
 
 
-def test_bytes_are_those_of_the_messages(tiny):
+def test_reported_bytes_are_the_sizes_of_the_messages(tiny):
     sizes = {"up": 0, "down": 0}
     app = ClientApp()
 
@@ -237,7 +237,7 @@ def test_bytes_are_those_of_the_messages(tiny):
         assert counted == pytest.approx(sizes[direction], rel=0.01)
 
 
-def test_a_checkpoint_is_carried_on_though_its_last_row_was_lost(tiny, tmp_path):
+def test_a_run_resumes_although_the_last_row_of_its_history_is_lost(tiny, tmp_path):
     whole = simulate(tiny | {"num-rounds": 3}, CLIENTS, quiet=True)
     half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
     history = half.path / "history.jsonl"
@@ -247,22 +247,22 @@ def test_a_checkpoint_is_carried_on_though_its_last_row_was_lost(tiny, tmp_path)
     assert same_arrays(whole, resumed)
 
 
-def test_a_run_is_not_carried_on_with_another_split(tiny, ran, refused):
+def test_a_run_does_not_resume_with_another_number_of_clients(tiny, ran, refused):
     with refused("4 clients", "split its data over 3", "--num-supernodes 3"):
         simulate({"num-rounds": 3, "resume-from": str(ran.path)}, 4, quiet=True)
-    # A refusal takes nothing away from what the run had come to.
+    # The refused call leaves the run's results unchanged.
     assert RunResult(ran.path).summary == ran.summary
     assert RunResult(ran.path).arrays.keys() == ran.arrays.keys()
 
 
-def test_a_personal_simulation_is_not_carried_on(tiny, refused):
+def test_a_simulation_with_personal_parameters_does_not_resume(tiny, refused):
     config = tiny | {"local": "personal", "shared": "attention"}
     result = simulate(config, CLIENTS, quiet=True)
     with refused("resume-from", "personal"):
         simulate({"num-rounds": 3, "resume-from": str(result.path)}, CLIENTS, quiet=True)
 
 
-def test_a_checkpoint_holds_only_what_travels(ran):
+def test_a_checkpoint_has_only_the_shared_parameters(ran):
     arrays = Checkpoint.read(ran.path).arrays
     assert arrays.keys() == {name for name in ran.arrays if ".attention." in name or "head" in name}
 
@@ -276,7 +276,13 @@ def test_a_checkpoint_holds_only_what_travels(ran):
         (lambda arrays, about: arrays.update(x=np.zeros(1)), "x"),
         (lambda arrays, about: arrays.update({"head.bias": np.zeros(7)}), "head.bias"),
     ],
-    ids=["other frozen part", "no frozen part", "one less", "one more", "another shape"],
+    ids=[
+        "another fingerprint",
+        "no fingerprint",
+        "a missing array",
+        "an extra array",
+        "another shape",
+    ],
 )
 def test_a_checkpoint_of_another_model_is_refused(ran, refused, change, part):
     arrays, about = read_arrays(ran.path / CHECKPOINT)
@@ -288,7 +294,7 @@ def test_a_checkpoint_of_another_model_is_refused(ran, refused, change, part):
 
 
 def altered(change):
-    """Our ClientApp, but `change` alters the training replies of node 1."""
+    """Our ClientApp, but `change` modifies the training replies of client 1."""
     app = ClientApp()
 
     @app.train()
@@ -310,28 +316,28 @@ def replace_bias(value):
     return change
 
 
-UNSOUND = {
+INVALID_REPLIES = {
     "another shape": (replace_bias(np.zeros(9, np.float32)), "head.bias is float32 (9,)"),
     "a shape that broadcasts": (replace_bias(np.zeros(1, np.float32)), "head.bias is float32 (1,)"),
     "another dtype": (replace_bias(np.zeros(6)), "head.bias is float64"),
     "not a number": (replace_bias(np.full(6, np.nan, np.float32)), "head.bias holds NaN"),
     "a missing array": (lambda c: c["arrays"].pop("head.bias"), "arrays differ in head.bias"),
     "a missing metric": (lambda c: c["metrics"].pop("loss"), "metrics differ in loss"),
-    "one metric more": (lambda c: c["metrics"].update(extra=1), "metrics differ in extra"),
-    "a metric that is no number": (lambda c: c["metrics"].update(loss=np.inf), "loss is not"),
-    "less than no loss": (lambda c: c["metrics"].update(loss=-1.0), "loss is -1"),
-    "less than no examples": (
+    "an extra metric": (lambda c: c["metrics"].update(extra=1), "metrics differ in extra"),
+    "an infinite metric": (lambda c: c["metrics"].update(loss=np.inf), "loss is not"),
+    "a negative loss": (lambda c: c["metrics"].update(loss=-1.0), "loss is -1"),
+    "a negative number of examples": (
         lambda c: c["metrics"].update({"num-examples": -3}),
         "num-examples is -3",
     ),
-    "more than can be added up": (lambda c: c["metrics"].update(loss=1e308), "loss is 1e+308"),
+    "a loss too large to sum": (lambda c: c["metrics"].update(loss=1e308), "loss is 1e+308"),
     "no metrics": (lambda c: c.pop("metrics"), "one record of metrics"),
 }
 
 
-@pytest.mark.parametrize("name", UNSOUND)
-def test_an_unsound_reply_is_a_failed_one(tiny, caplog, name):
-    change, reason = UNSOUND[name]
+@pytest.mark.parametrize("name", INVALID_REPLIES)
+def test_an_invalid_reply_counts_as_a_failure(tiny, caplog, name):
+    change, reason = INVALID_REPLIES[name]
     result = run_with(altered(change), tiny)
     assert [row["failures"] for row in result.history] == [0, 1, 1]
     dropped = "client 1: its update is dropped" in caplog.text
@@ -342,7 +348,7 @@ def test_an_unsound_reply_is_a_failed_one(tiny, caplog, name):
 
 
 def app_where(partition, change):
-    """Our ClientApp, but node `partition` gets its context through `change`."""
+    """Our ClientApp, but `change` maps the context of client `partition` to another."""
     app = ClientApp()
 
     def passing(message: Message, context):
@@ -360,7 +366,7 @@ def with_run_config(**settings):
     return lambda context: replace(context, run_config={**context.run_config, **settings})
 
 
-# A node that cannot train can still evaluate; one that is set up wrongly can do neither.
+# A client that fails in training can still evaluate; a misconfigured one can do neither.
 FAILURES = {"not finite": (1, 1)}
 
 
@@ -373,7 +379,7 @@ FAILURES = {"not finite": (1, 1)}
         ({"dataset": "file", "data-path": "/nowhere.csv"}, "does not exist"),
     ],
 )
-def test_a_node_that_fails_is_named_and_the_others_go_on(tiny, caplog, settings, reason):
+def test_a_failing_client_is_named_and_the_others_continue(tiny, caplog, settings, reason):
     result = run_with(app_where(1, with_run_config(**settings)), tiny)
     assert [row["failures"] for row in result.history] == [0, *FAILURES.get(reason, (2, 2))]
     trained = {row["partition"] for row in result.clients if row["num_examples"] is not None}
@@ -382,12 +388,12 @@ def test_a_node_that_fails_is_named_and_the_others_go_on(tiny, caplog, settings,
     assert reason in caplog.text
 
 
-def test_a_round_in_which_all_fail_ends_the_run_and_keeps_what_was(tiny):
+def test_a_round_in_which_all_clients_fail_ends_the_run_and_keeps_earlier_results(tiny):
     with pytest.raises(RunFailedError, match=r"round 1: all 3 clients failed: .*not finite"):
         simulate(tiny | {"learning-rate": 1e30}, CLIENTS, quiet=True)
 
 
-def test_a_global_model_that_diverges_ends_the_run_and_keeps_what_was(tiny, tmp_path):
+def test_a_diverging_global_model_ends_the_run_and_keeps_earlier_results(tiny, tmp_path):
     more = {"optimizer": "sgd", "learning-rate": 1e6, "shared": "all", "num-rounds": 3}
     with pytest.raises(RunFailedError, match=r"round \d: .*not finite; lower learning-rate"):
         simulate(tiny | more, CLIENTS, quiet=True)
@@ -395,7 +401,7 @@ def test_a_global_model_that_diverges_ends_the_run_and_keeps_what_was(tiny, tmp_
     assert {row["round"] for row in RunResult(tmp_path / "run").clients} == rounds - {0}
 
 
-def test_clients_without_examples_take_part_in_name_only(tiny, tmp_path):
+def test_clients_without_examples_do_not_affect_the_result(tiny, tmp_path):
     path = tmp_path / "train.csv"
     rows = [f"word{k % 7} text,{'ab'[k % 2]}" for k in range(40)]
     path.write_text("\n".join(["text,label", *rows]))
@@ -413,14 +419,14 @@ def test_clients_without_examples_take_part_in_name_only(tiny, tmp_path):
     assert result.summary["accuracy"] is not None
 
 
-def test_without_a_test_split_the_clients_validation_decides(tiny, opinions):
-    result = simulate(tiny | opinions, 2, quiet=True)
+def test_without_a_test_set_accuracy_is_that_of_the_clients_validation(tiny, easy_data):
+    result = simulate(tiny | easy_data, 2, quiet=True)
     assert result.history[-1]["central"] is None
     assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
     assert set(result.summary["recall_per_class"]) == {"n", "p"}
 
 
-def test_lines_tell_each_round(tiny, capsys):
+def test_each_round_prints_a_line(tiny, capsys):
     result = simulate(tiny, CLIENTS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"results in {result.path}"
@@ -457,7 +463,7 @@ def test_wrong_arguments_are_refused(tiny, refused, arguments, settings, parts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("shared", "at_least"), [("all", 0.77), ("attention+head", 0.72)])
-def test_trec_reaches_what_the_prototype_did(tmp_path, shared_data, shared, at_least):
+def test_trec_reaches_the_accuracy_of_the_prototype(tmp_path, shared_data, shared, at_least):
     result = simulate(
         {
             "dataset": "file",
@@ -477,6 +483,6 @@ def test_trec_reaches_what_the_prototype_did(tmp_path, shared_data, shared, at_l
 
 
 @pytest.mark.slow
-def test_the_main_job_reaches_what_is_promised(tmp_path):
+def test_the_default_run_reaches_the_documented_accuracy(tmp_path):
     result = simulate({"output-dir": str(tmp_path / "run")}, quiet=True)
     assert result.summary["accuracy"] >= 0.85

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Array
 from flwr.clientapp import ClientApp
-from helpers.runs import QUICK, Failing
+from helpers.runs import QUICK, FailingClientApp
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
@@ -138,7 +138,7 @@ def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
     settings = {**QUICK, "strategy": "fedbuff", "fedbuff-concurrency": 4, "fedbuff-buffer-size": 3}
     config = Config.from_run_config({**settings, "output-dir": str(tmp_path / "run")})
     with task_identity():
-        grid = PartitionGrid(Quick(Failing(), 4, dict(config.to_run_config())))
+        grid = PartitionGrid(Quick(FailingClientApp(), 4, dict(config.to_run_config())))
         result = server_app.run(grid, config)
     assert [row["clients"] for row in result.history[1:]] == [3] * 4
     assert [row["failures"] for row in result.history[1:]] == [1] * 4
@@ -147,7 +147,7 @@ def test_a_client_that_fails_at_once_does_not_fill_the_buffer(tmp_path):
 def test_a_failing_client_takes_its_place_in_the_buffer_and_is_counted(tmp_path):
     settings = {**QUICK, "strategy": "fedbuff", "fedbuff-concurrency": 3, "fedbuff-buffer-size": 3}
     config = {**settings, "output-dir": str(tmp_path / "run")}
-    result = simulate(config, 3, workers=1, quiet=True, clients=Failing())
+    result = simulate(config, 3, workers=1, quiet=True, clients=FailingClientApp())
     assert [row["clients"] for row in result.history[1:]] == [2] * 4
     assert [row["failures"] for row in result.history[1:]] == [1] * 4
 

@@ -6,7 +6,7 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 from helpers.data_files import write
-from helpers.runs import QUICK, same_arrays, settled
+from helpers.runs import QUICK, same_arrays, without_times
 
 from fedattn_app import client_app, server_app
 from fedattn_app.analysis.predictor import Predictor
@@ -15,9 +15,12 @@ from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.errors import RunFailedError
 from fedattn_app.files import read_arrays
 from fedattn_app.flower_compat import task_identity
+from fedattn_app.models.parameters import get_arrays, without
 from fedattn_app.models.scopes import scope_of
+from fedattn_app.models.transformer import build_model
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
+from fedattn_app.transport.lazy_array import lazy_record
 
 CLIENTS = 3
 
@@ -149,7 +152,7 @@ def test_a_warm_start_is_carried_on_to_the_bit(tmp_path):
 def test_a_warm_start_evaluates_on_what_was_warmed(tmp_path):
     warm = run(tmp_path / "warm", warmup_rounds=1, num_rounds=2, fraction_evaluate=1.0)
     again = run(tmp_path / "again", warmup_rounds=1, num_rounds=2, fraction_evaluate=1.0)
-    assert settled(warm) == settled(again)
+    assert without_times(warm) == without_times(again)
     assert warm.history[2]["evaluate"]["loss"] < warm.history[0]["central"]["loss"]
 
 
@@ -244,21 +247,42 @@ def test_under_a_schedule_the_number_of_rounds_stays(tmp_path, refused):
         simulate({"resume-from": str(tmp_path / "run"), "num-rounds": 3}, quiet=True)
 
 
-def test_no_message_makes_a_node_share_more_than_its_run_says(tmp_path):
-    """What a server says is shared is not heard: the run-config decides."""
-    asked = []
+class Greedy(LocalGrid):
+    """Nodes whose server also sends all other parameters, as it may after a warm-up only."""
 
-    class Curious(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            asked.extend(messages)
-            for message in asked:
-                if message.metadata.message_type == "train":
-                    message.content["config"]["shared"] = "all"
-            return super().send_and_receive(messages, timeout=timeout)
+    def __init__(self, config):
+        super().__init__(client_app.app, CLIENTS, dict(config.to_run_config()))
+        self.replied = []
+        arrays = get_arrays(build_model(config.model, 6, 1))
+        self.shared = set(scope_of("attention+head", "frozen", "fedattn", arrays).shared)
+        self.others = without(arrays, self.shared)
 
+    def send_and_receive(self, messages, *, timeout=None):
+        asked = list(messages)
+        for message in asked:
+            if message.metadata.message_type == "train":
+                zeros = {name: np.zeros_like(array) for name, array in self.others.items()}
+                message.content["rest"] = lazy_record(zeros)
+        for reply in super().send_and_receive(asked, timeout=timeout):
+            self.replied += [set(record) for record in reply.content.array_records.values()]
+            yield reply
+
+
+def test_a_node_neither_shares_nor_takes_more_than_its_run_config_says(tmp_path):
     config = Config.from_run_config({**QUICK, "output-dir": str(tmp_path / "run")})
+    nodes = Greedy(config)
     with task_identity():
-        grid = PartitionGrid(Curious(client_app.app, CLIENTS, dict(config.to_run_config())))
-        result = server_app.run(grid, config)
-    plain = run(tmp_path / "plain")
-    assert same_arrays(result, plain)
+        result = server_app.run(PartitionGrid(nodes), config)
+    assert nodes.others
+    assert nodes.replied == [nodes.shared] * (CLIENTS * QUICK["num-rounds"])
+    assert same_arrays(result, run(tmp_path / "plain"))
+
+
+def test_a_node_refuses_a_server_that_shares_more_than_the_run_config_says(tmp_path, caplog):
+    settings = {**QUICK, "output-dir": str(tmp_path / "run")}
+    nodes = Config.from_run_config(settings).to_run_config()
+    grid = PartitionGrid(LocalGrid(client_app.app, CLIENTS, dict(nodes)))
+    config = Config.from_run_config(settings | {"shared": "all"})
+    with task_identity(), pytest.raises(RunFailedError, match="all 3 clients failed"):
+        server_app.run(grid, config)
+    assert "the server shares other parameters than this node" in caplog.text

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.runs import QUICK, Failing, same_arrays, settled
+from helpers.runs import QUICK, FailingClientApp, same_arrays, without_times
 
 from fedattn_app import client_app
 from fedattn_app.config import RULES, Config
@@ -41,7 +41,7 @@ def settings_of(rule):
 
 def reported(result):
     """The rows without bytes: at the start of a run each node is asked for its partition."""
-    rows, _ = settled(result)
+    rows, _ = without_times(result)
     return [{key: row[key] for key in row if not key.startswith("bytes")} for row in rows]
 
 
@@ -52,7 +52,7 @@ def test_a_run_is_repeated_to_the_bit_and_carried_on_to_the_bit(tmp_path, rule):
     assert whole.summary["rounds"] == QUICK["num-rounds"]
     assert whole.history[-1]["central"]["loss"] != whole.history[0]["central"]["loss"]
     again = run(tmp_path / "again", rule)
-    assert settled(again) == settled(whole)
+    assert without_times(again) == without_times(whole)
     assert same_arrays(again, whole)
     if rule in NOT_RESUMED_TO_THE_BIT:
         return
@@ -70,7 +70,7 @@ def test_any_number_of_processes_gives_the_same_bits(tmp_path, rule):
     two = simulate(
         {**settings, "output-dir": str(tmp_path / "two")}, CLIENTS, workers=2, quiet=True
     )
-    assert settled(two) == settled(one)
+    assert without_times(two) == without_times(one)
     assert same_arrays(two, one)
 
 
@@ -192,7 +192,7 @@ def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
 def test_a_rule_combines_nothing_where_too_few_answer(tmp_path, capsys, rule, settings, clients):
     config = {**QUICK, "strategy": rule, "num-rounds": 1, **settings}
     start = get_arrays(build_classifier(Config.from_run_config(QUICK), 6))
-    for app, moves in ((Failing(), False), (client_app.app, True)):
+    for app, moves in ((FailingClientApp(), False), (client_app.app, True)):
         own = {**config, "output-dir": str(tmp_path / str(moves))}
         result = simulate(own, clients, workers=1, quiet=True, clients=app)
         moved = any(start[name].tobytes() != result.arrays[name].tobytes() for name in start)

@@ -53,7 +53,7 @@ NOT_IDEMPOTENT = {
     "qfedavg": "takes a step that depends on the losses",
     "fedsgd": "expects gradients",
 }
-STATEFUL = {"fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedsgd"}
+STATEFUL = ("fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedsgd")
 
 
 @pytest.fixture(params=FACTORIES)

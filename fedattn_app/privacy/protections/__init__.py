@@ -1,15 +1,13 @@
 """How an update is protected: one class a protection, chosen by the run-config key ``privacy``."""
 
-from pkgutil import resolve_name
-
 from fedattn_app.config import PROTECTIONS, Config
 from fedattn_app.privacy.protections.base import Protection
 
 
 def protection_of(config: Config) -> Protection:
     """Return the protection that `config` names, made from its settings."""
-    kind: type[Protection] = resolve_name(PROTECTIONS[config.privacy.privacy].class_path)
-    return kind(config)
+    protection: type[Protection] = PROTECTIONS[config.privacy.privacy].load()
+    return protection(config)
 
 
 __all__ = ["Protection", "protection_of"]
