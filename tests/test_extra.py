@@ -2,6 +2,8 @@
 
 import re
 
+from fedattn_app.config import as_toml
+
 WITHOUT_EXTRA = """
 import sys
 
@@ -32,8 +34,8 @@ def test_without_the_extra_the_built_in_model_runs_and_errors_say_what_to_instal
     assert predicted.startswith("['")
     command = "pip install -e '.[pretrained]'"
     for message, key, package in (
-        (model, f"model = {str(folder)!r}", "transformers"),
-        (adapters, "shared = 'lora'", "peft"),
+        (model, f"model = {as_toml(str(folder))}", "transformers"),
+        (adapters, 'shared = "lora"', "peft"),
     ):
         assert message.startswith(key)
         assert re.search(rf"needs the package {package}\b", message)

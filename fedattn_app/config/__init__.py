@@ -14,7 +14,7 @@ from fedattn_app.config.model import (
 )
 from fedattn_app.config.output import OutputConfig
 from fedattn_app.config.privacy import PROTECTIONS, PrivacyConfig
-from fedattn_app.config.schema import ConfigValue, Registered
+from fedattn_app.config.schema import ConfigValue, Registered, as_toml
 from fedattn_app.config.settings import Config
 from fedattn_app.config.training import TrainingConfig
 from fedattn_app.config.transport import CODECS, TransportConfig
@@ -41,5 +41,6 @@ __all__ = [
     "Registered",
     "TrainingConfig",
     "TransportConfig",
+    "as_toml",
     "parse_run_config",
 ]

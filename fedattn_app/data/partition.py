@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from fedattn_app.cache import PROCESS_CACHE
-from fedattn_app.config import PARTITIONERS, DataConfig
+from fedattn_app.config import PARTITIONERS, DataConfig, as_toml
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
@@ -90,8 +90,8 @@ def natural(
         num_groups = len(set(table.groups))
         if num_groups != num_clients:
             raise UserError(
-                f"partition-by = {config.partition_by!r}: the column has {num_groups} values, "
-                f"so the run needs {num_groups} clients, not {num_clients}"
+                f"partition-by = {as_toml(config.partition_by)}: the column has {num_groups} "
+                f"values, so the run needs {num_groups} clients, not {num_clients}"
             )
     _require_rows(table, num_clients, [1] * num_clients)
     return _FlowerRows(fds.NaturalIdPartitioner("group"), table, seed)
@@ -136,8 +136,8 @@ def label_shares(
         for (name, candidates), count in zip(remaining.items(), np.diff(ends), strict=True):
             if len(candidates) < count:
                 raise UserError(
-                    f"label-shares = {config.label_shares!r}: the data has too few examples of "
-                    f"{name!r} for examples-per-client = {config.examples_per_client}"
+                    f"label-shares = {as_toml(config.label_shares)}: the data has too few examples "
+                    f"of {name!r} for examples-per-client = {config.examples_per_client}"
                 )
             rows += [candidates.pop() for _ in range(count)]
         clients.append(rows)
@@ -148,13 +148,13 @@ def _check_label_shares(config: DataConfig, num_clients: int, num_labels: int) -
     listed = config.shares_per_client
     if len(listed) != num_clients:
         raise UserError(
-            f"label-shares = {config.label_shares!r}: is for {len(listed)} clients, not "
+            f"label-shares = {as_toml(config.label_shares)}: is for {len(listed)} clients, not "
             f"{num_clients}"
         )
     if wrong := next((shares for shares in listed if len(shares) != num_labels), None):
         raise UserError(
-            f"label-shares = {config.label_shares!r}: names {len(wrong)} shares for a client, and "
-            f"the data has {num_labels} labels"
+            f"label-shares = {as_toml(config.label_shares)}: names {len(wrong)} shares for a "
+            f"client, and the data has {num_labels} labels"
         )
 
 

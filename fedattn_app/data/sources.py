@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedattn_app.cache import PROCESS_CACHE
-from fedattn_app.config import DataConfig
+from fedattn_app.config import DataConfig, as_toml
 from fedattn_app.data.readers import READERS, Columns, first_line, read_columns
 from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
@@ -98,12 +98,13 @@ def load_hub(config: DataConfig) -> Splits:
         splits = datasets.load_dataset(config.dataset)
     except Exception as error:  # the hub, the network and the format raise many types
         raise UserError(
-            f"dataset = {config.dataset!r}: cannot be loaded from the hub ({first_line(error)}); "
+            f"dataset = {as_toml(config.dataset)}: cannot be loaded from the hub "
+            f"({first_line(error)}); "
             'offline, use dataset = "file" with data-path, or "triage"'
         ) from None
     if "train" not in splits:
         raise UserError(
-            f"dataset = {config.dataset!r}: has no train split, only {', '.join(splits)}"
+            f"dataset = {as_toml(config.dataset)}: has no train split, only {', '.join(splits)}"
         )
     tables = {
         split: _make_table(_hub_columns(splits[split]), config, f"{source}, split {split}", split)

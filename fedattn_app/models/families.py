@@ -6,7 +6,7 @@ Every family has its own parameter names. A row of `FAMILIES` describes those of
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedattn_app.config import ATTENTION_ROLES, LORA_SCOPES
+from fedattn_app.config import ATTENTION_ROLES, LORA_SCOPES, as_toml
 from fedattn_app.errors import UserError
 
 BUILT_IN = "fedattn"
@@ -86,10 +86,10 @@ def family_of(family: str, names: Iterable[str], shared: str) -> Family:
         return FAMILIES[family]
     if shared in LORA_SCOPES:
         raise UserError(
-            f"shared = {shared!r}: adapters are not supported for the model family {family!r}, "
-            f"only for {', '.join(sorted(set(FAMILIES) - {BUILT_IN}))}"
+            f"shared = {as_toml(shared)}: adapters are not supported for the model family "
+            f"{family!r}, only for {', '.join(sorted(set(FAMILIES) - {BUILT_IN}))}"
         )
     raise UserError(
-        f"shared = {shared!r}: not defined for the model family {family!r}; use a regex "
+        f"shared = {as_toml(shared)}: not defined for the model family {family!r}; use a regex "
         f"over its parameter names, which are {', '.join(sorted(names))}"
     )

@@ -25,7 +25,7 @@ All three also train and send the head, because a new head is random and has no 
 
 import torch
 
-from fedattn_app.config import LoraConfig
+from fedattn_app.config import LoraConfig, as_toml
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.families import family_of
 from fedattn_app.optional_dependency import needing_extra
@@ -38,7 +38,7 @@ def add_adapters(model: Classifier, config: LoraConfig, seed: int, shared: str) 
     Raises `UserError` for a family that is not in `FAMILIES`, and if `peft` is not installed.
     """
     family = family_of(model.family, model.state_dict(), shared)
-    with needing_extra(f"shared = {shared!r}: LoRA"):
+    with needing_extra(f"shared = {as_toml(shared)}: LoRA"):
         import peft
     adapter = peft.LoraConfig(
         r=config.lora_rank,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedattn_app.config import MODEL_SIZES, ModelConfig
+from fedattn_app.config import MODEL_SIZES, ModelConfig, as_toml
 from fedattn_app.errors import UserError
 from fedattn_app.files import folder_of
 from fedattn_app.models.batch import Batch
@@ -189,7 +189,7 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
     if not shortest <= config.max_length <= longest:
         raise UserError(
             f"max-length = {config.max_length}: must be {shortest} to {longest} for "
-            f"model = {config.model!r}"
+            f"model = {as_toml(config.model)}"
         )
     backend.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
     return PretrainedTokenizer(backend, tokenizer.pad_token_id or 0)
@@ -251,7 +251,7 @@ def _encoder_pattern(model: "PreTrainedModel") -> str:
 
 def _subject(model: str) -> str:
     not_a_folder = "" if folder_of(model) else " and not a folder"
-    return f"model = {model!r}: not one of {', '.join(MODEL_SIZES)}{not_a_folder}"
+    return f"model = {as_toml(model)}: not one of {', '.join(MODEL_SIZES)}{not_a_folder}"
 
 
 @contextmanager

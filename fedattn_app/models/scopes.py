@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from fedattn_app.config import LORA_SCOPES
+from fedattn_app.config import LORA_SCOPES, as_toml
 from fedattn_app.errors import UserError
 from fedattn_app.models.families import family_of
 
@@ -80,11 +80,12 @@ def _matching(shared: str, pattern: str, names: Iterable[str]) -> frozenset[str]
         selected = frozenset(filter(re.compile(pattern).fullmatch, names))
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
-            f"shared = {shared!r}: not one of {', '.join(SCOPES)}, and not a valid regex ({error})"
+            f"shared = {as_toml(shared)}: not one of {', '.join(SCOPES)}, and not a valid regex "
+            f"({error})"
         ) from None
     if not selected:
         raise UserError(
-            f"shared = {shared!r}: not one of {', '.join(SCOPES)}, and matches no parameter; "
-            f"the names are {', '.join(sorted(names))}"
+            f"shared = {as_toml(shared)}: not one of {', '.join(SCOPES)}, and matches no "
+            f"parameter; the names are {', '.join(sorted(names))}"
         )
     return selected

@@ -144,7 +144,11 @@ def test_a_tiny_alpha_gives_clients_without_examples(wards, alpha):
 @pytest.mark.parametrize(
     ("settings", "clients", "parts"),
     [
-        ({"partitioner": "natural", "partition_by": "ward"}, 3, ["'ward'", "4 clients", "not 3"]),
+        (
+            {"partitioner": "natural", "partition_by": "ward"},
+            3,
+            ['= "ward"', "4 clients", "not 3"],
+        ),
         ({"partitioner": "natural", "partition_by": "no"}, 4, ["'no'", "text, label"]),
         ({"partitioner": "pathological", "classes_per_client": 4}, 4, ["= 4", "3 labels"]),
         ({}, 61, ["61 clients", "60 training examples"]),
@@ -162,7 +166,7 @@ def test_a_natural_split_by_a_column_with_gaps_is_refused(refused, tmp_path):
     config = DataConfig(
         dataset="file", data_path=str(path), partitioner="natural", partition_by="ward"
     )
-    with refused("'ward'"):
+    with refused("has no 'ward' (partition-by)"):
         client_data(config, MODEL, 1, 0, 3)
 
 
@@ -347,7 +351,13 @@ def test_a_hub_data_set_offline_gives_one_line_that_says_what_to_do(probe):
     _, messages, _ = probe
     assert len(messages) == 2
     assert "\n" not in messages[1]
-    for part in ("'someone/some-set'", "offline", 'dataset = "file"', "data-path", "triage"):
+    for part in (
+        'dataset = "someone/some-set"',
+        "offline",
+        'dataset = "file"',
+        "data-path",
+        "triage",
+    ):
         assert part in messages[1]
 
 

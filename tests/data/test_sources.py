@@ -265,7 +265,7 @@ def test_a_hub_data_set_can_be_split_by_its_label(monkeypatch):
 
 def test_a_hub_data_set_without_train_is_refused(refused, monkeypatch):
     put_on_hub(monkeypatch, validation=(["good"], [0]))
-    with refused("'a/b'", "train", "validation"):
+    with refused('dataset = "a/b"', "train", "validation"):
         label_names(DataConfig(dataset="a/b"))
 
 
@@ -290,7 +290,9 @@ def test_a_failure_of_the_hub_gives_one_line_that_says_what_to_do(refused, monke
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with refused("'a/b'", str(error).splitlines()[0], 'dataset = "file"', "data-path", "triage"):
+    with refused(
+        'dataset = "a/b"', str(error).splitlines()[0], 'dataset = "file"', "data-path", "triage"
+    ):
         label_names(DataConfig(dataset="a/b"))
 
 

@@ -9,6 +9,8 @@ from helpers.classifiers import classifier, tokenizer_of
 from helpers.pretrained_folders import change_json
 from safetensors.torch import load_file, save_file
 
+from fedattn_app.config import as_toml
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -51,14 +53,14 @@ BROKEN = {
 def test_a_broken_folder_is_refused(folder_copy, refused, broken):
     damage, clue = BROKEN[broken]
     damage(folder_copy)
-    with refused(f"model = {str(folder_copy)!r}", "cannot be loaded", clue):
+    with refused(f"model = {as_toml(str(folder_copy))}", "cannot be loaded", clue):
         classifier(folder_copy)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(family, folder_copy, refused):
     for file in folder_copy.glob("tokenizer*"):
         file.unlink()
-    with refused(f"model = {str(folder_copy)!r}", "tokenizer"):
+    with refused(f"model = {as_toml(str(folder_copy))}", "tokenizer"):
         tokenizer_of(folder_copy)
 
 
@@ -69,7 +71,7 @@ def test_a_folder_without_a_tokenizer_is_refused(family, folder_copy, refused):
 )
 def test_a_broken_tokenizer_is_named_in_the_error(folder_copy, refused, damage):
     damage(folder_copy / "tokenizer.json")
-    with refused(f"model = {str(folder_copy)!r}", "tokenizer"):
+    with refused(f"model = {as_toml(str(folder_copy))}", "tokenizer"):
         tokenizer_of(folder_copy)
 
 
@@ -79,7 +81,7 @@ def test_a_path_that_holds_no_model_is_refused(tmp_path, refused, name, load):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     clue = "config.json" if name == "empty" else "the folder does not exist"
-    with refused(f"model = {str(tmp_path / name)!r}", "tiny, small, base", clue):
+    with refused(f"model = {as_toml(str(tmp_path / name))}", "tiny, small, base", clue):
         load(tmp_path / name)
 
 
@@ -88,13 +90,13 @@ def test_a_misspelled_size_is_corrected_without_contacting_the_hub(
     refused, monkeypatch, name, size
 ):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the hub was contacted"))
-    with refused(f"model = {name!r}", f"did you mean {size}?"):
+    with refused(f"model = {as_toml(name)}", f"did you mean {size}?"):
         classifier(name)
 
 
 @pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing"])
 def test_a_relative_path_is_never_used_as_a_hub_id(refused, name):
-    with refused(f"model = {name!r}", "the folder does not exist"):
+    with refused(f"model = {as_toml(name)}", "the folder does not exist"):
         classifier(name)
 
 
@@ -104,5 +106,5 @@ def test_a_relative_path_is_never_used_as_a_hub_id(refused, name):
 @pytest.mark.parametrize("load", [classifier, tokenizer_of])
 def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch, refused, name, load):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with refused(f"model = {name!r}", "tiny, small, base", "cannot be loaded"):
+    with refused(f"model = {as_toml(name)}", "tiny, small, base", "cannot be loaded"):
         load(name)

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForMaskedLM
 from transformers.utils import logging
 
+from fedattn_app.config import as_toml
 from fedattn_app.errors import UserError
 from fedattn_app.models.pretrained import build_untrained
 
@@ -42,7 +43,7 @@ def test_pickled_weights_are_refused_and_never_read(folder_copy, refused):
     marker.unlink()
     classifier(folder_copy)
     (folder_copy / "model.safetensors").unlink()
-    with refused(f"model = {str(folder_copy)!r}", "model.safetensors"):
+    with refused(f"model = {as_toml(str(folder_copy))}", "model.safetensors"):
         classifier(folder_copy)
     assert not marker.exists()
 
@@ -50,7 +51,7 @@ def test_pickled_weights_are_refused_and_never_read(folder_copy, refused):
 def test_a_pickle_with_the_suffix_safetensors_is_refused_and_never_read(folder_copy, refused):
     marker = folder_copy / "marker"
     (folder_copy / "model.safetensors").write_bytes(pickle.dumps(Trap(marker)))
-    with refused(f"model = {str(folder_copy)!r}", "cannot be loaded"):
+    with refused(f"model = {as_toml(str(folder_copy))}", "cannot be loaded"):
         classifier(folder_copy)
     assert not marker.exists()
 
@@ -64,7 +65,7 @@ def test_adapters_in_the_folder_are_refused(folder_copy, refused, format):
     if format == "bin":
         (folder_copy / "adapter_model.safetensors").unlink()
         torch.save({"x": Trap(marker)}, folder_copy / "adapter_model.bin")
-    with refused(f"model = {str(folder_copy)!r}", "adapter"):
+    with refused(f"model = {as_toml(str(folder_copy))}", "adapter"):
         classifier(folder_copy)
     assert not marker.exists()
 
@@ -90,7 +91,7 @@ def test_code_in_the_folder_of_a_known_model_is_not_run(folder_copy):
 def test_a_model_that_needs_its_own_code_is_refused_and_not_run(folder_copy, refused, load):
     marker = add_model_code(folder_copy)
     change_json(folder_copy, model_type="own")
-    with refused(f"model = {str(folder_copy)!r}", "cannot be loaded"):
+    with refused(f"model = {as_toml(str(folder_copy))}", "cannot be loaded"):
         load(folder_copy)
     assert not marker.exists()
 
@@ -140,7 +141,7 @@ attempts = []
 socket.getaddrinfo = socket.socket.connect = socket.socket.connect_ex = attempt
 time.sleep = lambda seconds: None
 from fedattn_app.models.factory import build_classifier, build_tokenizer
-from fedattn_app.config import Config
+from fedattn_app.config import Config, as_toml
 from fedattn_app.errors import UserError
 
 def load(model, shared):
@@ -180,7 +181,7 @@ def test_a_folder_is_loaded_without_network_and_without_output(
     assert [outcome for outcome, _ in folders[: 4 * len(intact)]] == ["loaded"] * 4 * len(intact)
     for outcome, attempts in (model, tokenizer):
         assert attempts, "the test does not see the requests for a hub id"
-        assert "'someone/no-such-model'" in outcome
+        assert '"someone/no-such-model"' in outcome
 
 
 def test_a_downloaded_hub_model_needs_no_network(pretrained_folder, tmp_path, python):

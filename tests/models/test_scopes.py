@@ -15,7 +15,7 @@ from helpers.classifiers import (
 from helpers.pretrained_folders import FAMILIES_TESTED, LAYERS, UNKNOWN_FAMILIES
 from torch import nn
 
-from fedattn_app.config import ModelConfig, TrainingConfig
+from fedattn_app.config import ModelConfig, TrainingConfig, as_toml
 from fedattn_app.data.examples import Examples
 from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import view_arrays
@@ -73,13 +73,13 @@ def test_all_selects_every_name(model, names, shared):
 def test_a_regex_that_matches_no_whole_name_is_refused_with_the_names(
     refused, model, names, shared
 ):
-    with refused(f"shared = {shared!r}", "attention+head", *names):
+    with refused(f"shared = {as_toml(shared)}", "attention+head", *names):
         selected(model, shared)
 
 
 @pytest.mark.parametrize("shared", ["(", "[a-", "*", "x{99999999999999999999}"])
 def test_an_invalid_regex_is_refused(refused, model, shared):
-    with refused(f"shared = {shared!r}", "attention+head", "regex"):
+    with refused(f"shared = {as_toml(shared)}", "attention+head", "regex"):
         selected(model, shared)
 
 
@@ -160,13 +160,13 @@ def test_training_changes_only_the_trainable_parameters(encoder_folder, shared):
 
 
 def test_adapters_for_an_unknown_family_are_refused_with_a_list_of_families(refused):
-    with refused("shared = 'lora'", "'albert'", "bert, deberta-v2, distilbert"):
+    with refused('shared = "lora"', "'albert'", "bert, deberta-v2, distilbert"):
         scope_of("lora", "frozen", "albert", ["x.weight"])
 
 
 @pytest.mark.parametrize("shared", ["attention", "attention+head", "head"])
 def test_a_named_scope_of_an_unknown_family_is_refused_with_the_parameter_names(refused, shared):
-    with refused(f"shared = {shared!r}", "'albert'", "regex", "x.weight"):
+    with refused(f"shared = {as_toml(shared)}", "'albert'", "regex", "x.weight"):
         scope_of(shared, "frozen", "albert", ["x.weight", "y.weight"])
 
 
@@ -183,8 +183,8 @@ def test_an_unknown_model_supports_all_and_a_regex_only(encoder_folder, family, 
     head = {name for name in names if name.startswith("classifier.")}
     assert selected(model, r"classifier\..*").shared == head != set()
     for shared in ("attention", "attention+head", "head"):
-        with refused(f"shared = {shared!r}", repr(family), "regex", *names):
+        with refused(f"shared = {as_toml(shared)}", repr(family), "regex", *names):
             selected(model, shared)
     for shared in ADAPTER_SCOPES:
-        with refused(f"shared = {shared!r}", repr(family), *FAMILIES_TESTED):
+        with refused(f"shared = {as_toml(shared)}", repr(family), *FAMILIES_TESTED):
             classifier(encoder_folder, shared=shared)

@@ -16,7 +16,7 @@ from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.clients.base import FrozenClient
 from fedattn_app.clients.node_state import ContextState
 from fedattn_app.clients.personal import PersonalClient
-from fedattn_app.config import Config
+from fedattn_app.config import Config, as_toml
 from fedattn_app.data.loading import client_data
 from fedattn_app.engine.local_grid import LocalGrid
 from fedattn_app.flower_compat import task_identity
@@ -222,7 +222,7 @@ def test_an_odd_path_is_a_model_or_a_one_line_error(
         result = simulate(settings(model=model), CLIENTS, quiet=True)
         assert len(Predictor.load(result.path).predict(["a rash"])) == 1
     else:
-        with refused(f"model = {model!r}", "no folder"):
+        with refused(f"model = {as_toml(model)}", "not a folder"):
             simulate(settings(model=model), CLIENTS, quiet=True)
 
 
