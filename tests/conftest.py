@@ -19,9 +19,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.models.fast_linear import is_faster, is_supported
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(
-    str(ROOT / "benchmarks")
-)  # last, as one of its scripts is called like a package of ours
+sys.path.append(str(ROOT / "benchmarks"))  # some tests import its scripts
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SLOW_TEST_TIMEOUT = 1800  # seconds; other tests have the limit in pyproject.toml
 
