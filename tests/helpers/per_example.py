@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from fedattn_app.data.examples import Examples
 from fedattn_app.models.batch import TextBatch
-from fedattn_app.privacy.gradients.selection import clipped
+from fedattn_app.privacy.gradients.selection import clipped_gradient_sum
 from helpers.classifiers import selected
 
 TOLERANCE = 1e-5
@@ -76,7 +76,7 @@ def assert_exact(engines, model, examples):
     expected = gradients(model, examples)
     for max_grad_norm in (between(expected), 1e9):
         for engine in engines:
-            sums = clipped(engine, model, examples, max_grad_norm)
+            sums = clipped_gradient_sum(engine, model, examples, max_grad_norm)
             error = relative_error(sums, clipped_sum(expected, max_grad_norm))
             assert error <= TOLERANCE, engine.__name__
 

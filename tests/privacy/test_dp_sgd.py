@@ -19,7 +19,7 @@ from fedattn_app.models.scopes import scope_of
 from fedattn_app.models.transformer import build_model
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Hooks, OneByOne
+from fedattn_app.privacy.gradients.engine import OpacusHooks, OneByOne
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.loop import TrainingDivergedError, train
 
@@ -66,7 +66,7 @@ def ended(
 ):
     """A copy of `model` after `train_privately`."""
     model = copy.deepcopy(model)
-    random = random or SecretRandom.known(1)
+    random = random or SecretRandom.from_seed(1)
     names = names_of(model, shared)
     noise = Noise(noise, clip)
     train_privately(model, names, examples, config, sampling, noise, engine, random)
@@ -113,21 +113,21 @@ def test_all_examples_without_noise_and_clipping_are_plain_training(
     torch.testing.assert_close(vector(ours), vector(model), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
+@pytest.mark.parametrize("engine", [BookKeeping, OpacusHooks, OneByOne])
 @pytest.mark.parametrize("clip", [UNCLIPPED, 2.0, 0.1])
 def test_sampled_training_without_noise_is_clipped_sgd_by_hand(model, examples, clip, engine):
     clips = norms(gradients(model, examples)) > clip
     assert clips.any() == (clip < UNCLIPPED)
     assert clips.all() == (clip == 0.1)
-    ours = vector(ended(model, examples, clip=clip, engine=engine, random=SecretRandom.known(7)))
-    expected = sgd_by_hand(model, examples, HALF, clip, SecretRandom.known(7))
+    ours = vector(ended(model, examples, clip=clip, engine=engine, random=SecretRandom.from_seed(7)))
+    expected = sgd_by_hand(model, examples, HALF, clip, SecretRandom.from_seed(7))
     start = vector(model)
     assert (ours - expected).norm() <= 1e-5 * (expected - start).norm()
 
 
 def test_with_noise_it_is_the_same_plus_the_noise(model, examples):
-    ours = vector(ended(model, examples, noise=0.7, clip=1.0, random=SecretRandom.known(7)))
-    expected = sgd_by_hand(model, examples, HALF, 1.0, SecretRandom.known(7), noise=0.7)
+    ours = vector(ended(model, examples, noise=0.7, clip=1.0, random=SecretRandom.from_seed(7)))
+    expected = sgd_by_hand(model, examples, HALF, 1.0, SecretRandom.from_seed(7), noise=0.7)
     assert (ours - expected).norm() <= 1e-5 * (expected - vector(model)).norm()
 
 
@@ -141,7 +141,7 @@ def test_the_physical_batch_size_changes_nothing(model, examples):
     assert (ends[2] - ends[1]).norm() <= 1e-5 * way
 
 
-@pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
+@pytest.mark.parametrize("engine", [BookKeeping, OpacusHooks, OneByOne])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("shared", ["all", "attention", "attention+head", "head"])
 def test_only_the_trainable_parameters_change(model, examples, shared, optimizer, engine):
@@ -151,7 +151,7 @@ def test_only_the_trainable_parameters_change(model, examples, shared, optimizer
     assert changed(model, after) == names_of(model, shared)
 
 
-@pytest.mark.parametrize("engine", [BookKeeping, Hooks, OneByOne])
+@pytest.mark.parametrize("engine", [BookKeeping, OpacusHooks, OneByOne])
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_what_padding_does_to_one_text_it_does_to_no_other(model, examples, engine, multiple):
     model.embedding.weight.data[0] = torch.nan
@@ -180,8 +180,8 @@ def test_nothing_is_left_on_the_model(model, examples):
 
 def test_steps_that_draw_nothing_are_noise(model, examples):
     none = Sampling(rate=1e-12, steps=3, batch_size=5.0)
-    ours = vector(ended(model, examples, none, noise=2.0, clip=0.5, random=SecretRandom.known(3)))
-    expected = sgd_by_hand(model, examples, none, 0.5, SecretRandom.known(3), noise=2.0)
+    ours = vector(ended(model, examples, none, noise=2.0, clip=0.5, random=SecretRandom.from_seed(3)))
+    expected = sgd_by_hand(model, examples, none, 0.5, SecretRandom.from_seed(3), noise=2.0)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
     moved = (ours - vector(model)) / (SGD.learning_rate * 2.0 * 0.5 / 5.0)
     assert moved.var() == pytest.approx(3, rel=0.15)
@@ -245,7 +245,7 @@ def noise_of(model, examples, noise, clip, *seed, batch_size=10.0):
     sampling = Sampling(rate=0.3, steps=1, batch_size=batch_size)
     config = replace(SGD, learning_rate=1.0)
     ends = [
-        vector(ended(model, examples, sampling, n, clip, config, random=SecretRandom.known(*seed)))
+        vector(ended(model, examples, sampling, n, clip, config, random=SecretRandom.from_seed(*seed)))
         for n in (noise, NOISELESS)
     ]
     return (ends[0] - ends[1]).numpy()

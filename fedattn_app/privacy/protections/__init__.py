@@ -1,4 +1,4 @@
-"""How an update is protected: one class a protection, chosen by the run-config key ``privacy``."""
+"""How an update is protected: one class per protection, selected by the key ``privacy``."""
 
 from pkgutil import resolve_name
 
@@ -7,7 +7,7 @@ from fedattn_app.privacy.protections.base import Protection
 
 
 def protection_of(config: Config) -> Protection:
-    """Return the protection that `config` names, made from its settings."""
+    """Return the protection that `config` selects, with its settings."""
     kind: type[Protection] = resolve_name(PROTECTIONS[config.privacy.privacy].class_path)
     return kind(config)
 

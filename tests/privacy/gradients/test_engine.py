@@ -27,15 +27,15 @@ from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.scopes import SCOPES
 from fedattn_app.privacy.gradients import book_keeping as bookkeeping
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, factors, trained
-from fedattn_app.privacy.gradients.selection import clipped
+from fedattn_app.privacy.gradients.engine import OpacusHooks, OneByOne, factors, trained
+from fedattn_app.privacy.gradients.selection import clipped_gradient_sum
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
 ]
 
-ALL_ENGINES = [BookKeeping, Hooks, OneByOne]
+ALL_ENGINES = [BookKeeping, OpacusHooks, OneByOne]
 # A layer's norms come from one formula for the short texts here, and from another for the long.
 BATCHES = {"short": [1, 3, 2, 1], "long": [30, 1, 28, 7, 30]}
 SHORT_TEXTS = ["a rash", "no fever", "denies chest pain", "a rash"]
@@ -132,9 +132,9 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, sha
     expected = gradients(model, examples[~bad])
     max_grad_norm = between(expected)
     assert not flat(gradients(model, examples[bad])[0]).isfinite().all()
-    sums = clipped(engine, model, examples, max_grad_norm)
+    sums = clipped_gradient_sum(engine, model, examples, max_grad_norm)
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= TOLERANCE
-    assert not flat(clipped(engine, model, examples[bad], max_grad_norm)).any()
+    assert not flat(clipped_gradient_sum(engine, model, examples[bad], max_grad_norm)).any()
 
 
 @pytest.mark.parametrize("layer", ["linear without bias", "wide linear without bias", "embedding"])
@@ -148,7 +148,7 @@ def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine
     )
     expected = gradients(model, examples)
     max_grad_norm = float(norms(expected)) / 2
-    sums = clipped(engine, model, examples, max_grad_norm)
+    sums = clipped_gradient_sum(engine, model, examples, max_grad_norm)
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= 1e-2
 
 
@@ -165,7 +165,7 @@ def test_rounding_adds_no_more_than_the_clipping_norm(layer, size, token):
     examples = Examples(
         TextBatch.of(torch.full((1, 3), token), torch.tensor([3])), torch.tensor([1])
     )
-    assert flat(clipped(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
+    assert flat(clipped_gradient_sum(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1e17, 1e-22), (1e12, 1e-26), (1e30, 1e-35)])
@@ -180,7 +180,7 @@ def test_a_gradient_with_a_factor_that_is_next_to_nothing_is_clipped(engine, inp
     examples = random_examples(BATCHES["short"])
     max_grad_norm = float(norms(gradients(model, examples)).min()) / 10
     for number in range(len(examples)):
-        own = clipped(engine, model, examples[torch.tensor([number])], max_grad_norm)
+        own = clipped_gradient_sum(engine, model, examples[torch.tensor([number])], max_grad_norm)
         assert flat(own).norm() <= max_grad_norm * (1 + 1e-4)
 
 
@@ -190,17 +190,17 @@ def test_an_example_without_any_gradient_adds_nothing(engine, examples):
     model.head.weight.data[:] = 0
     model.head.bias.data = torch.tensor([1e4, 0, 0])  # so sure that the loss of label 0 is 0
     examples.labels[:] = 0
-    assert not flat(clipped(engine, model, examples)).any()
+    assert not flat(clipped_gradient_sum(engine, model, examples)).any()
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
 def test_an_example_of_unknown_label_adds_nothing(engine, examples):
     model = built_in()
     unknown = torch.arange(len(examples)) == 1
-    expected = clipped(engine, model, examples[~unknown])
+    expected = clipped_gradient_sum(engine, model, examples[~unknown])
     examples.labels[unknown] = UNKNOWN_LABEL
-    assert relative_error(clipped(engine, model, examples), expected) <= TOLERANCE
-    assert not flat(clipped(engine, model, examples[unknown])).any()
+    assert relative_error(clipped_gradient_sum(engine, model, examples), expected) <= TOLERANCE
+    assert not flat(clipped_gradient_sum(engine, model, examples[unknown])).any()
 
 
 # What an engine leaves behind
@@ -227,7 +227,7 @@ def test_book_keeping_computes_no_gradient_of_a_weight(engine, computes, example
     seen = []
     for parameter in model.parameters():
         parameter.register_hook(seen.append)
-    clipped(engine, model, examples)
+    clipped_gradient_sum(engine, model, examples)
     assert bool(seen) == computes
 
 
@@ -238,7 +238,7 @@ def test_book_keeping_says_what_it_does_not_know(layer, examples):
     model, names = model_of(layer)
     before = traces(select(model, names))
     with pytest.raises(TypeError, match=r"used twice|known"):
-        clipped(BookKeeping, model, examples)
+        clipped_gradient_sum(BookKeeping, model, examples)
     assert traces(model) == before
 
 

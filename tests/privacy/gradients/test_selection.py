@@ -11,7 +11,7 @@ from torch import nn
 from fedattn_app.models.classifier import TextClassifier, real_tokens
 from fedattn_app.privacy.gradients import selection as engines
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, trained
+from fedattn_app.privacy.gradients.engine import OpacusHooks, OneByOne, trained
 from fedattn_app.privacy.gradients.selection import engine_for
 
 pytestmark = [
@@ -157,7 +157,7 @@ def test_short_texts_are_enough(max_length):
 
 
 def test_a_layer_that_only_the_hooks_know():
-    assert engine_for(Normed(), MAX_LENGTH) is Hooks
+    assert engine_for(Normed(), MAX_LENGTH) is OpacusHooks
 
 
 def test_a_model_that_no_engine_knows_is_told_to_be_slow(caplog):
@@ -188,8 +188,8 @@ def test_batch_normalisation_is_refused(refused):
 
 
 def test_of_right_engines_the_first_is_chosen(monkeypatch):
-    monkeypatch.setattr(engines, "ENGINES", (Hooks, BookKeeping))
-    assert engine_for(scoped(classifier("tiny"), "head"), MAX_LENGTH) is Hooks
+    monkeypatch.setattr(engines, "ENGINES", (OpacusHooks, BookKeeping))
+    assert engine_for(scoped(classifier("tiny"), "head"), MAX_LENGTH) is OpacusHooks
 
 
 def bits(model):
@@ -199,7 +199,7 @@ def bits(model):
 @pytest.mark.parametrize("made", [lambda: classifier("tiny", dropout=0.3), Odd, Normed])
 @pytest.mark.parametrize("wrong", [(), *((engine,) for engine in WRONG)])
 def test_choosing_leaves_no_trace(monkeypatch, made, wrong):
-    monkeypatch.setattr(engines, "ENGINES", (*wrong, BookKeeping, Hooks))
+    monkeypatch.setattr(engines, "ENGINES", (*wrong, BookKeeping, OpacusHooks))
     model = made()
     next(model.parameters()).requires_grad_(False)
     for number, module in enumerate(model.modules()):
