@@ -89,7 +89,9 @@ def train_privately(
     """
     set_trainable(model, trainable)
     model.train()
-    flat = FlatOptimizer(trained_parameters(model), config, proximal.pull_on(model) if proximal else [])
+    flat = FlatOptimizer(
+        trained_parameters(model), config, proximal.pull_on(model) if proximal else []
+    )
     with closing(flat), closing(engine(model)) as gradients:
         for _ in range(sampling.steps):
             flat.gradient.zero_()

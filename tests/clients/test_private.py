@@ -329,7 +329,7 @@ def test_two_processes_do_not_spend_one_budget_twice(trainings, tmp_path, monkey
 def test_the_reason_is_logged_where_no_noise_is_enough(trainings, caplog):
     client = client_of(target_epsilon=1e-5, target_delta=1e-12)
     assert fit(client)[2] == {"epsilon": 0.0, "budget-spent": 1}
-    assert "what is left of ε = 1e-05 does not suffice to train for" in caplog.text
+    assert "the rest of ε = 1e-05 is too small to train for" in caplog.text
 
 
 def test_a_change_of_accountant_tells_no_less(trainings):
@@ -357,12 +357,12 @@ def test_an_evaluation_spends_its_own_budget(trainings):
         assert (loss, metrics["budget-spent"]) == (0.0, 0)
     assert evaluate(client, 3)[2]["budget-spent"] == fit(client, 3)[2]["budget-spent"] == 1
     for kind, target in (("train", 2.0), ("evaluate", 1.0)):
-        entries = client.ledger.of(kind, 1)
+        entries = client.ledger.entries_of(kind, 1)
         assert [entry.server_round for entry in entries] == [1, 2]
         assert len({entry.noise_multiplier for entry in entries}) == 1
         spent = epsilon_of([entry.mechanism for entry in entries], DELTA)
         assert 0.99 * target < spent <= target
-    assert {e.mechanism.sample_rate for e in client.ledger.of("evaluate")} == {1.0}
+    assert {e.mechanism.sample_rate for e in client.ledger.entries_of("evaluate")} == {1.0}
     assert client.epsilon == epsilon_of(client.ledger.mechanisms, DELTA) > 2.0
 
 
@@ -381,7 +381,7 @@ def test_noisy_counts_have_the_noise_that_the_ledger_says():
         assert num_examples == max(0, sum(metrics[key] for key in keys[:6]))
         off += [metrics[key] - true[key] for key in keys]
     assert all(isinstance(metrics[key], int) for key in keys)
-    (noise,) = {entry.noise_multiplier for entry in client.ledger.of("evaluate")}
+    (noise,) = {entry.noise_multiplier for entry in client.ledger.entries_of("evaluate")}
     squares = np.square(off).sum() / (3 * noise**2 + 1 / 12)
     low, high = chi2.ppf([1e-4, 1 - 1e-4], len(off))
     assert low < squares < high

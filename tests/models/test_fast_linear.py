@@ -154,7 +154,9 @@ def test_clipped_gradients_equal_those_of_torch(pretrained_folder, kind):
     replaced = [vars(layer).pop("forward", None) for layer in plain.modules()]
     assert any(replaced)
     expected = clipped_gradient_sum(OneByOne, plain, examples, 0.1)
-    for got, gradient in zip(clipped_gradient_sum(BookKeeping, fast, examples, 0.1), expected, strict=True):
+    for got, gradient in zip(
+        clipped_gradient_sum(BookKeeping, fast, examples, 0.1), expected, strict=True
+    ):
         torch.testing.assert_close(got, gradient, rtol=1e-4, atol=1e-7)
 
 

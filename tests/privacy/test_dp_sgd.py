@@ -19,7 +19,7 @@ from fedattn_app.models.scopes import scope_of
 from fedattn_app.models.transformer import build_model
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import OpacusHooks, OneByOne
+from fedattn_app.privacy.gradients.engine import OneByOne, OpacusHooks
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.loop import TrainingDivergedError, train
 
@@ -119,7 +119,9 @@ def test_sampled_training_without_noise_is_clipped_sgd_by_hand(model, examples, 
     clips = norms(gradients(model, examples)) > clip
     assert clips.any() == (clip < UNCLIPPED)
     assert clips.all() == (clip == 0.1)
-    ours = vector(ended(model, examples, clip=clip, engine=engine, random=SecretRandom.from_seed(7)))
+    ours = vector(
+        ended(model, examples, clip=clip, engine=engine, random=SecretRandom.from_seed(7))
+    )
     expected = sgd_by_hand(model, examples, HALF, clip, SecretRandom.from_seed(7))
     start = vector(model)
     assert (ours - expected).norm() <= 1e-5 * (expected - start).norm()
@@ -180,7 +182,9 @@ def test_nothing_is_left_on_the_model(model, examples):
 
 def test_steps_that_draw_nothing_are_noise(model, examples):
     none = Sampling(rate=1e-12, steps=3, batch_size=5.0)
-    ours = vector(ended(model, examples, none, noise=2.0, clip=0.5, random=SecretRandom.from_seed(3)))
+    ours = vector(
+        ended(model, examples, none, noise=2.0, clip=0.5, random=SecretRandom.from_seed(3))
+    )
     expected = sgd_by_hand(model, examples, none, 0.5, SecretRandom.from_seed(3), noise=2.0)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
     moved = (ours - vector(model)) / (SGD.learning_rate * 2.0 * 0.5 / 5.0)
@@ -245,7 +249,9 @@ def noise_of(model, examples, noise, clip, *seed, batch_size=10.0):
     sampling = Sampling(rate=0.3, steps=1, batch_size=batch_size)
     config = replace(SGD, learning_rate=1.0)
     ends = [
-        vector(ended(model, examples, sampling, n, clip, config, random=SecretRandom.from_seed(*seed)))
+        vector(
+            ended(model, examples, sampling, n, clip, config, random=SecretRandom.from_seed(*seed))
+        )
         for n in (noise, NOISELESS)
     ]
     return (ends[0] - ends[1]).numpy()

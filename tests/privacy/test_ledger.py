@@ -34,7 +34,7 @@ def kept(request, path):
 
 def test_a_new_ledger_is_empty(kept):
     ledger = Ledger(RecordDict(), kept)
-    assert ledger.entries == ledger.mechanisms == ledger.of("train") == []
+    assert ledger.entries == ledger.mechanisms == ledger.entries_of("train") == []
 
 
 def test_entries_come_back_in_their_order(kept):
@@ -45,9 +45,9 @@ def test_entries_come_back_in_their_order(kept):
     for again in (ledger, Ledger(copy, kept)):
         assert again.entries == [FIRST, SECOND, OTHER_RUN]
         assert again.mechanisms == [Steps(1.1, 0.25, 4), Steps(30.0, 1.0, 1), Steps(1.1, 0.25, 4)]
-        assert again.of("train") == [FIRST, OTHER_RUN]
-        assert again.of("train", 8) == [OTHER_RUN]
-        assert again.of("evaluate", 8) == []
+        assert again.entries_of("train") == [FIRST, OTHER_RUN]
+        assert again.entries_of("train", 8) == [OTHER_RUN]
+        assert again.entries_of("evaluate", 8) == []
 
 
 def test_the_file_carries_on_after_a_restart_and_the_copy_is_equal(path):
@@ -78,7 +78,7 @@ def test_numbers_come_back_bit_by_bit(kept):
 
 def test_an_entry_that_makes_no_sense_is_never_made():
     for wrong in ({"steps": 0}, {"sample_rate": 0.0}, {"kind": "sing"}, {"steps": True}):
-        with pytest.raises(ValueError, match=r"not a possible entry|is not"):
+        with pytest.raises(ValueError, match=r"is out of range|is not"):
             replace(FIRST, **wrong)
 
 
@@ -191,7 +191,7 @@ def test_a_folder_in_place_of_the_file_is_refused(refused, path):
 def test_a_link_to_nothing_is_refused_and_left_alone(refused, path, target):
     path.parent.mkdir()
     path.symlink_to(target)
-    with refused(path, "it is a link to nothing"):
+    with refused(path, "it is a dangling link"):
         Ledger(RecordDict(), path)
     assert path.is_symlink()
     assert not path.exists()
@@ -204,7 +204,7 @@ def test_a_link_whose_file_goes_is_refused(refused, path, tmp_path):
     path.symlink_to(kept)
     ledger = Ledger(RecordDict(), path)
     kept.unlink()
-    with refused(path, "it is a link to nothing"):
+    with refused(path, "it is a dangling link"):
         ledger.add(SECOND)
     assert not path.exists()
 
@@ -328,7 +328,7 @@ def test_two_processes_at_the_same_time_lose_nothing(path):
     in_two_processes(spend)
     ledger = Ledger(RecordDict(), path)
     for run in (1, 2):
-        assert [entry.server_round for entry in ledger.of("train", run)] == list(range(40))
+        assert [entry.server_round for entry in ledger.entries_of("train", run)] == list(range(40))
     assert len(ledger.entries) == 80
 
 

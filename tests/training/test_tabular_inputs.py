@@ -14,7 +14,7 @@ from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import OpacusHooks, OneByOne
+from fedattn_app.privacy.gradients.engine import OneByOne, OpacusHooks
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.evaluation import evaluate
@@ -73,7 +73,10 @@ def test_private_training_is_the_same_with_every_engine(model, examples):
     ends = []
     for engine in (BookKeeping, OpacusHooks, OneByOne):
         trained = copy.deepcopy(model)
-        config, random = TrainingConfig(optimizer="sgd", learning_rate=0.1), SecretRandom.from_seed(1)
+        config, random = (
+            TrainingConfig(optimizer="sgd", learning_rate=0.1),
+            SecretRandom.from_seed(1),
+        )
         train_privately(trained, NAMES, padded, config, sampling, noise, engine, random)
         ends.append(get_arrays(trained))
     for name, start in get_arrays(model).items():

@@ -23,11 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedattn_app.data.examples import Examples
-from fedattn_app.privacy.gradients.engine import clipping_factors, example_losses, trained_parameters
+from fedattn_app.privacy.gradients.engine import (
+    clipping_factors,
+    example_losses,
+    trained_parameters,
+)
 
 # A squared norm below this part of the sum of its terms' absolute values is computed in float64.
 CANCELLATION_THRESHOLD = 1e-3
-# Bound on the rounding error of a sum in float32, relative to the sum of its terms' absolute values.
+# Bound on the rounding error of a float32 sum, relative to the sum of its terms' absolute values.
 FLOAT32_SUM_ERROR = 2.0**-21
 # Norms of factors are raised to this minimum. Squares of shorter factors may underflow in float32,
 # while the other factor may be so long that the gradient is not short at all.
@@ -106,7 +110,9 @@ class BookKeeping:
         for index in torch.split(torch.arange(len(batch)), EXAMPLES_PER_PASS):
             self._add_in_one_pass(batch[index], max_grad_norm, sums)
 
-    def _add_in_one_pass(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
+    def _add_in_one_pass(
+        self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]
+    ) -> None:
         self._batch_size = len(batch)
         self._clear()
         loss = example_losses(self.model, batch).sum()
@@ -137,7 +143,9 @@ class BookKeeping:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
 
-    def _record_input(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _record_input(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
         """Record the input of `module`, and make its output require gradients."""
         if module in self._inputs:
             raise TypeError(f"{type(module).__name__} is used twice")

@@ -86,7 +86,7 @@ class OpacusHooks:
         self.model.to_standard_module()
 
 
-def trained(model: nn.Module) -> list[nn.Parameter]:
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that require gradients, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

@@ -25,7 +25,7 @@ class ClientDp(NoisyProtection):
     best_model_by_client_scores = False
 
     def reports_score(self, score: str) -> bool:
-        """Return False: scores carry no noise, so they may not influence which model is released."""
+        """Return False: clients' scores carry no noise, so none may influence a model."""
         return False
 
     def build_rule(

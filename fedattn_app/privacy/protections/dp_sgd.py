@@ -26,7 +26,7 @@ class DpSgd(NoisyProtection):
         return super().fraction_evaluate if self.settings.evaluate_epsilon else 0.0
 
     def reports_score(self, score: str) -> bool:
-        """Return whether clients evaluate, and `score` can be computed from counts (not the loss)."""
+        """Return whether clients evaluate and `score` is not the loss, which counts do not give."""
         return super().reports_score(score) and score != "loss"
 
     def announce(self) -> None:
