@@ -45,7 +45,12 @@ from fedattn_app.models.parameters import view_arrays
 from fedattn_app.models.scopes import scope_of
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Engine, Hooks, losses, trained
+from fedattn_app.privacy.gradients.engine import (
+    GradientEngine,
+    OpacusHooks,
+    example_losses,
+    trained_parameters,
+)
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.loop import set_trainable, train
 
@@ -65,7 +70,7 @@ class OpacusGhost:
     """Opacus' ghost clipping: a backward pass for the norms, and one for the clipped sum."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.parameters = trained(model)
+        self.parameters = trained_parameters(model)
         self.model = GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
         # Only collects the gradients: noise and step are those of `train_privately`.
         self.optimizer = DPOptimizerFastGradientClipping(
@@ -85,7 +90,7 @@ class OpacusGhost:
         self.model.enable_hooks()
         # What `DPLossFastGradientClipping` returns, for losses that are already per example.
         loss = DPTensorFastGradientClipping(
-            self.model, self.optimizer, losses(self.model, batch), "sum"
+            self.model, self.optimizer, example_losses(self.model, batch), "sum"
         )
         loss.backward()
         for total, parameter in zip(sums, self.parameters, strict=True):
@@ -108,10 +113,10 @@ class OpacusGhost32(OpacusGhost):
 
 
 # How clipped gradients are summed; None is a step without privacy.
-ENGINES: Mapping[str, type[Engine] | None] = {
+ENGINES: Mapping[str, type[GradientEngine] | None] = {
     "without privacy": None,
     "fedattn": BookKeeping,
-    "Opacus hooks": Hooks,
+    "Opacus hooks": OpacusHooks,
     "Opacus ghost": OpacusGhost,
     "Opacus ghost, 32": OpacusGhost32,
 }
@@ -155,7 +160,7 @@ class Trainee:
         set_trainable(self.model, self.trainable)
         self.model.train()
         names = [name for name, value in self.model.named_parameters() if value.requires_grad]
-        sums = [torch.zeros_like(parameter) for parameter in trained(self.model)]
+        sums = [torch.zeros_like(parameter) for parameter in trained_parameters(self.model)]
         engine = self.engine(self.model)
         try:
             engine.add(self.examples[torch.arange(BATCH)], max_grad_norm, sums)

@@ -1,1 +1,1 @@
-"""Flower NumPyClient subclasses, and what a node keeps and allows."""
+"""Flower NumPyClient subclasses, the state that a node keeps, and what its owner allows."""

@@ -1,8 +1,8 @@
 """The client that trains the shared parameters and leaves all others as they are.
 
 Clients are Flower `NumPyClient` subclasses and hold all local behaviour. They need no Flower
-runtime: construct one, call `fit` and `evaluate`. Arrays come and go in the order of `shared`;
-`client_app` alone puts names on them.
+runtime: construct one, then call `fit` and `evaluate`. Arrays are passed in the order of `shared`;
+only `client_app` attaches names to them.
 """
 
 import time
@@ -34,9 +34,10 @@ class FrozenClient(NumPyClient):
     """Trains and returns the shared parameters; all others stay frozen.
 
     `fit` and `evaluate` read ``server-round`` (int, from 1) and ``frozen-fingerprint`` from their
-    config: the SHA-256 of the server's frozen parameters, which must equal this client's; without
-    it nothing is compared. After warm-up rounds, which train all parameters, the server sends the
-    frozen ones too: after the shared ones, in the order of `frozen`.
+    config. The fingerprint is the SHA-256 of the server's frozen parameters and must equal this
+    client's; if it is absent, nothing is compared. After warm-up rounds, which train all
+    parameters, the server also sends the frozen ones, after the shared ones, in the order of
+    `frozen`.
 
     Args:
         config: the settings of the run.
@@ -70,7 +71,7 @@ class FrozenClient(NumPyClient):
         return self._start.frozen_names
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
-        """Return the shared arrays that the last `fit` returned, or before it the initial ones."""
+        """Return copies of the shared arrays of the last `fit`, or of the initial ones."""
         return [array.copy() for array in self._returned]
 
     def fit(
@@ -78,11 +79,12 @@ class FrozenClient(NumPyClient):
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train from the global `parameters`.
 
-        With ``proximal-mu`` in `config` the loss has that proximal term. With ``local-task`` =
-        "gradient" the returned arrays are the gradient of the mean loss over ``gradient-batch``
-        examples (0: all of them). A client without examples returns what it was sent.
+        With ``proximal-mu`` in `config` the loss has a proximal term with this μ. With
+        ``local-task`` = "gradient" the returned arrays are the gradient of the mean loss over
+        ``gradient-batch`` examples (0: all examples). A client without examples returns the arrays
+        that it was sent.
 
-        Returns the new arrays, the number of examples they rest on, and the metrics ``loss`` and
+        Returns the new arrays, the number of examples used, and the metrics ``loss`` and
         ``accuracy`` (means over the last local epoch) and ``seconds``; with `weighting` =
         "effective" also ``effective-number``. Raises `FrozenMismatchError` and
         `TrainingDivergedError`.
@@ -90,8 +92,8 @@ class FrozenClient(NumPyClient):
         start = time.perf_counter()
         self._load(parameters, config)
         if not len(self.data.train):
-            nothing: dict[str, Scalar] = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}
-            return self._shared_of(parameters), 0, {**nothing, **self._effective_number()}
+            zeros: dict[str, Scalar] = {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0}
+            return self._shared_of(parameters), 0, {**zeros, **self._effective_number()}
         server_round = int(config.get("server-round", 0))
         if config.get("local-task") == "gradient":
             arrays, num_examples, result = self._gradient(config, server_round)
@@ -115,7 +117,7 @@ class FrozenClient(NumPyClient):
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global `parameters` on the examples held out here.
+        """Evaluate the global `parameters` on this client's held-out examples.
 
         Returns the mean loss in nats, the number of examples, and the metrics ``loss``,
         ``accuracy``, ``seconds`` and, for each label k, the counts ``support-k``, ``predicted-k``
@@ -135,7 +137,7 @@ class FrozenClient(NumPyClient):
         return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
 
     def _load(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> None:
-        """Set the model to its start, the personal parameters, and the global `parameters`."""
+        """Set the model to its initial, then its personal, then the global `parameters`."""
         expected = config.get("frozen-fingerprint")
         if expected is not None and expected != self._start.frozen_fingerprint:
             raise FrozenMismatchError()
@@ -144,7 +146,7 @@ class FrozenClient(NumPyClient):
         copy_arrays(parameters, self._start.views(sent), sent)
 
     def _shared_of(self, parameters: NDArrays) -> NDArrays:
-        """Return the shared ones of the `parameters` that the server sent."""
+        """Return the shared arrays among the `parameters` that the server sent."""
         return parameters[: len(self.shared)]
 
     def _training(self, server_round: int) -> TrainingConfig:
@@ -169,14 +171,14 @@ class FrozenClient(NumPyClient):
         return [arrays[name] for name in self.shared], batch or len(self.data.train), result
 
     def _effective_number(self) -> dict[str, Scalar]:
-        """Return the metric ``effective-number`` where replies are weighted by it."""
+        """Return the metric ``effective-number`` if replies are weighted by it, else nothing."""
         if self.config.aggregation.weighting != "effective":
             return {}
         counts = np.bincount(self.data.train.labels.numpy(), minlength=len(self.labels))
         return {"effective-number": effective_number(counts)}
 
     def _trained(self) -> NDArrays:
-        """Return the shared arrays of the trained model, after the personal ones were saved."""
+        """Save the personal arrays of the trained model, then return the shared ones."""
         trained = get_arrays(self.model, self.trainable)
         self._save_personal(trained)
         self._returned = [trained[name] for name in self.shared]
@@ -187,11 +189,11 @@ class FrozenClient(NumPyClient):
         return {}
 
     def _save_personal(self, trained: Mapping[str, NDArray]) -> None:
-        """Save what must outlive this message; called before the update is returned."""
+        """Save the personal parameters; called before the update is returned."""
 
 
 def count_metrics(counts: "list[Counts]") -> dict[str, Scalar]:
-    """Return counts, one (K,) array per name in `COUNT_NAMES`, as metrics ``support-0`` etc."""
+    """Return `counts` as metrics ``support-0`` and so on; one (K,) array per `COUNT_NAMES`."""
     return {
         f"{name}-{label}": int(counts_of_name[label])
         for label in range(len(counts[0]))
@@ -200,17 +202,17 @@ def count_metrics(counts: "list[Counts]") -> dict[str, Scalar]:
 
 
 def effective_number(counts: Counts) -> float:
-    """Return Σ_c (1 - β^{n_c}) / (1 - β) for `counts` n_c of examples per class, with β = 0.999.
+    """Return Σ_c (1 - β^{n_c}) / (1 - β) for the `counts` n_c of examples per class, (K,).
 
-    Each further example of a class adds less. Cui et al., "Class-balanced loss based on effective
-    number of samples", 2019, arXiv 1901.05555, section 3.
+    β is 0.999, so each further example of a class adds less. Cui et al., "Class-balanced loss based
+    on effective number of samples", 2019, arXiv 1901.05555, section 3.
     """
     beta = EFFECTIVE_NUMBER_BETA
     return float(np.sum((1 - beta ** counts.astype(np.float64)) / (1 - beta)))
 
 
 class FrozenMismatchError(UserError):
-    """Raised where the frozen parameters of a node differ from the server's."""
+    """Raised if the frozen parameters of a node differ from the server's."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
-"""Make the client that answers a message, with its node's data, as far as the owner allows it.
+"""Make the client that answers a message, with the data of its node, if the owner allows it.
 
-Each message may be a process of its own on a real node, so what only some messages need is
-imported where it is used.
+A real node may start a process for each message, so modules that only some messages need are
+imported where they are used.
 """
 
 from dataclasses import replace
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 def make_client(context: Context, server_round: int = 0) -> "FrozenClient":
     """Make this node's client from its run-config and node-config.
 
-    `server_round` is the round that the message belongs to, from 1, or 0 where it names none.
-    Raises `UserError` for what the node's owner does not allow, for data that cannot be used and a
-    model that cannot be loaded; on a real node its text is one that may leave the node.
+    Raises `UserError` if the owner does not allow the run, the data cannot be used, or the model
+    cannot be loaded. On a real node the error's text contains nothing that must stay on the node.
+
+    Args:
+        context: Flower's context of the message.
+        server_round: the round of the message, from 1, or 0 if it belongs to none.
     """
     from fedattn_app.models.factory import build_tokenizer
     from fedattn_app.privacy.protections import protection_of
@@ -45,7 +48,9 @@ def make_client(context: Context, server_round: int = 0) -> "FrozenClient":
     with errors_stay_here(node, "load the model"):
         if config.model.pretrained and "model-path" in node:
             config = replace(config, model=replace(config.model, model=str(node["model-path"])))
-        build_tokenizer(config.model)  # now, since errors in loading data are reported differently
+        build_tokenizer(
+            config.model
+        )  # now, because errors while loading data are reported as others
     labels, data, partition = _data(config, protection, context)
     kind: type[FrozenClient] = resolve_name(protection.client_class)
     task = "train with these privacy settings" if protection.protects_on_node else "load the model"
@@ -67,7 +72,7 @@ def _data(
         num_partitions = int(node.get("num-partitions", 1))
         data = client_data(config.data, config.model, seed, partition, num_partitions)
         return labels, data, partition
-    # A node with a file of its own reads no other, not even for the label names.
+    # A node with its own file reads no other file, not even for the label names.
     with errors_stay_here(node, "use its data-path"):
         path, secret = str(node["data-path"]), protection.protects_on_node
         data = private_data(config.data, config.model, seed, path, secret)
@@ -76,7 +81,7 @@ def _data(
 
 @PROCESS_CACHE.keep(max_entries=2)
 def _settings(run_config: "tuple[tuple[str, type, bool | int | float | str], ...]") -> "Config":
-    """Read the run-config; its types are in the key, because 1 and True are equal."""
+    """Read the run-config. The cache key includes the types, because 1 and True are equal."""
     from fedattn_app.config import Config
 
     return Config.from_run_config({key: value for key, _, value in run_config})

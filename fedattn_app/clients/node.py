@@ -19,7 +19,15 @@ log = logging.getLogger("fedattn")
 
 @dataclass(frozen=True)
 class Node:
-    """What a client is made from: the run's settings, and what its node has."""
+    """The arguments of a client.
+
+    Attributes:
+        config: the settings of the run.
+        labels: the label names, in the order of the model's outputs.
+        data: the examples of the node.
+        partition: the number of the node, from 0.
+        context: Flower's context of the message.
+    """
 
     config: "Config"
     labels: tuple[str, ...]
@@ -29,7 +37,7 @@ class Node:
 
     @property
     def state(self) -> "NodeState":
-        """Where the node keeps arrays between messages: `state-dir`, else Flower's context."""
+        """Storage for arrays between messages: `state-dir` if it is set, else Flower's context."""
         from fedattn_app.clients.node_state import ContextState, FolderState
         from fedattn_app.files import user_path
 
@@ -42,12 +50,12 @@ class Node:
 
     @property
     def ledger(self) -> "Ledger":
-        """The node's privacy ledger; raises `UserError` for one that cannot be read."""
+        """The node's privacy ledger; raises `UserError` if it cannot be read."""
         from fedattn_app.privacy.ledger import Ledger
 
         return Ledger(self.context.state, ledger_path(self.context.node_config))
 
     @property
     def max_epsilon(self) -> float:
-        """The owner's limit for all runs together; infinite without one."""
+        """The owner's limit on ε for all runs together, infinite if none is set."""
         return limit_of(self.context.node_config, "max-epsilon")

@@ -1,6 +1,6 @@
-"""What the owner of a real node lets a run do there, and which errors may leave the node.
+"""The rules of a real node's owner: which runs are allowed, and which errors may leave the node.
 
-Each message to a real node may be a process of its own, so imports are where they are used.
+A real node may start a process for each message, so modules are imported where they are used.
 """
 
 import difflib
@@ -24,26 +24,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedattn")
 
-# The node-config keys of an owner, beside those that Flower sets for every node.
+# The node-config keys that an owner may set. Flower sets the others on every node.
 OWNER_KEYS = {"data-path", "state-dir", "model-path", "ledger", "max-epsilon", "max-delta"}
 NODE_KEYS = {"partition-id", "num-partitions"} | OWNER_KEYS
 LIMIT_KEYS = ("max-epsilon", "max-delta")
 
 
 def is_real(node: "UserConfig") -> bool:
-    """Return whether a node has an owner, whose key its node-config holds; simulated ones do not.
-
-    Args:
-        node: the node-config.
-    """
+    """Return whether the node-config `node` has a key of an owner; simulated nodes have none."""
     return not OWNER_KEYS.isdisjoint(node)
 
 
 @contextmanager
 def errors_stay_here(node: "UserConfig", task: str) -> Iterator[None]:
-    """On a real node, replace any error by one that names the `task` only; log the true reason.
+    """On a real node, replace any error with a `UserError` that names only `task`, and log it.
 
-    The reason may name files of the node. On a simulated node errors pass unchanged.
+    The original text stays in the node's log because it may reveal the content of files. On a
+    simulated node errors are not replaced.
     """
     try:
         yield
@@ -55,7 +52,7 @@ def errors_stay_here(node: "UserConfig", task: str) -> Iterator[None]:
 
 
 def check_owner_allows(config: "Config", protection: "Protection", node: "UserConfig") -> None:
-    """Raise `UserError` for a run that the node-config of this node rules out."""
+    """Raise `UserError` for a run that the node-config `node` does not allow."""
     for key in node.keys() - NODE_KEYS:  # other keys may belong to another app
         if near := difflib.get_close_matches(key, NODE_KEYS, n=1, cutoff=0.8):
             raise UserError(f"node-config has {key}: did you mean {near[0]}?")
@@ -90,10 +87,10 @@ def check_owner_allows(config: "Config", protection: "Protection", node: "UserCo
 
 
 def _check_files_named_by_the_run(config: "Config", node: "UserConfig") -> None:
-    """Raise `UserError` for a protected run that could learn what is in a file of this node.
+    """Raise `UserError` if a run with protection on the node could learn from one of its files.
 
-    Whether a file can be used tells something about it. Data that a run names might be a private
-    folder of the node. A tokenizer can be made to fail on one word.
+    Whether a file can be used reveals something about its content. A `data-path` of the run might
+    be a private folder of the node. A tokenizer can be made so that it fails on one word.
     """
     privacy = config.privacy.privacy
     if is_real(node) and config.data.dataset != "triage" and "data-path" not in node:
@@ -111,10 +108,10 @@ def _check_files_named_by_the_run(config: "Config", node: "UserConfig") -> None:
 def check_node_kept_what_it_needs(
     config: "Config", protection: "Protection", context: Context
 ) -> None:
-    """Raise `UserError` for a run that does not fit what this node has kept.
+    """Raise `UserError` for a run that the state of this node does not allow.
 
-    A resumed run may need what only a `state-dir` keeps. A run whose updates are not accounted for
-    is refused where a ledger has entries: its ε would no longer cover everything that was sent.
+    A resumed run may need state that only a `state-dir` keeps. If the ledger has entries, a run
+    without protection on the node is refused: ε would no longer cover all that was sent.
     """
     node, kept = context.node_config, protection.kept_by_clients
     if config.output.resume_from and kept and not node.get("state-dir"):
@@ -139,7 +136,7 @@ def _has_spent(context: Context) -> bool:
 
 
 def limit_of(node: "UserConfig", key: str) -> float:
-    """Return the owner's limit called `key`, infinite without one.
+    """Return the owner's limit `key` from the node-config, infinite if it is not set.
 
     Raises `UserError` for a value that is not a number above 0.
     """
@@ -152,7 +149,7 @@ def limit_of(node: "UserConfig", key: str) -> float:
 def ledger_path(node: "UserConfig") -> Path | None:
     """Return the path of the privacy ledger, or None for a node without `state-dir`.
 
-    Raises `UserError` for a `ledger` that is not a plain name.
+    Raises `UserError` if `ledger` is not a name of letters, digits, - and _.
     """
     from fedattn_app.files import user_path
 

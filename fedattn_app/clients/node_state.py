@@ -1,7 +1,7 @@
-"""Arrays that a node keeps between messages: in its `state-dir`, else in Flower's context.
+"""Storage for arrays between messages: the node's `state-dir`, or else Flower's context.
 
-Flower holds `context.state` in memory only, so a real node needs a `state-dir` in its node-config
-for anything that must survive a restart.
+Flower keeps `context.state` in memory only, so a real node needs a `state-dir` in its node-config
+for arrays that must survive a restart.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from fedattn_app.types import NDArray
 
 
 class NodeState(Protocol):
-    """Named sets of arrays that a node keeps."""
+    """Stores named sets of arrays."""
 
     def load(self, name: str) -> dict[str, NDArray] | None:
-        """Return the arrays saved under `name`, or None where there are none."""
+        """Return the arrays saved under `name`, or None if there are none."""
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Save `arrays` under `name`, replacing what was there."""
@@ -33,12 +33,12 @@ class FolderState:
         self.folder = folder
 
     def load(self, name: str) -> dict[str, NDArray] | None:
-        """Read the file; raises `UserError` where it cannot be read."""
+        """Read the file; raises `UserError` if it cannot be read."""
         path = self._path(name)
         return read_arrays(path)[0] if path.exists() else None
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Write the file; raises `UserError` where it cannot be written."""
+        """Write the file; raises `UserError` if it cannot be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_arrays(self._path(name), arrays)

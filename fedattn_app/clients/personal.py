@@ -1,4 +1,4 @@
-"""The client with parameters of its own, which stay on its node (``local = "personal"``)."""
+"""The client with personal parameters, which stay on its node (``local = "personal"``)."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class PersonalClient(FrozenClient):
-    """Trains the personal parameters too, if there are any, and keeps them in `state`.
+    """Trains the personal parameters too, if there are any, and saves them in `state`.
 
-    Every later run with the same model, labels, scope and seed starts from them.
+    Later runs with the same model, labels, scope and seed start from the saved parameters.
 
     Args:
         config: the settings of the run.
@@ -45,7 +45,7 @@ class PersonalClient(FrozenClient):
 
     @property
     def state_name(self) -> str:
-        """The name of the personal arrays in `state`, one for each partition, model and seed."""
+        """The name of the personal arrays in `state`; it depends on partition, model and seed."""
         return f"personal-{self.partition}-{self._start.personal_identity[:16]}"
 
     def _personal_arrays(self) -> Mapping[str, NDArray]:

@@ -22,7 +22,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
-from fedattn_app.privacy.gradients.engine import Engine
+from fedattn_app.privacy.gradients.engine import GradientEngine
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.ledger import Entry, Ledger
 from fedattn_app.privacy.randomness import SecretRandom
@@ -32,8 +32,8 @@ from fedattn_app.training.loop import set_trainable
 if TYPE_CHECKING:
     from fedattn_app.clients.node import Node
 
-# The L2 norm of what one held-out example adds to the counts: one in `support`, one in
-# `predicted` and at most one in `correct`.
+# The L2 norm of one held-out example's contribution to the counts: 1 in `support`, 1 in
+# `predicted` and at most 1 in `correct`.
 COUNT_SENSITIVITY = math.sqrt(3)
 
 log = logging.getLogger("fedattn")
@@ -42,8 +42,8 @@ log = logging.getLogger("fedattn")
 class PrivateClient(PersonalClient):
     """Trains every trainable parameter with DP-SGD, and reports nothing else about its examples.
 
-    What a message costs is written to `ledger` before anything is computed. Raises `UserError`
-    where `target-delta` is too large for the number of examples.
+    The cost of a message is written to `ledger` before anything is computed. Raises `UserError` if
+    `target-delta` is not below 1 / number of examples.
 
     Args:
         config: the settings of the run.
@@ -51,9 +51,9 @@ class PrivateClient(PersonalClient):
         data: the examples to train on and those held out.
         partition: the number of this client, from 0.
         state: where the personal parameters are kept between messages.
-        ledger: what this node has spent so far, in all runs.
-        run: Flower's id of the run; the noise multiplier is chosen once per run.
-        max_epsilon: the owner's limit on ε for all runs together.
+        ledger: the privacy ledger of this node, for all runs.
+        run: Flower's id of the run; the noise multiplier is set once per run and sample rate.
+        max_epsilon: the owner's limit on ε for all runs together, above 0.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class PrivateClient(PersonalClient):
 
     @property
     def state_name(self) -> str:
-        """The name of the personal arrays: those trained under this ledger, and no others."""
+        """The name of the personal arrays; only arrays trained under this ledger have it."""
         ledger = self.ledger.path.stem if self.ledger.path else "simulated"
         return f"{super().state_name}-{ledger}"
 
     @property
     def epsilon(self) -> float:
-        """What the node has spent so far, in all runs, at `target-delta`; it never decreases."""
+        """ε at `target-delta` of all that the node has spent, in all runs; it never decreases."""
         return self._epsilon_with([])
 
     def fit(
@@ -111,13 +111,11 @@ class PrivateClient(PersonalClient):
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train from the global `parameters` with noise.
 
-        A client without examples, or without the budget for another round, returns what it was
-        sent, with 0 examples.
-
-        Returns the new arrays, the number of examples if that is public and else 1, and the
-        metrics ``epsilon`` and ``budget-spent`` (1 where the budget does not suffice, else 0).
-        Raises `FrozenMismatchError` and `TrainingDivergedError`, and `UserError` for a ledger that
-        cannot be written.
+        Returns the new arrays, the number of examples (1 if that is not public), and the metrics
+        ``epsilon`` and ``budget-spent`` (1 if the budget is too small for this round, else 0). A
+        client without examples or without budget returns the arrays that it was sent, and 0
+        examples. Raises `FrozenMismatchError`, `TrainingDivergedError`, and `UserError` for a
+        ledger that cannot be read or written.
         """
         self._load(parameters, config)
         examples = self.data.train
@@ -154,7 +152,9 @@ class PrivateClient(PersonalClient):
 
         Returns 0 for the loss, the noisy number of examples, and the metrics ``epsilon``,
         ``budget-spent`` and, for each label k, the noisy counts ``support-k``, ``predicted-k`` and
-        ``correct-k``. Raises `UserError` where `evaluate-epsilon` is 0.
+        ``correct-k``. Without held-out examples or without budget all counts are 0. Raises
+        `FrozenMismatchError`, and `UserError` if `evaluate-epsilon` is 0 or the ledger cannot be
+        read or written.
         """
         if not self.privacy.evaluate_epsilon:
             raise UserError('evaluate-epsilon = 0: with privacy = "dp-sgd" no node evaluates')
@@ -176,6 +176,7 @@ class PrivateClient(PersonalClient):
     def _noisy_counts(
         self, examples: Examples, deviation: float, random: SecretRandom
     ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+        """Return the counts of `COUNT_NAMES` with noise of this `deviation`, rounded, (3, K)."""
         known = examples[(examples.labels != UNKNOWN_LABEL).nonzero()[:, 0]]
         batches = known.inputs.split_by_equal_size(torch.arange(len(known)), EVALUATION_BATCH_SIZE)
         result = evaluate(self.model, known, len(self.labels), batches)
@@ -185,24 +186,24 @@ class PrivateClient(PersonalClient):
         return noisy.round().long().view(counts.shape).numpy()
 
     def _spend(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
-        """Record what `planned` will cost and return its noise multiplier.
+        """Record the cost of `planned` in the ledger, and return its noise multiplier.
 
-        Returns None, and records nothing, where ε would pass the `target` for this `kind` of
-        message (0: no limit) or the owner's limit on everything.
+        Returns None and records nothing if ε would exceed the `target` for this `kind` of message
+        (0: no limit) or the owner's limit for all messages.
         """
         delta, accountant = self.privacy.target_delta, self.privacy.accountant
         with self.ledger.exclusive():
             noise = planned.noise_multiplier or self._noise(kind, planned, target, server_round)
             if noise is None:
                 return None
-            chosen = replace(planned, noise_multiplier=float(noise))
-            epsilon = self._epsilon_with([chosen])
-            mechanisms = [*(entry.mechanism for entry in self.ledger.of(kind)), chosen]
+            steps = replace(planned, noise_multiplier=float(noise))
+            epsilon = self._epsilon_with([steps])
+            mechanisms = [*(entry.mechanism for entry in self.ledger.entries_of(kind)), steps]
             limit = target * (1 + 1e-6) if target else math.inf
             if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
                 log.warning(
-                    "client %d: no budget to %s in round %d: ε is %.4g and would become %.4g; the "
-                    "limits are %g in this run and %g in all runs",
+                    "client %d: no budget left to %s in round %d: ε is %.4g and would become %.4g; "
+                    "the limits are %g in this run and %g in all runs",
                     self.partition,
                     kind,
                     server_round,
@@ -212,7 +213,7 @@ class PrivateClient(PersonalClient):
                     self.max_epsilon,
                 )
                 return None
-            if not self.ledger.of(kind, self.run):
+            if not self.ledger.entries_of(kind, self.run):
                 log.info(
                     "client %d: %s with noise multiplier %.3g; ε is %.4g after the first message",
                     self.partition,
@@ -223,9 +224,9 @@ class PrivateClient(PersonalClient):
             self.ledger.add(
                 Entry(
                     kind=kind,
-                    noise_multiplier=chosen.noise_multiplier,
-                    sample_rate=float(chosen.sample_rate),
-                    steps=chosen.count,
+                    noise_multiplier=steps.noise_multiplier,
+                    sample_rate=float(steps.sample_rate),
+                    steps=steps.count,
                     run=self.run,
                     server_round=server_round,
                     epsilon=epsilon,
@@ -235,21 +236,22 @@ class PrivateClient(PersonalClient):
         return noise
 
     def _noise(self, kind: str, planned: Steps, target: float, server_round: int) -> float | None:
-        """Return the noise multiplier of this run, which its first message of a `kind` chooses.
+        """Return the noise multiplier for messages of one `kind`.
 
-        It is the smallest with which the `target` suffices for all remaining rounds, or None where
+        It is that of the run's last message of this kind if the sample rate is the same. Otherwise
+        it is the smallest with which the `target` suffices for all remaining rounds, or None if
         there is none.
         """
-        of_run = self.ledger.of(kind, self.run)
+        of_run = self.ledger.entries_of(kind, self.run)
         if of_run and of_run[-1].sample_rate == planned.sample_rate:
             return of_run[-1].noise_multiplier
         rounds = max(1, self.config.federation.num_rounds - server_round + 1)
         whole = replace(planned, count=planned.count * rounds)
-        before = [entry.mechanism for entry in self.ledger.of(kind)]
+        before = [entry.mechanism for entry in self.ledger.entries_of(kind)]
         noise = noise_for(target, self.privacy.target_delta, whole, before, self.privacy.accountant)
         if noise is None:
             log.warning(
-                "client %d: what is left of ε = %g does not suffice to %s for %d rounds",
+                "client %d: the rest of ε = %g is too small to %s for %d rounds",
                 self.partition,
                 target,
                 kind,
@@ -258,7 +260,7 @@ class PrivateClient(PersonalClient):
         return noise
 
     def _epsilon_with(self, more: list[Steps]) -> float:
-        """Return ε of the ledger and `more`: never less than was reported before at this δ."""
+        """Return ε of the ledger and `more`, never less than was reported before at this δ."""
         delta = self.privacy.target_delta
         reported = [entry.epsilon for entry in self.ledger.entries if entry.delta == delta]
         spent = epsilon_of([*self.ledger.mechanisms, *more], delta, self.privacy.accountant)
@@ -269,11 +271,11 @@ class PrivateClient(PersonalClient):
 
     def _random(self, server_round: int, kind: str) -> SecretRandom:
         if self.privacy.reproducible_noise:
-            return SecretRandom.known(self.seed(server_round), kind)
+            return SecretRandom.from_seed(self.seed(server_round), kind)
         return SecretRandom()
 
 
 @PROCESS_CACHE.keep(max_entries=1)
-def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[Engine]:
+def _engine(model: Classifier, trainable: frozenset[str], max_length: int) -> type[GradientEngine]:
     set_trainable(model, trainable)
     return engine_for(model, max_length)

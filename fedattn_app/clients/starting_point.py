@@ -1,4 +1,4 @@
-"""The model that the clients of one process take turns with, as every run of a client starts."""
+"""The model that all clients of one process share, and the state that each client starts from."""
 
 from collections.abc import Collection
 from functools import cached_property
@@ -13,10 +13,14 @@ from fedattn_app.types import NDArray
 
 
 class StartingPoint:
-    """A model, its scope, and the values of its trainable parameters at the start.
+    """A model, its scope, and the initial values of its trainable parameters.
 
-    The trainable parameters are in `arrays`, the personal ones among them in `personal`. The frozen
-    ones change only where the server sends them, which it then does in every message.
+    `arrays` has the trainable parameters by name, and `personal` those that are not shared. The
+    frozen parameters change only if the server sends them, and then every message contains them.
+
+    Args:
+        config: the settings of the run.
+        num_labels: the number of outputs of the model.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
@@ -36,26 +40,26 @@ class StartingPoint:
 
     @cached_property
     def frozen_fingerprint(self) -> str:
-        """The SHA-256 (hex) of the frozen parameters, to be compared with the server's."""
+        """The SHA-256 (hex) of the frozen parameters, for comparison with the server's."""
         return fingerprint(without(view_arrays(self.model), self.scope.trainable))
 
     @cached_property
     def personal_identity(self) -> str:
-        """The SHA-256 (hex) of what personal parameters start from and belong to."""
+        """The SHA-256 (hex) of all initial parameters that are not shared and the LoRA settings."""
         not_shared = without({**view_arrays(self.model), **self.arrays}, self.scope.shared)
         return sha256(f"{fingerprint(not_shared)} {self.adapters}".encode()).hexdigest()
 
     def views(self, names: Collection[str]) -> list[NDArray]:
-        """Return the model's own arrays called `names`, in that order, without copying."""
+        """Return views of the model's arrays with these `names`, in that order."""
         present = view_arrays(self.model)
         return [present[name] for name in names]
 
 
 def starting_point(config: Config, num_labels: int) -> StartingPoint:
-    """Return the starting point for `config`, made anew when the model's files have changed."""
-    return _kept(config, num_labels, files_of(config.model))
+    """Return the starting point for `config`; it is rebuilt if the model's files have changed."""
+    return _cached(config, num_labels, files_of(config.model))
 
 
 @PROCESS_CACHE.keep(max_entries=1)
-def _kept(config: Config, num_labels: int, files: object) -> StartingPoint:
+def _cached(config: Config, num_labels: int, files: object) -> StartingPoint:
     return StartingPoint(config, num_labels)

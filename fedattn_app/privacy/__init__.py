@@ -1,1 +1,1 @@
-"""Example-level differential privacy on a node: what is spent, drawn, clipped and trained."""
+"""Differential privacy: protections, accounting, the node's ledger, and private training."""

@@ -1,11 +1,11 @@
-"""What a history of sampled Gaussian mechanisms has spent, and the noise that a budget buys.
+"""The ε of a history of sampled Gaussian mechanisms, and the noise that a budget requires.
 
-A step that sees each example with probability q and adds noise of σ times the clipping norm is a
-sampled Gaussian mechanism; (ε, δ) of many, under adding or removing one example, comes from
-Opacus, by Rényi differential privacy (Mironov, Talwar and Zhang, 2019, arXiv 1908.10530) or by
-privacy loss random variables (Gopi, Lee and Wutschitz, 2021, arXiv 2106.02848). Both are upper
-bounds; the second is the tighter, to within 0.01. Opacus is imported where it is used, since that
-takes longer than importing torch.
+A step that samples each example with probability q and adds noise of σ times the clipping norm is
+a sampled Gaussian mechanism. Opacus computes (ε, δ) of many such steps, under adding or removing
+one example, by Rényi differential privacy (RDP: Mironov, Talwar and Zhang, 2019, arXiv 1908.10530)
+or by privacy loss random variables (PRV: Gopi, Lee and Wutschitz, 2021, arXiv 2106.02848). Both are
+upper bounds. PRV is the tighter one, to within 0.01. Opacus is imported where it is used, because
+importing it takes longer than importing torch.
 """
 
 import math
@@ -18,21 +18,30 @@ import numpy.typing as npt
 
 from fedattn_app.cache import PROCESS_CACHE
 
-# Above 1024 Opacus' binomial coefficients overflow; small ε needs large orders.
-ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
-# Opacus' PRV needs memory and time in proportion; beyond this nobody looks at the second digit.
-LARGEST_PRV_EPSILON = 30.0
-LEAST_NOISE, MOST_NOISE = 1e-2, 1e7
-# Below this the divergence overflows; ε is beyond any use long before.
-NO_NOISE = 1e-6
-# A budget is spent when what is left of it takes this many times the noise that all of it would.
-SPENT = 10.0
-PRECISION = 1e-3
+# Above order 1024 Opacus' binomial coefficients overflow. A small ε needs large orders.
+RDP_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
+# The memory and time of Opacus' PRV grow with ε. Above this ε, RDP is precise enough.
+MAX_PRV_EPSILON = 30.0
+# The range of noise multipliers to search. More noise is accounted for as the maximum.
+MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-2, 1e7
+# Below this noise multiplier the divergence overflows, and ε counts as infinite.
+NEGLIGIBLE_NOISE_MULTIPLIER = 1e-6
+# A budget is spent when the rest of it needs more than this many times the noise multiplier that
+# the whole budget would need.
+MAX_NOISE_INCREASE = 10.0
+# Where the search for the logarithm of a noise multiplier stops.
+LOG_NOISE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Steps:
-    """So many steps (`count` > 0) with noise multiplier σ ≥ 0 and sample rate 0 < q ≤ 1."""
+    """Identical steps of a sampled Gaussian mechanism.
+
+    Attributes:
+        noise_multiplier: σ, the noise's standard deviation in units of the sensitivity, at least 0.
+        sample_rate: q, the probability of each example to be in a step, above 0 and at most 1.
+        count: the number of steps, above 0.
+    """
 
     noise_multiplier: float
     sample_rate: float
@@ -40,16 +49,22 @@ class Steps:
 
 
 def epsilon_of(history: Sequence[Steps], delta: float, accountant: str = "rdp") -> float:
-    """Return an upper bound of ε at `delta` for all of `history`; infinite without noise.
+    """Return an upper bound of ε at `delta` for all of `history`.
 
-    `accountant` is ``rdp`` or ``prv``.
+    It is 0 for an empty history, and infinite if a step has less noise than
+    `NEGLIGIBLE_NOISE_MULTIPLIER`.
+
+    Args:
+        history: the steps, in any order.
+        delta: δ, above 0 and below 1.
+        accountant: ``rdp`` or ``prv``.
     """
     if not history:
         return 0.0
     curve = sum(
-        steps.count * _curve(steps.noise_multiplier, steps.sample_rate) for steps in history
+        steps.count * _rdp_of_step(steps.noise_multiplier, steps.sample_rate) for steps in history
     )
-    orders = np.array(ORDERS)
+    orders = np.array(RDP_ORDERS)
     converted = (
         curve + (math.log(1 / delta) - np.log(orders)) / (orders - 1) + np.log1p(-1 / orders)
     )
@@ -57,9 +72,9 @@ def epsilon_of(history: Sequence[Steps], delta: float, accountant: str = "rdp") 
     if math.isnan(bound):
         return math.inf
     bound = max(0.0, bound)
-    if accountant == "rdp" or bound > LARGEST_PRV_EPSILON:
+    if accountant == "rdp" or bound > MAX_PRV_EPSILON:
         return bound
-    return min(bound, _prv(tuple(history), delta))
+    return min(bound, _prv_epsilon(tuple(history), delta))
 
 
 def noise_for(
@@ -69,67 +84,77 @@ def noise_for(
     history: Sequence[Steps] = (),
     accountant: str = "rdp",
 ) -> float | None:
-    """Return the least noise multiplier at which `planned` after `history` stays in the budget.
+    """Return the smallest noise multiplier with which `planned` after `history` fits the budget.
 
-    The noise of `planned` itself does not count. The result is at most 0.1 % above the least. None
-    where no noise is enough, or only so much that nothing but noise would be left: the history has
-    spent too much, or the target is too small.
+    The search stops within 0.1 % above the smallest one, or below `MIN_NOISE_MULTIPLIER`. Returns
+    None if no noise is enough, either because `history` has spent too much or because the target
+    is too small. Returns None too if the budget is spent: the rest would need more than
+    `MAX_NOISE_INCREASE` times the noise that the whole budget needs.
+
+    Args:
+        target_epsilon: the limit on ε of `history` and `planned` together.
+        delta: δ, above 0 and below 1.
+        planned: the steps still to run; their own noise multiplier is ignored.
+        history: the steps already run.
+        accountant: ``rdp`` or ``prv``.
     """
-    noise = _least_noise(target_epsilon, delta, planned, history, accountant)
+    noise = _smallest_noise(target_epsilon, delta, planned, history, accountant)
     if noise is None or not history:
         return noise
-    alone = _least_noise(target_epsilon, delta, planned, (), accountant)
-    return noise if alone is not None and noise <= SPENT * alone else None
+    whole_budget = _smallest_noise(target_epsilon, delta, planned, (), accountant)
+    if whole_budget is None or noise > MAX_NOISE_INCREASE * whole_budget:
+        return None
+    return noise
 
 
-def _least_noise(
+def _smallest_noise(
     target_epsilon: float, delta: float, planned: Steps, history: Sequence[Steps], accountant: str
 ) -> float | None:
-    def spent(log_noise: float) -> float:
+    def epsilon_with(log_noise: float) -> float:
         trial = replace(planned, noise_multiplier=math.exp(log_noise))
         return epsilon_of([*history, trial], delta, accountant)
 
-    if spent(math.log(MOST_NOISE)) > target_epsilon:
+    if epsilon_with(math.log(MAX_NOISE_MULTIPLIER)) > target_epsilon:
         return None
     low, high = -1.0, 0.0
-    while spent(high) > target_epsilon:
+    while epsilon_with(high) > target_epsilon:
         low, high = high, high + 1
-    while spent(low) <= target_epsilon and low > math.log(LEAST_NOISE):
+    while epsilon_with(low) <= target_epsilon and low > math.log(MIN_NOISE_MULTIPLIER):
         low, high = low - 1, low
-    while high - low > PRECISION:
+    while high - low > LOG_NOISE_TOLERANCE:
         middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= target_epsilon else (middle, high)
+        low, high = (low, middle) if epsilon_with(middle) <= target_epsilon else (middle, high)
     return math.exp(high)
 
 
 @PROCESS_CACHE.keep(max_entries=4096)
-def _curve(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float64]:
-    """Return the Rényi divergence of one step at each of `ORDERS`."""
-    if noise_multiplier < NO_NOISE:
-        return np.full(len(ORDERS), math.inf)
+def _rdp_of_step(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.float64]:
+    """Return the Rényi divergence of one step at each of `RDP_ORDERS`, (orders,)."""
+    if noise_multiplier < NEGLIGIBLE_NOISE_MULTIPLIER:
+        return np.full(len(RDP_ORDERS), math.inf)
     from opacus.accountants.analysis import rdp
 
-    noise = min(noise_multiplier, MOST_NOISE)
+    noise = min(noise_multiplier, MAX_NOISE_MULTIPLIER)
     return np.asarray(
-        rdp.compute_rdp(q=sample_rate, noise_multiplier=noise, steps=1, orders=list(ORDERS))
+        rdp.compute_rdp(q=sample_rate, noise_multiplier=noise, steps=1, orders=list(RDP_ORDERS))
     )
 
 
 @PROCESS_CACHE.keep(max_entries=256)
-def _prv(history: tuple[Steps, ...], delta: float) -> float:
-    """Return Opacus' upper bound, or infinity where it finds none."""
+def _prv_epsilon(history: tuple[Steps, ...], delta: float) -> float:
+    """Return Opacus' upper bound of ε, or infinity if it finds none."""
     from opacus.accountants import PRVAccountant
 
     counts: dict[tuple[float, float], int] = {}
     for steps in history:
-        kind = (steps.noise_multiplier, steps.sample_rate)
-        counts[kind] = counts.get(kind, 0) + steps.count
-    made = PRVAccountant()
-    made.history = [(noise, rate, count) for (noise, rate), count in counts.items()]
+        mechanism = (steps.noise_multiplier, steps.sample_rate)
+        counts[mechanism] = counts.get(mechanism, 0) + steps.count
+    accountant = PRVAccountant()
+    accountant.history = [(noise, rate, count) for (noise, rate), count in counts.items()]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            bound = float(made.get_epsilon(delta))
+            bound = float(accountant.get_epsilon(delta))
         except (RuntimeError, ValueError, ArithmeticError, IndexError):
             return math.inf
-    return bound if bound >= 0 else math.inf  # NaN is no bound
+    return bound if bound >= 0 else math.inf  # NaN is not a bound

@@ -1,9 +1,9 @@
-"""DP-SGD: local training whose every step is a sampled Gaussian mechanism.
+"""DP-SGD: local training in which every step is a sampled Gaussian mechanism.
 
     θ ← optimizer(θ, (Σ_{i ∈ S} clip(g_i, C) + N(0, σ²C²)) / (q·n)),    S: each example w. p. q
 
-(Abadi et al., "Deep learning with differential privacy", 2016, arXiv 1607.00133, algorithm 1.) The
-optimizer sees the noisy gradient only, so any will do: what it makes of it is post-processing.
+(Abadi et al., "Deep learning with differential privacy", 2016, arXiv 1607.00133, algorithm 1.) Any
+optimizer can be used: it sees only the noisy gradient, so what it computes is post-processing.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Self
 from fedattn_app.config import TrainingConfig
 from fedattn_app.data.examples import Examples
 from fedattn_app.models.classifier import Classifier
-from fedattn_app.privacy.gradients.engine import Engine, trained
+from fedattn_app.privacy.gradients.engine import GradientEngine, trained_parameters
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.loop import TrainingDivergedError, set_trainable
 from fedattn_app.training.optimizer import FlatOptimizer, Proximal
@@ -23,10 +23,13 @@ from fedattn_app.training.optimizer import FlatOptimizer, Proximal
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one round samples: `steps` steps, each with every example at probability `rate`.
+    """How the steps of one round sample examples.
 
-    `batch_size` is what the sum over a step's examples is divided by: their expected number, or
-    where the number of examples is not public a lower bound of it.
+    Attributes:
+        rate: the probability of each example to be in a step, above 0 and at most 1.
+        steps: the number of steps.
+        batch_size: the divisor of the noisy sum of a step's gradients. It is the expected number
+            of examples in a step, or a lower bound of it if the number of examples is not public.
     """
 
     rate: float
@@ -35,10 +38,11 @@ class Sampling:
 
     @classmethod
     def of(cls, num_examples: int, config: TrainingConfig, public: bool) -> Self:
-        """Sample `num_examples` > 0 so that `local_epochs` pass over them in expectation.
+        """Return the sampling that passes over `num_examples` > 0 `local_epochs` times on average.
 
-        Rate and steps show in ε and in the noise. Unless the number of examples is `public` they
-        are those of the power of two below it, so that no more than that can be told.
+        ε and the noise reveal the rate and the number of steps. Unless the number of examples is
+        `public`, both are computed from the largest power of two that does not exceed it, so that
+        they reveal no more than that power.
         """
         size = num_examples if public else 1 << (num_examples.bit_length() - 1)
         batch_size = min(config.batch_size, size)
@@ -61,20 +65,33 @@ def train_privately(
     config: TrainingConfig,
     sampling: Sampling,
     noise: Noise,
-    engine: type[Engine],
+    engine: type[GradientEngine],
     random: SecretRandom,
     proximal: Proximal | None = None,
 ) -> None:
     """Train the `trainable` parameters of `model` in place with a fresh optimizer.
 
-    `random` decides which examples a step sees, and the noise; `proximal` adds to the loss. There
-    must be no dropout: what one example adds would depend on which others were drawn. For the same
-    reason only texts that are padded alike pass together: a mask hides finite numbers only. Raises
-    `TrainingDivergedError` when the parameters are not finite.
+    The model must have no dropout, because the contribution of one example would then depend on
+    which others were drawn. For the same reason only texts that are padded to the same length share
+    a pass: a mask hides finite numbers only. Raises `TrainingDivergedError` if the parameters are
+    not finite at the end.
+
+    Args:
+        model: the classifier; it ends in training mode.
+        trainable: the names of the parameters to train.
+        examples: all examples of the node.
+        config: the optimizer's settings and the physical batch size.
+        sampling: the sample rate, the number of steps and the divisor.
+        noise: the noise multiplier and the clipping norm.
+        engine: the class that sums clipped gradients.
+        random: the source of both the sampling and the noise.
+        proximal: a proximal term to add to the loss.
     """
     set_trainable(model, trainable)
     model.train()
-    flat = FlatOptimizer(trained(model), config, proximal.pull_on(model) if proximal else [])
+    flat = FlatOptimizer(
+        trained_parameters(model), config, proximal.pull_on(model) if proximal else []
+    )
     with closing(flat), closing(engine(model)) as gradients:
         for _ in range(sampling.steps):
             flat.gradient.zero_()

@@ -1,9 +1,9 @@
-"""A node's privacy ledger: everything spent on its data so far, written before it is spent.
+"""A node's privacy ledger: all privacy cost on its data so far, written before it is incurred.
 
-The ledger is a JSON file in the node's `state-dir`, replaced as a whole under a lock. A copy in
-Flower's `context.state` lasts as long as the run; a simulated node has only the copy. Entries are
-added and never removed; a hidden file beside the ledger counts them. A ledger that cannot be read,
-or that has lost entries, stops the node.
+The ledger is a JSON file in the node's `state-dir`. Each change replaces the whole file, under a
+lock. A copy in Flower's `context.state` lasts as long as the run; a simulated node has only this
+copy. Entries are added and never removed, and a hidden file beside the ledger counts them. A node
+stops if its ledger cannot be read or has lost entries.
 """
 
 import json
@@ -23,24 +23,27 @@ from fedattn_app.privacy.accounting import Steps
 
 FORMAT = "fedattn privacy ledger 1"
 KINDS = ("train", "evaluate")
-COPY = "privacy-ledger"
+COPY_RECORD = "privacy-ledger"
 LOCK_POLL_SECONDS = 0.01
 LOCK_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one message of the server has cost.
+    """The privacy cost of one message of the server.
+
+    The types are checked exactly: neither True nor 1.0 is accepted for an int. Raises `ValueError`
+    for a value of the wrong type or out of range.
 
     Attributes:
-        kind: "train" or "evaluate": which examples the mechanism was applied to.
-        noise_multiplier: the standard deviation of the noise per sensitivity, at least 0.
-        sample_rate: the probability of each example to be in a step, above 0, at most 1.
+        kind: "train" for the training examples, "evaluate" for those held out.
+        noise_multiplier: the noise's standard deviation in units of the sensitivity, at least 0.
+        sample_rate: the probability of each example to be in a step, above 0 and at most 1.
         steps: the number of steps, at least 1.
         run: Flower's id of the run.
-        server_round: the round.
-        epsilon: ε at `delta` of all entries up to this one, as it was reported.
-        delta: the δ of `epsilon`, between 0 and 1.
+        server_round: the number of the round.
+        epsilon: ε at `delta` of all entries up to and including this one, as reported.
+        delta: the δ of `epsilon`, above 0 and below 1.
     """
 
     kind: str
@@ -66,23 +69,23 @@ class Entry:
             and 0 < self.delta < 1
         )
         if not valid:
-            raise ValueError(f"{asdict(self)} is not a possible entry")
+            raise ValueError(f"{asdict(self)} is out of range")
 
     @property
     def mechanism(self) -> Steps:
-        """The entry as the accountant takes it."""
+        """The steps of the entry, for the accountant."""
         return Steps(self.noise_multiplier, self.sample_rate, self.steps)
 
 
 class Ledger:
-    """The entries so far, oldest first, and where they are kept.
+    """A list of entries, oldest first, in a file and in a copy.
 
-    Raises `UserError` for a file that is not a ledger, cannot be read, or lacks entries that `copy`
-    has.
+    Raises `UserError` if the file is not a ledger, cannot be read, or lacks entries that `copy`
+    has or that were counted.
 
     Args:
         copy: Flower's `context.state`, or any `RecordDict`.
-        path: the file, or None for a node that exists no longer than `copy`.
+        path: the file, or None for a node that lasts no longer than `copy`.
     """
 
     def __init__(self, copy: RecordDict, path: Path | None = None) -> None:
@@ -93,32 +96,35 @@ class Ledger:
 
     @property
     def mechanisms(self) -> list[Steps]:
-        """Every entry as the accountant takes it."""
+        """The steps of all entries, for the accountant."""
         return [entry.mechanism for entry in self.entries]
 
-    def of(self, kind: str, run: int | None = None) -> list[Entry]:
-        """Return the entries of one kind, of all runs or of one."""
+    def entries_of(self, kind: str, run: int | None = None) -> list[Entry]:
+        """Return the entries of one kind, from one run or (None) from all runs."""
         return [entry for entry in self.entries if entry.kind == kind and run in (None, entry.run)]
 
     def add(self, entry: Entry) -> None:
-        """Add an entry. It is on disk when this returns; otherwise `UserError` is raised."""
+        """Add an entry. It is on disk when this returns.
+
+        Raises `UserError` if the file cannot be read or written.
+        """
         with self.exclusive():
             text = _to_json([*self.entries, entry])
             if self.path is not None:
                 try:
                     write_atomically(self.path.resolve(), text.encode())
-                    write_atomically(_counter(self.path), str(len(self.entries) + 1).encode())
+                    write_atomically(_count_path(self.path), str(len(self.entries) + 1).encode())
                 except OSError as error:
-                    raise _not_written(self.path, error) from None
+                    raise _unwritable(self.path, error) from None
             self.entries = [*self.entries, entry]
-            self.copy[COPY] = ConfigRecord({"ledger": text})
+            self.copy[COPY_RECORD] = ConfigRecord({"ledger": text})
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Read the newest entries and keep every other process of this machine from adding any.
+        """Lock the ledger on this machine, and read its newest entries.
 
-        Reentrant: `add` enters it too. Raises `UserError` where the folder cannot be written or
-        the file cannot be read.
+        The lock is reentrant: `add` takes it too. Raises `UserError` if the folder cannot be
+        written, the file cannot be read, or another process holds the lock for too long.
         """
         if self._exclusive:
             yield
@@ -132,7 +138,7 @@ class Ledger:
                 self._exclusive = False
 
     def _read(self) -> list[Entry]:
-        record = self.copy.config_records.get(COPY)
+        record = self.copy.config_records.get(COPY_RECORD)
         copied = _from_json(str(record["ledger"])) if record else []
         if self.path is None:
             return copied
@@ -141,27 +147,27 @@ class Ledger:
             kept = _from_json(self.path.read_text())
         except (FileNotFoundError, NotADirectoryError) as error:
             if self.path.is_symlink():
-                raise _not_read(self.path, "it is a link to nothing") from error
+                raise _unreadable(self.path, "it is a dangling link") from error
             kept = []
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise _not_read(self.path, str(reason)) from None
+            raise _unreadable(self.path, str(reason)) from None
         if kept[: len(copied)] != copied or len(kept) < count:
             raise UserError(
-                f"{self.path}: lacks entries that this node has written; restore its newest "
-                "version, or for other data name another with the node-config key ledger"
+                f"{self.path}: lacks entries that this node has written; restore the newest "
+                "version, or, for other data, set another name with the node-config key ledger"
             )
         return kept
 
     def _count(self) -> int:
-        """Return the number of entries ever written; 0 for a ledger without its count."""
+        """Return the number of entries ever written, 0 if there is no count."""
         assert self.path
         try:
-            return int(_counter(self.path).read_text())
+            return int(_count_path(self.path).read_text())
         except (FileNotFoundError, NotADirectoryError):
             return 0
         except (OSError, ValueError) as error:
-            raise _not_read(_counter(self.path), str(error)) from None
+            raise _unreadable(_count_path(self.path), str(error)) from None
 
 
 def _to_json(entries: Sequence[Entry]) -> str:
@@ -172,7 +178,7 @@ def _to_json(entries: Sequence[Entry]) -> str:
 def _from_json(text: str) -> list[Entry]:
     content: Any = json.loads(text, object_pairs_hook=_unique_names)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"it is not marked {FORMAT!r}")
+        raise ValueError(f"its format is not {FORMAT!r}")
     if not isinstance(content["entries"], list):
         raise ValueError("its entries are not a list")
     return [Entry(**row) for row in content["entries"]]
@@ -185,27 +191,27 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _not_read(path: Path, reason: str) -> UserError:
+def _unreadable(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path}: is not a readable privacy ledger ({reason}); restore its newest version, or for "
-        "other data name another with the node-config key ledger"
+        f"{path}: is not a readable privacy ledger ({reason}); restore the newest version, or, for "
+        "other data, set another name with the node-config key ledger"
     )
 
 
-def _not_written(path: Path, error: OSError) -> UserError:
+def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({error.strerror})")
 
 
-def _counter(path: Path) -> Path:
+def _count_path(path: Path) -> Path:
     path = path.resolve()
     return path.with_name(f".{path.name}.count")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let no other thread or process on this machine change the ledger meanwhile.
+    """Hold a lock that no other thread or process on this machine can hold at the same time.
 
-    The operating system releases the lock when its holder ends, even if it is killed.
+    The operating system releases it when the process ends, even if the process is killed.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -216,7 +222,7 @@ def _locked(path: Path) -> Iterator[None]:
             f"{path}: has been locked by another process for {LOCK_TIMEOUT_SECONDS} s"
         ) from None
     except OSError as error:
-        raise _not_written(path, error) from None
+        raise _unwritable(path, error) from None
     try:
         yield
     finally:

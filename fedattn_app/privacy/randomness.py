@@ -1,8 +1,8 @@
-"""Random numbers that nobody else knows: for sampling examples, and for noise.
+"""Secret random numbers, for sampling examples and for noise.
 
-torch's generator will not do. On the CPU it keeps 32 bits of the seed that it is given, so that
-whoever guesses can try them all, and its stream is not made to withstand that either. Here the
-stream is AES-256 in counter mode under a key from the operating system.
+The stream is AES-256 in counter mode, with a key from the operating system. torch's generator is
+not secret: on the CPU it keeps only 32 bits of its seed, few enough to try them all, and it is not
+a cryptographic generator.
 """
 
 import secrets
@@ -16,32 +16,35 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
-BLOCK = 1 << 16  # numbers at a time, so that they stay in the processor's cache
+BLOCK_SIZE = 1 << 16  # numbers; a block fits into the processor's cache
 
 
 class SecretRandom:
-    """A stream of random numbers under a 32-byte `key`, used once; fresh from the system."""
+    """A stream of random numbers from a 32-byte `key`, which no other stream may use.
+
+    Without a key, the operating system draws a fresh one.
+    """
 
     def __init__(self, key: bytes | None = None) -> None:
         self._stream = Cipher(AES256(key or secrets.token_bytes(32)), CTR(bytes(16))).encryptor()
 
     @classmethod
-    def known(cls, *seed: int | str) -> Self:
-        """Make a stream that depends on `seed` alone, which protects nothing."""
+    def from_seed(cls, *seed: int | str) -> Self:
+        """Return a stream that depends on `seed` alone: its noise protects nothing."""
         return cls(sha256(repr(seed).encode()).digest())
 
     def uniform(self, count: int) -> Tensor:
-        """Return `count` numbers in [0, 1), float64, in steps of 2⁻⁵³."""
+        """Return `count` uniform numbers in [0, 1), multiples of 2⁻⁵³, (count,) float64."""
         drawn = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
         return torch.from_numpy((drawn >> np.uint64(11)).astype(np.float64)).mul_(2.0**-53)
 
     def add_normal(self, values: Tensor, deviation: float) -> None:
-        """Add independent normal noise of standard `deviation` to a flat tensor, in place.
+        """Add independent normal noise of standard deviation `deviation` to a 1-d tensor, in place.
 
-        Box and Muller, 1958: √(−2 ln u) · (cos 2πv, sin 2πv), in the precision of `values`. With u
-        in steps of 2⁻⁶³ the noise reaches 9.4 deviations.
+        The noise is √(−2 ln u) · (cos 2πv, sin 2πv) (Box and Muller, 1958), computed in the
+        precision of `values`. Since u is a multiple of 2⁻⁶³, the noise reaches 9.4 deviations.
         """
-        for part in torch.split(values, BLOCK):
+        for part in torch.split(values, BLOCK_SIZE):
             half = (len(part) + 1) // 2
             drawn = bytearray(self._stream.update(bytes(16 * half)))
             whole = torch.frombuffer(drawn, dtype=torch.int64)

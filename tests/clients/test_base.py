@@ -1,3 +1,5 @@
+"""Clients without differential privacy: training, evaluation and personal parameters."""
+
 import numpy as np
 import pytest
 from flwr.app import RecordDict
@@ -21,8 +23,8 @@ def config_of(**settings):
 
 def data_of(config, partition=0):
     data = client_data(config.data, config.model, 1, partition, 3)
-    few = np.arange(64)
-    return ClientData(data.train[few], data.validation[few[:20]])
+    first = np.arange(64)
+    return ClientData(data.train[first], data.validation[first[:20]])
 
 
 def client_of(partition=0, **settings):
@@ -30,11 +32,11 @@ def client_of(partition=0, **settings):
     return FrozenClient(config, LABELS, data_of(config, partition), partition)
 
 
-def initial(config):
+def initial_arrays(config):
     return get_arrays(build_model(config.model, len(LABELS), config.federation.seed))
 
 
-def test_fit_is_local_training_of_the_shared_part():
+def test_fit_trains_the_shared_parameters_locally():
     client = client_of(shared="attention")
     start = client.get_parameters({})
     arrays, num_examples, metrics = client.fit(start, {"server-round": 1})
@@ -76,7 +78,7 @@ def test_round_partition_and_seed_each_change_the_order_of_examples(change):
     assert same == (change == "nothing")
 
 
-def test_evaluate_counts_add_up():
+def test_the_counts_of_evaluate_add_up():
     client = client_of()
     loss, num_examples, metrics = client.evaluate(client.get_parameters({}), {})
     counts = {
@@ -89,22 +91,22 @@ def test_evaluate_counts_add_up():
     assert loss > 0
 
 
-def test_the_same_frozen_part_is_accepted_and_another_refused():
+def test_equal_frozen_parameters_are_accepted_and_others_refused():
     client = client_of(shared="attention")
-    rest = without(initial(client.config), client.shared)
+    frozen = without(initial_arrays(client.config), client.shared)
     start = client.get_parameters({})
-    client.fit(start, {"frozen-fingerprint": fingerprint(rest)})
-    rest["embedding.weight"] = rest["embedding.weight"].copy()
-    rest["embedding.weight"][5, 5] += 1e-6
+    client.fit(start, {"frozen-fingerprint": fingerprint(frozen)})
+    frozen["embedding.weight"] = frozen["embedding.weight"].copy()
+    frozen["embedding.weight"][5, 5] += 1e-6
     for call in (client.fit, client.evaluate):
         with pytest.raises(FrozenMismatchError, match="frozen parameters of this node differ"):
-            call(start, {"frozen-fingerprint": fingerprint(rest)})
+            call(start, {"frozen-fingerprint": fingerprint(frozen)})
 
 
-def test_a_client_without_examples_sends_back_what_it_got():
+def test_a_client_without_examples_returns_the_arrays_it_was_sent():
     client = client_of()
-    nothing = client.data.train[np.arange(0)]
-    client.data = ClientData(nothing, nothing)
+    empty = client.data.train[np.arange(0)]
+    client.data = ClientData(empty, empty)
     start = [array + 1 for array in client.get_parameters({})]
     arrays, num_examples, _ = client.fit(start, {})
     assert num_examples == 0
@@ -112,16 +114,16 @@ def test_a_client_without_examples_sends_back_what_it_got():
     assert client.evaluate(start, {})[:2] == (0.0, 0)
 
 
-def test_a_client_of_one_class_trains():
+def test_a_client_with_a_single_class_trains():
     client = client_of(local_epochs=5)
-    one = client.data.train[client.data.train.labels == client.data.train.labels[0]]
-    client.data = ClientData(one, one)
+    examples = client.data.train[client.data.train.labels == client.data.train.labels[0]]
+    client.data = ClientData(examples, examples)
     _, num_examples, metrics = client.fit(client.get_parameters({}), {})
-    assert num_examples == len(one)
+    assert num_examples == len(examples)
     assert metrics["accuracy"] > 0.5
 
 
-def test_a_loss_that_is_not_finite_is_no_update():
+def test_a_loss_that_is_not_finite_raises():
     client = client_of(learning_rate=1e30)
     with pytest.raises(TrainingDivergedError, match="lower learning-rate"):
         client.fit(client.get_parameters({}), {})
@@ -139,41 +141,41 @@ def state(request, tmp_path):
     return ContextState(RecordDict()) if request.param == "context" else FolderState(tmp_path)
 
 
-def personal(state, partition=0):
+def personal_client(state, partition=0):
     config = config_of(shared="attention", local="personal", local_epochs=5)
     return PersonalClient(config, LABELS, data_of(config, partition), partition, state)
 
 
-def test_personal_parameters_are_trained_kept_and_used_again(state):
-    client = personal(state)
+def test_personal_parameters_are_trained_saved_and_loaded(state):
+    client = personal_client(state)
     start = client.get_parameters({})
     client.fit(start, {"server-round": 1})
-    kept = state.load(client.state_name)
-    assert set(kept) == set(without(initial(client.config), client.shared))
-    assert not np.array_equal(kept["head.weight"], initial(client.config)["head.weight"])
-    loss, *_ = personal(state).evaluate(start, {})
-    fresh, *_ = personal(ContextState(RecordDict())).evaluate(start, {})
+    saved = state.load(client.state_name)
+    assert set(saved) == set(without(initial_arrays(client.config), client.shared))
+    assert not np.array_equal(saved["head.weight"], initial_arrays(client.config)["head.weight"])
+    loss, *_ = personal_client(state).evaluate(start, {})
+    fresh, *_ = personal_client(ContextState(RecordDict())).evaluate(start, {})
     assert loss < fresh
 
 
-def test_personal_parameters_of_another_seed_model_or_partition_are_not_used(state):
-    client = personal(state)
+def test_personal_parameters_of_another_seed_model_or_partition_are_not_loaded(state):
+    client = personal_client(state)
     config = config_of(shared="attention", local="personal", seed=2)
     other_seed = PersonalClient(config, LABELS, client.data, 0, state)
     config = config_of(shared="attention", local="personal", layers=2)
     other_model = PersonalClient(config, LABELS, client.data, 0, state)
-    names = {c.state_name for c in (client, other_seed, other_model, personal(state, 1))}
+    names = {c.state_name for c in (client, other_seed, other_model, personal_client(state, 1))}
     assert len(names) == 4
 
 
-def test_arrays_handed_out_are_the_callers_own():
+def test_get_parameters_returns_copies():
     client = client_of()
     client.get_parameters({})[0][:] = 7
     assert not (client.get_parameters({})[0] == 7).any()
 
 
-def test_personal_parameters_are_kept_before_the_update_is_returned(state, monkeypatch):
-    client = personal(state)
+def test_personal_parameters_are_saved_before_the_update_is_returned(state, monkeypatch):
+    client = personal_client(state)
     original = state.save
 
     def save_and_die(name, arrays):

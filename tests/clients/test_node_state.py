@@ -1,4 +1,4 @@
-"""What a node keeps between messages: it comes back bit by bit, or the user is told."""
+"""State between messages: it is read back bit for bit, or an error is raised."""
 
 import errno
 import os
@@ -33,11 +33,11 @@ def assert_same(left, right):
     assert {k: v.tobytes() for k, v in left.items()} == {k: v.tobytes() for k, v in right.items()}
 
 
-def test_nothing_was_saved_yet(state):
+def test_load_returns_none_if_nothing_was_saved(state):
     assert state.load("personal") is None
 
 
-def test_what_is_saved_comes_back_bit_by_bit(state):
+def test_saved_arrays_are_read_back_bit_for_bit(state):
     state.save("personal", ARRAYS)
     assert_same(state.load("personal"), ARRAYS)
     assert state.load("other") is None
@@ -48,7 +48,7 @@ def test_a_scalar_stays_a_scalar(state):
     assert_same(state.load("personal"), {"scalar": np.array(2.5, np.float32)})
 
 
-def test_saving_replaces_what_was_there(state):
+def test_saving_replaces_earlier_arrays(state):
     state.save("personal", ARRAYS)
     state.save("other", {"x": np.float32([1])})
     state.save("personal", {"y": np.float32([2])})
@@ -56,13 +56,13 @@ def test_saving_replaces_what_was_there(state):
     assert_same(state.load("other"), {"x": np.float32([1])})
 
 
-def test_a_new_process_finds_what_the_folder_holds(folder):
+def test_a_new_process_reads_the_folder(folder):
     FolderState(folder).save("personal", ARRAYS)
     assert_same(FolderState(folder).load("personal"), ARRAYS)
     assert [file.name for file in folder.iterdir()] == ["personal.safetensors"]
 
 
-def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(refused, monkeypatch, folder):
+def test_a_full_disk_loses_no_arrays_and_leaves_no_file(refused, monkeypatch, folder):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -75,12 +75,12 @@ def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(refused, monkeypatc
     assert [file.name for file in folder.iterdir()] == ["personal.safetensors"]
 
 
-@pytest.mark.parametrize("kept", [0, 7, 40, -1])
-def test_a_damaged_file_is_refused(refused, folder, kept):
+@pytest.mark.parametrize("length", [0, 7, 40, -1])
+def test_a_damaged_file_is_refused(refused, folder, length):
     state = FolderState(folder)
     state.save("personal", ARRAYS)
     file = folder / "personal.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:length])
     with refused(file, "cannot be read"):
         state.load("personal")
 

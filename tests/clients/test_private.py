@@ -1,4 +1,4 @@
-"""What a private client says and spends; that its ledger never lacks what its noise has cost."""
+"""The replies, noise and ε of a private client, and that its ledger is always complete."""
 
 import contextlib
 import math
@@ -45,10 +45,10 @@ def config_of(**changes):
 def data_of(config, num_examples=32, held_out=20):
     data = client_data(config.data, config.model, 1, 0, 3)
 
-    def some(examples, count):
+    def resized(examples, count):
         return examples[np.arange(count) % len(examples)]
 
-    return ClientData(some(data.train, num_examples), some(data.validation, held_out))
+    return ClientData(resized(data.train, num_examples), resized(data.validation, held_out))
 
 
 def client_of(
@@ -81,21 +81,21 @@ def equal(left, right):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """No client trains; this is what those that should have were to draw noise for."""
-    asked = []
+    """Replace training by a record of the steps that noise would have been drawn for."""
+    steps = []
 
-    def note(model, trainable, examples, config, sampling, noise, *_):
-        asked.append(Steps(noise.multiplier, sampling.rate, sampling.steps))
+    def record(model, trainable, examples, config, sampling, noise, *_):
+        steps.append(Steps(noise.multiplier, sampling.rate, sampling.steps))
 
-    monkeypatch.setattr(private_client, "train_privately", note)
+    monkeypatch.setattr(private_client, "train_privately", record)
     monkeypatch.setattr(private_client, "_engine", lambda *_: None)
-    return asked
+    return steps
 
 
-# What a reply says
+# Replies
 
 
-def test_a_fit_says_no_more_than_it_must():
+def test_a_reply_has_only_epsilon_and_whether_the_budget_is_spent():
     client = client_of()
     start = client.get_parameters({})
     arrays, num_examples, metrics = client.fit(start, {"server-round": 1})
@@ -106,27 +106,29 @@ def test_a_fit_says_no_more_than_it_must():
     assert all(np.isfinite(array).all() for array in arrays)
 
 
-def test_a_public_number_of_examples_is_told(trainings):
+def test_a_public_number_of_examples_is_reported(trainings):
     assert fit(client_of(num_examples=37, num_examples_public=True))[1] == 37
 
 
 @pytest.mark.parametrize(("public", "same"), [(False, True), (True, False)])
-def test_epsilon_does_not_tell_how_many_examples_there_are(trainings, public, same):
-    told = [
+def test_epsilon_does_not_reveal_the_number_of_examples(trainings, public, same):
+    epsilons = [
         fit(client_of(num_examples=n, num_examples_public=public, batch_size=64))[2]["epsilon"]
         for n in (300, 500)
     ]
-    assert (told[0] == told[1]) == same
+    assert (epsilons[0] == epsilons[1]) == same
 
 
 @pytest.mark.parametrize(("num_examples", "rate", "steps"), [(40, 1.0, 1), (1, 1.0, 1)])
-def test_a_batch_larger_than_the_data_takes_all(trainings, num_examples, rate, steps):
+def test_a_batch_size_above_the_number_of_examples_samples_all(
+    trainings, num_examples, rate, steps
+):
     client = client_of(num_examples=num_examples, held_out=0, batch_size=1000)
     assert fit(client)[1] == 1
     assert trainings == client.ledger.mechanisms == [Steps(1.0, rate, steps)]
 
 
-def test_a_client_without_examples_spends_nothing(trainings):
+def test_a_client_without_examples_has_no_cost(trainings):
     client = client_of(num_examples=0, held_out=0, evaluate_epsilon=1.0)
     start = client.get_parameters({})
     arrays, num_examples, metrics = fit(client)
@@ -138,17 +140,17 @@ def test_a_client_without_examples_spends_nothing(trainings):
 
 
 @pytest.mark.parametrize(("num_examples", "held_out"), [(40, 0), (36, 4), (4, 36)])
-def test_a_delta_that_gives_an_example_away_is_refused(refused, num_examples, held_out):
+def test_a_delta_above_one_over_all_examples_is_refused(refused, num_examples, held_out):
     with refused("target-delta = 0.1", "1 / 40 = 0.025"):
         client_of(num_examples=num_examples, held_out=held_out, target_delta=0.1)
 
 
 @pytest.mark.parametrize(("num_examples", "delta"), [(40, 0.0249), (1, 0.9), (0, 0.9)])
-def test_a_delta_below_one_in_all_examples_is_taken(num_examples, delta):
+def test_a_delta_below_one_over_all_examples_is_accepted(num_examples, delta):
     client_of(num_examples=num_examples, held_out=0, target_delta=delta)
 
 
-def test_a_delta_of_one_in_all_examples_is_refused(refused):
+def test_a_delta_of_one_over_all_examples_is_refused(refused):
     with refused("target-delta = 0.025", "1 / 40"):
         client_of(num_examples=30, held_out=10, target_delta=1 / 40)
 
@@ -156,7 +158,7 @@ def test_a_delta_of_one_in_all_examples_is_refused(refused):
 # Noise
 
 
-def test_the_noise_is_fresh_unless_it_shall_be_reproducible():
+def test_the_noise_is_fresh_unless_it_is_reproducible():
     fits = [fit(client_of(batch_size=8))[0] for _ in range(2)]
     assert not any(np.array_equal(a, b) for a, b in zip(*fits, strict=True))
     fits = [fit(client_of(batch_size=8, reproducible_noise=True))[0] for _ in range(2)]
@@ -169,8 +171,8 @@ def test_reproducible_noise_differs_between_rounds_and_purposes():
     assert len({tuple(stream.uniform(4).tolist()) for stream in streams}) == 3
 
 
-def test_personal_parameters_are_trained_with_noise_and_kept(tmp_path):
-    """In four steps: after one, AdamW has moved each weight by ± the learning rate."""
+def test_personal_parameters_are_trained_with_noise_and_saved(tmp_path):
+    """Four steps are needed: after one, AdamW has moved each weight by ± the learning rate."""
     kept = []
     for folder in ("a", "b"):
         state = FolderState(tmp_path / folder)
@@ -184,7 +186,7 @@ def test_personal_parameters_are_trained_with_noise_and_kept(tmp_path):
         assert not any(np.array_equal(values[i - 1], values[i]) for i in range(3)), name
 
 
-def test_another_frozen_part_spends_nothing(trainings):
+def test_different_frozen_parameters_cost_nothing(trainings):
     client = client_of(evaluate_epsilon=1.0)
     for call in (client.fit, client.evaluate):
         with pytest.raises(FrozenMismatchError):
@@ -192,19 +194,19 @@ def test_another_frozen_part_spends_nothing(trainings):
     assert trainings == client.ledger.entries == []
 
 
-# The ledger comes first
+# The ledger is written first
 
 
 @pytest.mark.parametrize("call", [fit, evaluate])
 def test_the_entry_is_on_disk_before_anything_is_computed(tmp_path, monkeypatch, call):
     path, found = tmp_path / "ledger.json", []
 
-    def look(*_):
+    def read_ledger(*_):
         found.extend(Ledger(RecordDict(), path).entries)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(private_client, "train_privately", look)
-    monkeypatch.setattr(private_client, "evaluate", look)
+    monkeypatch.setattr(private_client, "train_privately", read_ledger)
+    monkeypatch.setattr(private_client, "evaluate", read_ledger)
     client = client_of(Ledger(RecordDict(), path), evaluate_epsilon=1.0)
     with pytest.raises(KeyboardInterrupt):
         call(client, 5)
@@ -233,7 +235,7 @@ def test_a_client_whose_ledger_cannot_be_written_computes_nothing(
 # ε
 
 
-def test_two_rounds_cost_what_one_of_twice_the_steps_does(trainings):
+def test_two_rounds_cost_as_much_as_one_with_twice_the_steps(trainings):
     twice, once = client_of(batch_size=16), client_of(batch_size=16, local_epochs=2)
     for server_round in (1, 2):
         *_, last = fit(twice, server_round)
@@ -243,28 +245,28 @@ def test_two_rounds_cost_what_one_of_twice_the_steps_does(trainings):
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
-def test_a_budget_lasts_for_its_rounds_and_not_for_one_more(trainings, accountant):
+def test_a_budget_lasts_for_exactly_its_rounds(trainings, accountant):
     client = client_of(target_epsilon=2.0, num_rounds=3, accountant=accountant)
     start = client.get_parameters({})
-    told = [fit(client, server_round)[2] for server_round in (1, 2, 3)]
-    assert [metrics["budget-spent"] for metrics in told] == [0, 0, 0]
-    assert 1.99 < told[-1]["epsilon"] <= 2.0 * (1 + 1e-6)
+    replies = [fit(client, server_round)[2] for server_round in (1, 2, 3)]
+    assert [metrics["budget-spent"] for metrics in replies] == [0, 0, 0]
+    assert 1.99 < replies[-1]["epsilon"] <= 2.0 * (1 + 1e-6)
     assert len(set(trainings)) == 1
     assert len(trainings) == 3
     entries = client.ledger.entries
     arrays, num_examples, metrics = client.fit(start, {"server-round": 4})
     assert all(a is b for a, b in zip(arrays, start, strict=True))
-    assert (num_examples, metrics) == (0, {"epsilon": told[-1]["epsilon"], "budget-spent": 1})
+    assert (num_examples, metrics) == (0, {"epsilon": replies[-1]["epsilon"], "budget-spent": 1})
     assert client.ledger.entries == entries
     assert len(trainings) == 3
 
 
-def test_a_client_that_joins_late_uses_its_budget_up(trainings):
+def test_a_client_that_joins_late_uses_its_whole_budget(trainings):
     client = client_of(target_epsilon=2.0, num_rounds=10)
     assert fit(client, 9)[2]["epsilon"] < 1.99 < fit(client, 10)[2]["epsilon"] <= 2.000002
 
 
-def test_the_next_run_has_what_the_last_has_left(trainings, tmp_path):
+def test_the_next_run_has_the_rest_of_the_budget(trainings, tmp_path):
     path = tmp_path / "ledger.json"
     for run, target in enumerate((2.0, 4.0)):
         client = client_of(Ledger(RecordDict(), path), run=run, target_epsilon=target, num_rounds=2)
@@ -275,24 +277,24 @@ def test_the_next_run_has_what_the_last_has_left(trainings, tmp_path):
     assert len(trainings) == 4
 
 
-def test_noise_that_is_given_stops_at_the_target(trainings):
+def test_a_given_noise_multiplier_stops_at_the_target(trainings):
     client = client_of(noise_multiplier=2.0, target_epsilon=6.0)
-    told = [fit(client, number)[2] for number in range(1, 12)]
-    rounds = [metrics["budget-spent"] for metrics in told].index(1)
+    replies = [fit(client, number)[2] for number in range(1, 12)]
+    rounds = [metrics["budget-spent"] for metrics in replies].index(1)
     assert set(trainings) == {Steps(2.0, 1.0, 1)}
     assert len(trainings) == rounds
-    assert all(metrics["budget-spent"] for metrics in told[rounds:])
+    assert all(metrics["budget-spent"] for metrics in replies[rounds:])
     step = Steps(2.0, 1.0, 1)
     assert epsilon_of([step] * rounds, DELTA) <= 6.0 < epsilon_of([step] * (rounds + 1), DELTA)
 
 
-def test_noise_without_a_target_is_added_for_ever(trainings):
+def test_a_given_noise_multiplier_without_a_target_never_stops(trainings):
     client = client_of(noise_multiplier=0.5, num_rounds=2)
-    told = [fit(client, number)[2] for number in range(1, 6)]
-    assert not any(metrics["budget-spent"] for metrics in told)
+    replies = [fit(client, number)[2] for number in range(1, 6)]
+    assert not any(metrics["budget-spent"] for metrics in replies)
 
 
-def test_the_owner_limits_all_runs_and_kinds_together(trainings, tmp_path):
+def test_the_owners_limit_covers_all_runs_and_kinds_together(trainings, tmp_path):
     path = tmp_path / "ledger.json"
     limit = epsilon_of([Steps(1.0, 1.0, 2)], DELTA) * (1 + 1e-9)
     for run, spent in enumerate((0, 0, 1)):
@@ -307,7 +309,7 @@ def test_the_owner_limits_all_runs_and_kinds_together(trainings, tmp_path):
     assert len(ledger.entries) == len(trainings) == 2
 
 
-def test_two_processes_do_not_spend_one_budget_twice(trainings, tmp_path, monkeypatch):
+def test_two_processes_do_not_spend_the_same_budget(trainings, tmp_path, monkeypatch):
     path = tmp_path / "ledger.json"
     clients = [client_of(Ledger(RecordDict(), path), run=run, max_epsilon=6.0) for run in (1, 2)]
 
@@ -329,27 +331,27 @@ def test_two_processes_do_not_spend_one_budget_twice(trainings, tmp_path, monkey
 def test_the_reason_is_logged_where_no_noise_is_enough(trainings, caplog):
     client = client_of(target_epsilon=1e-5, target_delta=1e-12)
     assert fit(client)[2] == {"epsilon": 0.0, "budget-spent": 1}
-    assert "what is left of ε = 1e-05 does not suffice to train for" in caplog.text
+    assert "the rest of ε = 1e-05 is too small to train for" in caplog.text
 
 
-def test_a_change_of_accountant_tells_no_less(trainings):
+def test_a_tighter_accountant_does_not_lower_the_reported_epsilon(trainings):
     ledger = Ledger(RecordDict())
-    told = fit(client_of(ledger))[2]["epsilon"]
+    reported = fit(client_of(ledger))[2]["epsilon"]
     client = client_of(ledger, run=2, accountant="prv")
-    assert epsilon_of(ledger.mechanisms, DELTA, "prv") < client.epsilon == told
+    assert epsilon_of(ledger.mechanisms, DELTA, "prv") < client.epsilon == reported
 
 
 # Evaluation
 
 
-def test_a_node_does_not_evaluate_unless_it_may_spend_on_it(refused):
+def test_a_node_does_not_evaluate_without_a_budget_for_it(refused):
     client = client_of()
     with refused("evaluate-epsilon = 0"):
         evaluate(client)
     assert client.ledger.entries == []
 
 
-def test_an_evaluation_spends_its_own_budget(trainings):
+def test_evaluation_has_its_own_budget(trainings):
     client = client_of(evaluate_epsilon=1.0, target_epsilon=2.0, num_rounds=2)
     for server_round in (1, 2):
         assert fit(client, server_round)[2]["budget-spent"] == 0
@@ -357,35 +359,35 @@ def test_an_evaluation_spends_its_own_budget(trainings):
         assert (loss, metrics["budget-spent"]) == (0.0, 0)
     assert evaluate(client, 3)[2]["budget-spent"] == fit(client, 3)[2]["budget-spent"] == 1
     for kind, target in (("train", 2.0), ("evaluate", 1.0)):
-        entries = client.ledger.of(kind, 1)
+        entries = client.ledger.entries_of(kind, 1)
         assert [entry.server_round for entry in entries] == [1, 2]
         assert len({entry.noise_multiplier for entry in entries}) == 1
         spent = epsilon_of([entry.mechanism for entry in entries], DELTA)
         assert 0.99 * target < spent <= target
-    assert {e.mechanism.sample_rate for e in client.ledger.of("evaluate")} == {1.0}
+    assert {e.mechanism.sample_rate for e in client.ledger.entries_of("evaluate")} == {1.0}
     assert client.epsilon == epsilon_of(client.ledger.mechanisms, DELTA) > 2.0
 
 
-def test_noisy_counts_have_the_noise_that_the_ledger_says():
-    """An example has three ones in the counts, so that the deviation is √3 σ; and rounding."""
+def test_noisy_counts_have_the_noise_of_the_ledger():
+    """An example is in at most three counts, so the deviation is √3 σ, plus rounding."""
     rounds = 60
     client = client_of(evaluate_epsilon=20.0, num_rounds=rounds, reproducible_noise=True)
     public = Config.from_run_config({"model": "tiny", "vocabulary": 512})
     exact = FrozenClient(public, LABELS, client.data)
     *_, true = exact.evaluate(client.get_parameters({}), {})
     keys = [f"{kind}-{k}" for kind in ("support", "predicted", "correct") for k in range(6)]
-    off = []
+    errors = []
     for server_round in range(1, rounds + 1):
         _, num_examples, metrics = evaluate(client, server_round)
         assert set(metrics) == {"epsilon", "budget-spent", *keys}
         assert num_examples == max(0, sum(metrics[key] for key in keys[:6]))
-        off += [metrics[key] - true[key] for key in keys]
+        errors += [metrics[key] - true[key] for key in keys]
     assert all(isinstance(metrics[key], int) for key in keys)
-    (noise,) = {entry.noise_multiplier for entry in client.ledger.of("evaluate")}
-    squares = np.square(off).sum() / (3 * noise**2 + 1 / 12)
-    low, high = chi2.ppf([1e-4, 1 - 1e-4], len(off))
+    (noise,) = {entry.noise_multiplier for entry in client.ledger.entries_of("evaluate")}
+    squares = np.square(errors).sum() / (3 * noise**2 + 1 / 12)
+    low, high = chi2.ppf([1e-4, 1 - 1e-4], len(errors))
     assert low < squares < high
-    assert abs(np.mean(off)) < 4 * math.sqrt(3 * noise**2 / len(off))
+    assert abs(np.mean(errors)) < 4 * math.sqrt(3 * noise**2 / len(errors))
 
 
 def test_noisy_scores_do_not_repeat():
@@ -395,7 +397,7 @@ def test_noisy_scores_do_not_repeat():
     assert first != second
 
 
-# Nothing that noise was drawn for is ever missing
+# The ledger is complete, whatever happens
 
 
 ACTIONS = (
@@ -412,34 +414,34 @@ ACTIONS = (
 
 
 class Node:
-    """A node that may die at any moment. `drawn` is what its noise was drawn for."""
+    """A node whose process may end at any moment; `drawn` has the steps of all its noise."""
 
     def __init__(self, path, changes):
         self.path, self.changes = path, changes
         self.run, self.server_round = 1, 1
-        self.drawn, self.told = [], 0.0
-        self.unlucky = False
+        self.drawn, self.reported = [], 0.0
+        self.interrupts = False
         self.start()
 
     def start(self):
         self.client = client_of(Ledger(RecordDict(), self.path), run=self.run, **self.changes)
 
     def train(self, model, trainable, examples, config, sampling, noise, *_):
-        self.note(Steps(noise.multiplier, sampling.rate, sampling.steps))
+        self.record(Steps(noise.multiplier, sampling.rate, sampling.steps))
 
     def count(self, examples, deviation, random):
-        self.note(Steps(deviation / math.sqrt(3), 1.0, 1))
+        self.record(Steps(deviation / math.sqrt(3), 1.0, 1))
         return np.zeros((3, len(LABELS)), dtype=np.int64)
 
-    def note(self, steps):
+    def record(self, steps):
         self.drawn.append(steps)
-        if self.unlucky:
+        if self.interrupts:
             raise KeyboardInterrupt
 
     def ask(self, call):
         *_, metrics = call(self.client, self.server_round)
-        assert metrics["epsilon"] >= self.told
-        self.told = metrics["epsilon"]
+        assert metrics["epsilon"] >= self.reported
+        self.reported = metrics["epsilon"]
 
     def do(self, action):
         write = ledger_module.write_atomically
@@ -462,24 +464,24 @@ class Node:
             case "restart":
                 self.start()
             case "die in training" | "fail in training":
-                self.unlucky = True
-                self.interrupted()
-                self.unlucky = False
+                self.interrupts = True
+                self.fit_interrupted()
+                self.interrupts = False
             case _:
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(ledger_module, "write_atomically", die)
-                    self.interrupted()
+                    self.fit_interrupted()
         if action.startswith("die"):
             self.start()
 
-    def interrupted(self):
-        with contextlib.suppress(KeyboardInterrupt):  # else its budget was spent
+    def fit_interrupted(self):
+        with contextlib.suppress(KeyboardInterrupt):  # not raised if the budget is spent
             self.ask(fit)
 
     def check(self):
         kept = Counter(map(rounded, self.client.ledger.mechanisms))
         assert Counter(map(rounded, self.drawn)) <= kept
-        assert self.client.epsilon >= self.told
+        assert self.client.epsilon >= self.reported
 
 
 def rounded(steps):
@@ -499,7 +501,7 @@ def rounded(steps):
 )
 @example(actions=[a for a in ACTIONS for _ in range(2)], changes={"target_epsilon": 3.0})
 @settings(max_examples=30, deadline=None)
-def test_the_ledger_has_all_that_noise_was_drawn_for(tmp_path_factory, actions, changes):
+def test_the_ledger_has_all_steps_that_noise_was_drawn_for(tmp_path_factory, actions, changes):
     path = tmp_path_factory.mktemp("node") / "ledger.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(private_client, "_engine", lambda *_: None)
@@ -516,10 +518,10 @@ def test_the_ledger_has_all_that_noise_was_drawn_for(tmp_path_factory, actions, 
         noise = GaussianDpEvent(steps.noise_multiplier)
         theirs.compose(PoissonSampledDpEvent(steps.sample_rate, noise), steps.count)
     assert theirs.get_epsilon(DELTA) <= node.client.epsilon * 1.01
-    assert node.told <= node.client.epsilon <= changes.get("max_epsilon", math.inf)
+    assert node.reported <= node.client.epsilon <= changes.get("max_epsilon", math.inf)
 
 
-def test_a_ledger_that_is_lost_while_a_node_runs_stops_it(trainings, tmp_path):
+def test_a_node_whose_ledger_is_lost_stops(trainings, tmp_path):
     path, copy = tmp_path / "ledger.json", RecordDict()
     client = client_of(Ledger(copy, path), evaluate_epsilon=1.0)
     fit(client, 1)

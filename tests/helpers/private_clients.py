@@ -1,4 +1,4 @@
-"""Runs with differential privacy: clients that misbehave, and what is asked of the results."""
+"""Helpers for tests of runs with differential privacy: altered clients, and parts of results."""
 
 import json
 from itertools import count
@@ -23,12 +23,12 @@ def bits(result):
 
 
 def epsilons(result, partition):
-    """What a client had spent after each round that it took part in."""
+    """The ε of a client after each round in which it took part."""
     return [row["epsilon"] for row in result.clients if row["partition"] == partition]
 
 
-def trained(result):
-    """Which clients took part in each round."""
+def participants(result):
+    """The partitions that took part in each round, a list per round."""
     last = result.history[-1]["round"]
     return [
         [row["partition"] for row in result.clients if row["round"] == k]
@@ -36,13 +36,13 @@ def trained(result):
     ]
 
 
-def evaluating(look):
-    """Our ClientApp, but `look` is called before it evaluates."""
+def app_that_calls(before_evaluation):
+    """Our ClientApp, which first calls `before_evaluation` when it has to evaluate."""
     app = ClientApp()
 
     @app.evaluate()
     def evaluate(message: Message, context):
-        look()
+        before_evaluation()
         return client_app.app(message, context)
 
     app.train()(client_app.app)
@@ -51,13 +51,13 @@ def evaluating(look):
 
 
 def releases(run):
-    """How many releases of noise a run's folder counts."""
+    """The number of noisy releases that the accountant in a run's folder has counted."""
     accountant = json.loads((run / ACCOUNTANT).read_text())
     return sum(release["count"] for release in accountant["compositions"])
 
 
-def changed_by(change):
-    """Our ClientApp, but `change` alters the metrics of node 1's second training reply."""
+def app_with_metrics_changed_by(change):
+    """Our ClientApp, but `change` alters the metrics in node 1's second training reply."""
     app = ClientApp()
     number = count(1)
 
@@ -73,7 +73,8 @@ def changed_by(change):
     return app
 
 
-def run_of(run_config, client_app, num_rounds=3):
+def run_with(run_config, client_app, num_rounds=3):
+    """Run `client_app` on the local engine and return the result."""
     settings = {"privacy": "dp-sgd", "noise-multiplier": 1.0, **run_config}
     config = Config.from_run_config(settings | {"num-rounds": num_rounds})
     with task_identity():

@@ -21,7 +21,7 @@ from fedattn_app.models.factory import build_classifier
 from fedattn_app.models.fast_linear import is_faster, is_supported, product, speed_up
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
 from fedattn_app.privacy.gradients.engine import OneByOne
-from fedattn_app.privacy.gradients.selection import clipped
+from fedattn_app.privacy.gradients.selection import clipped_gradient_sum
 
 needs_onednn = pytest.mark.skipif(not is_supported(), reason="no AVX-512, or another torch")
 
@@ -153,8 +153,10 @@ def test_clipped_gradients_equal_those_of_torch(pretrained_folder, kind):
     plain = copy.deepcopy(fast)
     replaced = [vars(layer).pop("forward", None) for layer in plain.modules()]
     assert any(replaced)
-    expected = clipped(OneByOne, plain, examples, 0.1)
-    for got, gradient in zip(clipped(BookKeeping, fast, examples, 0.1), expected, strict=True):
+    expected = clipped_gradient_sum(OneByOne, plain, examples, 0.1)
+    for got, gradient in zip(
+        clipped_gradient_sum(BookKeeping, fast, examples, 0.1), expected, strict=True
+    ):
         torch.testing.assert_close(got, gradient, rtol=1e-4, atol=1e-7)
 
 

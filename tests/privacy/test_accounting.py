@@ -1,4 +1,4 @@
-"""The ε of a history, against accountants written by others, and the noise that fits a budget."""
+"""The ε of a history, compared with other libraries, and the noise for a budget."""
 
 import math
 from dataclasses import replace
@@ -13,25 +13,24 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from fedattn_app.privacy.accounting import ORDERS, Steps, _curve, epsilon_of, noise_for
+from fedattn_app.privacy.accounting import RDP_ORDERS, Steps, _rdp_of_step, epsilon_of, noise_for
 
-# Noise multiplier, sample rate and count of each part.
 HISTORIES = {
     "one step": [Steps(1.0, 1.0, 1)],
-    "all in each step": [Steps(1.0, 1.0, 10)],
-    "a tenth": [Steps(1.0, 0.1, 100)],
-    "few in each step": [Steps(0.6, 1e-4, 1000)],
+    "all examples in each step": [Steps(1.0, 1.0, 10)],
+    "a tenth of the examples": [Steps(1.0, 0.1, 100)],
+    "few examples in each step": [Steps(0.6, 1e-4, 1000)],
     "many steps": [Steps(1.1, 0.01, 10000)],
     "mixed": [Steps(0.8, 0.05, 200), Steps(2.0, 0.2, 50), Steps(1.2, 1.0, 3)],
     "much noise": [Steps(50.0, 1.0, 1000)],
 }
 DELTAS = [1e-5, 1e-2, 0.1]
-# Here dp_accounting has another ε: 0, by a bound beside RDP; and too much, since it leaves out low
-# orders, which are the best at large δ, where its series does not converge.
-UNLIKE = [("few in each step", 1e-2), ("mixed", 0.1)]
+# Here dp_accounting differs. It returns 0 by a bound other than RDP for the first, and too much for
+# the second: at a large δ low orders are the best, and it omits those whose series do not converge.
+DIFFERENT_IN_DP_ACCOUNTING = [("few examples in each step", 1e-2), ("mixed", 0.1)]
 
 
-def of_others(accountant, history, delta):
+def epsilon_by(accountant, history, delta):
     for steps in history:
         noise = GaussianDpEvent(steps.noise_multiplier)
         accountant.compose(PoissonSampledDpEvent(steps.sample_rate, noise), steps.count)
@@ -40,31 +39,36 @@ def of_others(accountant, history, delta):
 
 @pytest.mark.parametrize(
     ("name", "delta"),
-    [(name, delta) for name in HISTORIES for delta in DELTAS if (name, delta) not in UNLIKE],
+    [
+        (name, delta)
+        for name in HISTORIES
+        for delta in DELTAS
+        if (name, delta) not in DIFFERENT_IN_DP_ACCOUNTING
+    ],
 )
-def test_rdp_is_that_of_dp_accounting(name, delta):
-    theirs = of_others(RdpAccountant(), HISTORIES[name], delta)
+def test_rdp_equals_that_of_dp_accounting(name, delta):
+    theirs = epsilon_by(RdpAccountant(), HISTORIES[name], delta)
     assert epsilon_of(HISTORIES[name], delta) == pytest.approx(theirs, rel=0.01)
 
 
 @pytest.mark.parametrize("order", [1.1, 1.5, 3.3, 12])
-def test_the_divergence_is_its_integral(order):
+def test_the_divergence_equals_its_integral(order):
     noise, rate = 0.8, 0.2
 
-    def integrand(x):  # E of the likelihood ratio to the power of the order
+    def integrand(x):  # its integral is E[ratio ** order]
         ratio = 1 - rate + rate * math.exp((2 * x - 1) / (2 * noise**2))
         return norm.pdf(x, scale=noise) * ratio**order
 
     expected = math.log(quad(integrand, -15, 25, points=[0, 1, order])[0]) / (order - 1)
-    assert _curve(noise, rate)[ORDERS.index(order)] == pytest.approx(expected, rel=1e-6)
+    assert _rdp_of_step(noise, rate)[RDP_ORDERS.index(order)] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
-def test_both_are_above_the_tightest_bound(history):
-    """PRV is off by 0.01 at most, which is on the safe side; RDP is further up."""
-    least = of_others(PLDAccountant(value_discretization_interval=1e-3), history, 1e-5)
+def test_rdp_and_prv_are_above_the_tightest_bound(history):
+    """PRV is above it by about 0.01 at most, and RDP is above PRV."""
+    tightest = epsilon_by(PLDAccountant(value_discretization_interval=1e-3), history, 1e-5)
     prv = epsilon_of(history, 1e-5, "prv")
-    assert least - 1e-3 <= prv <= least + 0.02
+    assert tightest - 1e-3 <= prv <= tightest + 0.02
     assert prv <= epsilon_of(history, 1e-5)
 
 
@@ -78,30 +82,30 @@ def test_no_noise_and_no_steps(accountant):
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
 @pytest.mark.parametrize(("rate", "delta"), [(1.0, 1e-5), (0.01, 1e-5), (1.0, 0.5)])
-def test_noise_beyond_all_use_costs_no_more_than_less_of_it(accountant, rate, delta):
+def test_epsilon_never_rises_with_the_noise_at_extreme_values(accountant, rate, delta):
     noises = [0.0, 1e-200, 1e-7, 1e-3, 0.1, 1.0, 1e3, 1e8, 1e200, 1e300]
-    told = [epsilon_of([Steps(noise, rate, 3)], delta, accountant) for noise in noises]
-    assert told[:3] == [math.inf] * 3
-    assert told == sorted(told, reverse=True)
-    assert 0 <= told[-1] < 0.01
+    epsilons = [epsilon_of([Steps(noise, rate, 3)], delta, accountant) for noise in noises]
+    assert epsilons[:3] == [math.inf] * 3
+    assert epsilons == sorted(epsilons, reverse=True)
+    assert 0 <= epsilons[-1] < 0.01
 
 
 @pytest.mark.parametrize("delta", [1e-12, 1e-5, 0.5, 0.999])
-def test_a_large_epsilon_is_that_of_rdp_and_finite(delta):
+def test_a_large_epsilon_comes_from_rdp_and_is_finite(delta):
     history = [Steps(0.05, 1.0, 10)]
     epsilon = epsilon_of(history, delta, "prv")
     assert 30 < epsilon == epsilon_of(history, delta) < math.inf
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
-def test_where_the_steps_stand_in_the_history_does_not_matter(accountant):
+def test_the_order_of_the_history_does_not_matter(accountant):
     apart = [Steps(1.0, 0.1, 30), Steps(2.0, 1.0, 1), Steps(1.0, 0.1, 70)]
     together = [Steps(2.0, 1.0, 1), Steps(1.0, 0.1, 100)]
-    ours, theirs = (epsilon_of(history, 1e-5, accountant) for history in (apart, together))
-    assert ours == pytest.approx(theirs, rel=1e-6)
+    first, second = (epsilon_of(history, 1e-5, accountant) for history in (apart, together))
+    assert first == pytest.approx(second, rel=1e-6)
 
 
-def test_prv_that_fails_falls_back_on_rdp(monkeypatch):
+def test_rdp_is_used_if_prv_fails(monkeypatch):
     def fail(*_):
         raise RuntimeError("numerical trouble")
 
@@ -134,8 +138,8 @@ def test_more_steps_cost_more_and_more_noise_costs_less(noise, rate, count, more
 # Noise for a budget
 
 
-BEFORE = [Steps(2.0, 1.0, 2)]
-ONE = Steps(0.0, 1.0, 1)
+HISTORY = [Steps(2.0, 1.0, 2)]
+ONE_STEP = Steps(0.0, 1.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +150,11 @@ ONE = Steps(0.0, 1.0, 1)
         (0.01, 1.0, 5, []),
         (0.5, 1e-3, 1000, []),
         (100.0, 1.0, 1, []),
-        (6.0, 1.0, 10, BEFORE),
-        (6.0, 0.1, 20, BEFORE),
+        (6.0, 1.0, 10, HISTORY),
+        (6.0, 0.1, 20, HISTORY),
     ],
 )
-def test_the_noise_is_within_the_target_and_hardly_more(target, rate, count, history):
+def test_the_noise_meets_the_target_and_is_the_smallest_to_do_so(target, rate, count, history):
     planned = Steps(0.0, rate, count)
     noise = noise_for(target, 1e-5, planned, history)
     assert epsilon_of([*history, replace(planned, noise_multiplier=noise)], 1e-5) <= target
@@ -158,7 +162,7 @@ def test_the_noise_is_within_the_target_and_hardly_more(target, rate, count, his
     assert epsilon_of([*history, less], 1e-5) > target
 
 
-@pytest.mark.parametrize("history", [[], BEFORE])
+@pytest.mark.parametrize("history", [[], HISTORY])
 def test_the_tighter_accountant_needs_less_noise(history):
     planned = Steps(0.0, 1.0, 4)
     noise = noise_for(6.0, 1e-5, planned, history, "prv")
@@ -173,34 +177,34 @@ def test_the_tighter_accountant_needs_less_noise(history):
 @pytest.mark.parametrize(
     ("target", "delta", "history"),
     [
-        (1.0, 1e-5, BEFORE),  # all is spent
-        (epsilon_of(BEFORE, 1e-5) * 0.999, 1e-5, BEFORE),
+        (1.0, 1e-5, HISTORY),  # the history has spent more than that
+        (epsilon_of(HISTORY, 1e-5) * 0.999, 1e-5, HISTORY),
         (5.0, 1e-5, [Steps(0.0, 1.0, 1)]),
         (1e-4, 1e-12, []),
         (0.0, 1e-5, []),
     ],
 )
-def test_no_noise_is_enough(target, delta, history):
+def test_a_target_that_no_noise_can_meet(target, delta, history):
     assert noise_for(target, delta, Steps(0.0, 1.0, 1), history) is None
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
-@pytest.mark.parametrize(("part_spent", "enough"), [(0.1, True), (0.5, True), (0.999, False)])
-def test_a_sliver_of_the_budget_buys_nothing(accountant, part_spent, enough):
-    before = [Steps(noise_for(2.0 * part_spent, 1e-5, ONE, (), accountant), 1.0, 1)]
-    noise = noise_for(2.0, 1e-5, ONE, before, accountant)
+@pytest.mark.parametrize(("fraction_spent", "enough"), [(0.1, True), (0.5, True), (0.999, False)])
+def test_a_small_rest_of_the_budget_counts_as_spent(accountant, fraction_spent, enough):
+    before = [Steps(noise_for(2.0 * fraction_spent, 1e-5, ONE_STEP, (), accountant), 1.0, 1)]
+    noise = noise_for(2.0, 1e-5, ONE_STEP, before, accountant)
     assert (noise is not None) == enough
-    # It is for want of budget that there is none: so much noise would stay within it.
-    much = replace(ONE, noise_multiplier=1e4)
-    assert epsilon_of([*before, much], 1e-5, accountant) <= 2.0
+    # A huge noise multiplier would still meet the target.
+    huge = replace(ONE_STEP, noise_multiplier=1e4)
+    assert epsilon_of([*before, huge], 1e-5, accountant) <= 2.0
 
 
-def test_the_noise_that_was_planned_does_not_count():
+def test_the_noise_of_the_planned_steps_is_ignored():
     noises = {noise_for(2.0, 1e-5, Steps(noise, 1.0, 3)) for noise in (0.0, 0.1, 50.0)}
     assert len(noises) == 1
 
 
-def test_a_budget_beyond_use_still_gets_some_noise():
+def test_a_huge_budget_still_gets_some_noise():
     noise = noise_for(1e9, 1e-5, Steps(0.0, 1.0, 1))
     assert 0 < noise <= 1e-2
     assert np.isfinite(epsilon_of([Steps(noise, 1.0, 1)], 1e-5))

@@ -1,4 +1,4 @@
-"""What was spent is on disk before it is used, and is never forgotten."""
+"""The ledger: entries are on disk before they are used, and are never lost."""
 
 import errno
 import json
@@ -27,30 +27,30 @@ def path(tmp_path):
 
 
 @pytest.fixture(params=["file", "copy"])
-def kept(request, path):
-    """Where a ledger is kept."""
+def storage(request, path):
+    """The path of a ledger, or None for a ledger in the copy only."""
     return path if request.param == "file" else None
 
 
-def test_a_new_ledger_is_empty(kept):
-    ledger = Ledger(RecordDict(), kept)
-    assert ledger.entries == ledger.mechanisms == ledger.of("train") == []
+def test_a_new_ledger_is_empty(storage):
+    ledger = Ledger(RecordDict(), storage)
+    assert ledger.entries == ledger.mechanisms == ledger.entries_of("train") == []
 
 
-def test_entries_come_back_in_their_order(kept):
+def test_entries_keep_their_order(storage):
     copy = RecordDict()
-    ledger = Ledger(copy, kept)
+    ledger = Ledger(copy, storage)
     for entry in (FIRST, SECOND, OTHER_RUN):
         ledger.add(entry)
-    for again in (ledger, Ledger(copy, kept)):
+    for again in (ledger, Ledger(copy, storage)):
         assert again.entries == [FIRST, SECOND, OTHER_RUN]
         assert again.mechanisms == [Steps(1.1, 0.25, 4), Steps(30.0, 1.0, 1), Steps(1.1, 0.25, 4)]
-        assert again.of("train") == [FIRST, OTHER_RUN]
-        assert again.of("train", 8) == [OTHER_RUN]
-        assert again.of("evaluate", 8) == []
+        assert again.entries_of("train") == [FIRST, OTHER_RUN]
+        assert again.entries_of("train", 8) == [OTHER_RUN]
+        assert again.entries_of("evaluate", 8) == []
 
 
-def test_the_file_carries_on_after_a_restart_and_the_copy_is_equal(path):
+def test_the_file_survives_a_restart_and_equals_the_copy(path):
     Ledger(RecordDict(), path).add(FIRST)
     copy = RecordDict()
     ledger = Ledger(copy, path)
@@ -60,29 +60,29 @@ def test_the_file_carries_on_after_a_restart_and_the_copy_is_equal(path):
 
 
 def test_the_entry_is_on_disk_when_add_returns(path, monkeypatch):
-    """Content before the name, and the name before the return: the entry, then the count."""
+    """Each file is synced, renamed and its folder synced: first the ledger, then the count."""
     done = []
     fsync, rename = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *names: (done.append("name"), rename(*names)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), rename(*names)))
     Ledger(RecordDict(), path).add(FIRST)
-    assert done == ["sync", "name", "sync"] * 2
+    assert done == ["sync", "rename", "sync"] * 2
 
 
-def test_numbers_come_back_bit_by_bit(kept):
+def test_numbers_are_read_back_bit_for_bit(storage):
     odd = replace(FIRST, noise_multiplier=0.1 + 0.2, epsilon=math.inf, run=2**63 - 1, delta=1e-300)
     copy = RecordDict()
-    Ledger(copy, kept).add(odd)
-    assert Ledger(copy, kept).entries == [odd]
+    Ledger(copy, storage).add(odd)
+    assert Ledger(copy, storage).entries == [odd]
 
 
-def test_an_entry_that_makes_no_sense_is_never_made():
+def test_an_entry_with_impossible_values_is_refused():
     for wrong in ({"steps": 0}, {"sample_rate": 0.0}, {"kind": "sing"}, {"steps": True}):
-        with pytest.raises(ValueError, match=r"not a possible entry|is not"):
+        with pytest.raises(ValueError, match=r"is out of range|is not"):
             replace(FIRST, **wrong)
 
 
-# Files that are no ledger
+# Files that are not a ledger
 
 
 def ledger_text(*rows, **changes):
@@ -118,14 +118,14 @@ WRONG = {
     "steps twice": ledger_text(row()).replace('"steps": 4', '"steps": 4, "steps": 1'),
     "entries of texts": ledger_text("train"),
     "entries of null": ledger_text(None),
-    "much nested": "[" * 100_000,
+    "deeply nested": "[" * 100_000,
     "an unknown key": ledger_text(row(colour="red")),
     **{f"no {key}": ledger_text(without(key)) for key in row()},
     **{f"{key} a text": ledger_text(row(**{key: "1"})) for key in row()},
     **{f"{key} null": ledger_text(row(**{key: None})) for key in row()},
     "negative steps": ledger_text(row(steps=-4)),
     "no steps": ledger_text(row(steps=0)),
-    "a part of a step": ledger_text(row(steps=0.5)),
+    "half a step": ledger_text(row(steps=0.5)),
     "steps true": ledger_text(row(steps=True)),
     "negative noise": ledger_text(row(noise_multiplier=-1.0)),
     "negative epsilon": ledger_text(row(epsilon=-1.0)),
@@ -138,19 +138,19 @@ WRONG = {
     "delta 0": ledger_text(row(delta=0.0)),
     "delta 1": ledger_text(row(delta=1.0)),
     "noise infinite": ledger_text(row(noise_multiplier=math.inf)),
-    "second is wrong": ledger_text(row(), row(steps=-1)),
+    "wrong second entry": ledger_text(row(), row(steps=-1)),
 }
 
 
 def test_a_file_written_by_hand_is_read(path):
-    """Else those below might be refused for a reason of their own."""
+    """The files below are variations of this one, each with one fault."""
     path.parent.mkdir()
     path.write_text(ledger_text(row(), asdict(SECOND)))
     assert Ledger(RecordDict(), path).entries == [FIRST, SECOND]
 
 
 @pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
-def test_what_is_no_ledger_is_refused_and_left_alone(refused, path, content):
+def test_a_file_that_is_not_a_ledger_is_refused_and_not_changed(refused, path, content):
     path.parent.mkdir()
     path.write_text(content)
     with refused(path, "is not a readable privacy ledger"):
@@ -159,19 +159,19 @@ def test_what_is_no_ledger_is_refused_and_left_alone(refused, path, content):
 
 
 @pytest.mark.parametrize("length", [0, 1, 40, 100, 250, -4, -2])
-def test_a_truncated_file_is_refused_and_left_alone(refused, path, length):
+def test_a_truncated_file_is_refused_and_not_changed(refused, path, length):
     ledger = Ledger(RecordDict(), path)
     ledger.add(FIRST)
     ledger.add(SECOND)
-    left = path.read_bytes()[:length]
-    path.write_bytes(left)
+    truncated = path.read_bytes()[:length]
+    path.write_bytes(truncated)
     for attempt in (lambda: Ledger(RecordDict(), path), lambda: ledger.add(OTHER_RUN)):
         with refused(path, "is not a readable privacy ledger"):
             attempt()
-    assert path.read_bytes() == left
+    assert path.read_bytes() == truncated
 
 
-def test_bytes_that_are_no_text_are_refused(refused, path):
+def test_a_file_that_is_not_utf8_is_refused(refused, path):
     path.parent.mkdir()
     path.write_bytes(b"\xff\xfe\x00")
     with refused(path, "is not a readable privacy ledger"):
@@ -188,40 +188,40 @@ def test_a_folder_in_place_of_the_file_is_refused(refused, path):
 
 
 @pytest.mark.parametrize("target", ["gone.json", "gone/ledger.json"])
-def test_a_link_to_nothing_is_refused_and_left_alone(refused, path, target):
+def test_a_dangling_link_is_refused_and_not_changed(refused, path, target):
     path.parent.mkdir()
     path.symlink_to(target)
-    with refused(path, "it is a link to nothing"):
+    with refused(path, "it is a dangling link"):
         Ledger(RecordDict(), path)
     assert path.is_symlink()
     assert not path.exists()
 
 
-def test_a_link_whose_file_goes_is_refused(refused, path, tmp_path):
-    kept = tmp_path / "kept.json"
-    Ledger(RecordDict(), kept).add(FIRST)
+def test_a_link_whose_file_is_removed_is_refused(refused, path, tmp_path):
+    target = tmp_path / "kept.json"
+    Ledger(RecordDict(), target).add(FIRST)
     path.parent.mkdir()
-    path.symlink_to(kept)
+    path.symlink_to(target)
     ledger = Ledger(RecordDict(), path)
-    kept.unlink()
-    with refused(path, "it is a link to nothing"):
+    target.unlink()
+    with refused(path, "it is a dangling link"):
         ledger.add(SECOND)
     assert not path.exists()
 
 
-def test_a_link_stays_one_and_its_file_gets_the_entries(path, tmp_path):
-    kept = tmp_path / "kept.json"
-    Ledger(RecordDict(), kept).add(FIRST)
+def test_entries_are_written_to_the_file_of_a_link(path, tmp_path):
+    target = tmp_path / "kept.json"
+    Ledger(RecordDict(), target).add(FIRST)
     path.parent.mkdir()
-    path.symlink_to(kept)
+    path.symlink_to(target)
     ledger = Ledger(RecordDict(), path)
     assert ledger.entries == [FIRST]
     ledger.add(SECOND)
     assert path.is_symlink()
-    assert Ledger(RecordDict(), kept).entries == [FIRST, SECOND]
+    assert Ledger(RecordDict(), target).entries == [FIRST, SECOND]
 
 
-# Files that lost something
+# Files that lost entries
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_link_stays_one_and_its_file_gets_the_entries(path, tmp_path):
     [None, [], [FIRST], [SECOND, FIRST], [FIRST, replace(SECOND, noise_multiplier=99.0)]],
     ids=["removed", "empty", "fewer", "other order", "other noise"],
 )
-def test_a_file_that_lacks_what_the_copy_has_is_refused(refused, path, entries):
+def test_a_file_without_entries_of_the_copy_is_refused(refused, path, entries):
     copy = RecordDict()
     ledger = Ledger(copy, path)
     ledger.add(FIRST)
@@ -246,7 +246,7 @@ def test_a_file_that_lacks_what_the_copy_has_is_refused(refused, path, entries):
 
 
 @pytest.mark.parametrize("entries", [None, [], [FIRST]])
-def test_a_restarted_node_sees_that_its_file_was_set_back(refused, path, entries):
+def test_a_restarted_node_refuses_a_file_with_fewer_entries_than_counted(refused, path, entries):
     for entry in (FIRST, SECOND):
         Ledger(RecordDict(), path).add(entry)
     if entries is None:
@@ -257,8 +257,8 @@ def test_a_restarted_node_sees_that_its_file_was_set_back(refused, path, entries
         Ledger(RecordDict(), path)
 
 
-def test_a_file_that_has_more_than_the_copy_goes_on(path):
-    """Another process on the node has spent meanwhile, or this one died after it wrote."""
+def test_a_file_with_more_entries_than_the_copy_is_used(path):
+    """Another process of the node may have added them, or an earlier one that was killed."""
     copy = RecordDict()
     ledger = Ledger(copy, path)
     ledger.add(FIRST)
@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_made_is_refused(refused, tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(refused, monkeypatch, path, call):
+def test_a_full_disk_loses_no_entry_and_leaves_no_file(refused, monkeypatch, path, call):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -298,7 +298,7 @@ def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(refused, monkeypatc
     assert Ledger(copy, path).entries == [FIRST, SECOND]
 
 
-def test_what_a_process_left_that_died_does_no_harm(path):
+def test_files_left_by_a_killed_process_do_no_harm(path):
     path.parent.mkdir()
     path.with_name(f".{path.name}.{os.getpid()}").write_text("half an entr")
     path.with_name(f".{path.name}.1").write_text("half an entr")
@@ -309,7 +309,7 @@ def test_what_a_process_left_that_died_does_no_harm(path):
 
 
 def in_two_processes(work):
-    """Call `work` with 1 and with 2 at the same time."""
+    """Call `work` with 1 and with 2, each in its own process, at the same time."""
     forked = multiprocessing.get_context("fork")
     processes = [forked.Process(target=work, args=(run,), daemon=True) for run in (1, 2)]
     for process in processes:
@@ -319,7 +319,7 @@ def in_two_processes(work):
         assert process.exitcode == 0
 
 
-def test_two_processes_at_the_same_time_lose_nothing(path):
+def test_two_processes_at_the_same_time_lose_no_entry(path):
     def spend(run):
         ledger = Ledger(RecordDict(), path)
         for server_round in range(40):
@@ -328,11 +328,11 @@ def test_two_processes_at_the_same_time_lose_nothing(path):
     in_two_processes(spend)
     ledger = Ledger(RecordDict(), path)
     for run in (1, 2):
-        assert [entry.server_round for entry in ledger.of("train", run)] == list(range(40))
+        assert [entry.server_round for entry in ledger.entries_of("train", run)] == list(range(40))
     assert len(ledger.entries) == 80
 
 
-def test_what_is_looked_at_stays_so_until_the_entry_is_added(path):
+def test_no_other_process_adds_an_entry_under_the_lock(path):
     ledgers = {run: Ledger(RecordDict(), path) for run in (1, 2)}
 
     def spend_once(run):
@@ -348,7 +348,7 @@ def test_what_is_looked_at_stays_so_until_the_entry_is_added(path):
     assert (first.kind, second.kind, first.run) == ("train", "evaluate", second.run)
 
 
-def test_a_ledger_is_free_again_after_an_error(path):
+def test_the_lock_is_released_after_an_error(path):
     ledger = Ledger(RecordDict(), path)
     with pytest.raises(KeyError), ledger.exclusive():
         raise KeyError
@@ -357,7 +357,7 @@ def test_a_ledger_is_free_again_after_an_error(path):
     assert ledger.entries == Ledger(RecordDict(), path).entries == [FIRST, SECOND]
 
 
-def test_an_error_has_no_cause_with_more_in_it(path):
+def test_the_cause_of_an_error_is_suppressed(path):
     path.parent.mkdir()
     path.write_text("")
     with pytest.raises(UserError) as caught:

@@ -1,6 +1,6 @@
-"""Every protection answers what the apps, the clients and the server ask, and nobody else tests it.
+"""The interface of every protection, and that no other module tests a protection's name.
 
-The suite is parametrised by the registry, so that a new protection is held to it at once.
+The suite is parametrised by the registry, so it covers a new protection at once.
 """
 
 import ast
@@ -32,21 +32,21 @@ def any_protection(request):
     return protection(request.param)
 
 
-def test_a_protection_is_a_class_that_its_row_names(any_protection):
+def test_the_registry_names_a_protection_class(any_protection):
     assert isinstance(any_protection, Protection)
 
 
-def test_it_names_a_client_that_can_be_made(any_protection):
+def test_the_client_class_can_be_imported(any_protection):
     assert issubclass(resolve_name(any_protection.client_class), FrozenClient)
 
 
-def test_every_reply_reports_a_number_of_examples_first(any_protection):
+def test_every_reply_has_a_number_of_examples_and_counts(any_protection):
     assert "num-examples" in any_protection.train_metrics()
     counts = {"support-0", "predicted-0", "correct-0", "support-1", "predicted-1", "correct-1"}
     assert counts < any_protection.evaluate_metrics(2)
 
 
-def test_a_node_that_protects_reports_epsilon_and_no_exact_number(any_protection):
+def test_protection_on_the_node_reports_epsilon_and_no_exact_metric(any_protection):
     exact = {"loss", "accuracy", "seconds"}
     for metrics in (any_protection.train_metrics(), any_protection.evaluate_metrics(2)):
         assert ("epsilon" in metrics) == any_protection.protects_on_node
@@ -54,7 +54,7 @@ def test_a_node_that_protects_reports_epsilon_and_no_exact_number(any_protection
         assert exact.isdisjoint(metrics) or not any_protection.protects_on_node
 
 
-def test_noise_belongs_to_equal_weights(any_protection):
+def test_protections_with_a_budget_weight_replies_uniformly(any_protection):
     assert any_protection.weighting == ("uniform" if any_protection.has_budget else "examples")
 
 
@@ -69,7 +69,7 @@ def test_noise_belongs_to_equal_weights(any_protection):
         (CLIENT_DP, "uniform"),
     ],
 )
-def test_replies_weigh_the_same_under_privacy_unless_numbers_are_public(settings, weighting):
+def test_weighting_is_uniform_under_privacy_unless_numbers_are_public(settings, weighting):
     assert protection_of(Config.from_run_config(settings)).weighting == weighting
 
 
@@ -88,11 +88,11 @@ def test_clients_evaluate_under_dp_sgd_only_with_a_budget_for_it(settings, fract
 )
 def test_scores_that_clients_report_in_every_round(name, reported):
     more = {"evaluate_epsilon": 1.0} if name == "dp-sgd" else {}
-    asked = protection(name, **more)
-    assert {score for score in ("accuracy", "loss") if asked.reports_score(score)} == reported
+    reporting = protection(name, **more)
+    assert {score for score in ("accuracy", "loss") if reporting.reports_score(score)} == reported
 
 
-def test_what_clients_keep_from_round_to_round():
+def test_state_that_clients_keep_from_round_to_round():
     assert protection("none").kept_by_clients == ""
     personal = protection("none", local="personal", shared="attention")
     assert personal.kept_by_clients == "personal parameters"
@@ -101,9 +101,9 @@ def test_what_clients_keep_from_round_to_round():
 
 @pytest.mark.parametrize("name", ["dp-sgd", "client-dp"])
 def test_a_target_that_no_noise_reaches_is_refused_before_any_message(refused, name):
-    hopeless = protection(name, noise_multiplier=0.0, target_epsilon=1e-9)
+    unreachable = protection(name, noise_multiplier=0.0, target_epsilon=1e-9)
     with refused("target-epsilon = 1e-09", "target-delta = 1e-05"):
-        hopeless.check_settings()
+        unreachable.check_settings()
 
 
 def test_delta_must_be_below_one_over_the_number_of_clients(refused):
@@ -113,8 +113,8 @@ def test_delta_must_be_below_one_over_the_number_of_clients(refused):
         many.check_num_clients(10)
 
 
-def test_a_fourth_protection_is_one_class_and_one_row(tmp_path, monkeypatch):
-    """Its updates are averaged with equal weights, and its summary says so."""
+def test_a_new_protection_needs_one_class_and_one_row(tmp_path, monkeypatch):
+    """This one averages updates with equal weights, and the summary says so."""
     row = Registered(f"{__name__}:Equal")
     monkeypatch.setitem(PROTECTIONS, "equal", row)
     settings = QUICK | {"privacy": "equal", "num-rounds": 1, "output-dir": str(tmp_path / "run")}
@@ -124,7 +124,7 @@ def test_a_fourth_protection_is_one_class_and_one_row(tmp_path, monkeypatch):
 
 
 class Equal(NoProtection):
-    """A toy."""
+    """An example protection."""
 
     default_weighting = "uniform"
 

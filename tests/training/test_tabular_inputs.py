@@ -14,7 +14,7 @@ from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Hooks, OneByOne
+from fedattn_app.privacy.gradients.engine import OneByOne, OpacusHooks
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.evaluation import evaluate
@@ -71,9 +71,12 @@ def test_private_training_is_the_same_with_every_engine(model, examples):
     sampling, noise = Sampling(rate=0.1, steps=20, batch_size=20.0), Noise(1.0, 0.5)
     padded = examples.pad_independently(64)
     ends = []
-    for engine in (BookKeeping, Hooks, OneByOne):
+    for engine in (BookKeeping, OpacusHooks, OneByOne):
         trained = copy.deepcopy(model)
-        config, random = TrainingConfig(optimizer="sgd", learning_rate=0.1), SecretRandom.known(1)
+        config, random = (
+            TrainingConfig(optimizer="sgd", learning_rate=0.1),
+            SecretRandom.from_seed(1),
+        )
         train_privately(trained, NAMES, padded, config, sampling, noise, engine, random)
         ends.append(get_arrays(trained))
     for name, start in get_arrays(model).items():
@@ -83,6 +86,6 @@ def test_private_training_is_the_same_with_every_engine(model, examples):
 
 
 def test_every_engine_clips_exactly_and_the_fastest_is_selected(model, examples):
-    assert_exact([BookKeeping, Hooks, OneByOne], model, examples[torch.arange(20)])
+    assert_exact([BookKeeping, OpacusHooks, OneByOne], model, examples[torch.arange(20)])
     set_trainable(model, NAMES)
     assert engine_for(model, max_length=64) is BookKeeping

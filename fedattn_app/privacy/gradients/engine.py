@@ -3,7 +3,7 @@
     s = Σ_i g_i · min(1, C / ‖g_i‖),    g_i = ∂ℓ_i/∂θ over all trained parameters θ together
 
 (Abadi et al., "Deep learning with differential privacy", 2016, arXiv 1607.00133, algorithm 1.)
-There are several ways to it, each an `Engine`; `engines.engine_for` chooses one for a model.
+Each way to compute s is a `GradientEngine`; `selection.engine_for` selects one for a model.
 """
 
 from collections.abc import Sequence
@@ -17,37 +17,42 @@ from torch.nn import functional as F
 from fedattn_app.data.examples import UNKNOWN_LABEL, Examples
 
 
-class Engine(Protocol):
+class GradientEngine(Protocol):
     """Computes sums of clipped gradients of the parameters of a model that require gradients."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Prepare `model`; raises `TypeError` for one that this engine does not know."""
+        """Prepare `model`; raises `TypeError` for a model that this engine does not support."""
 
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
-        """Add the clipped gradients of `batch` to `sums`, one tensor per trained parameter.
+        """Add the clipped gradients of `batch` to `sums`, in place.
 
-        An example whose gradient is not finite adds nothing: it must not show in the sum.
+        An example whose gradient is not finite adds nothing.
+
+        Args:
+            batch: the examples.
+            max_grad_norm: C, the L2 norm to which each example's gradient is clipped, above 0.
+            sums: one tensor of the parameter's shape per trained parameter, in the model's order.
         """
 
     def close(self) -> None:
-        """Leave the model as it was before."""
+        """Restore the model to its state before the engine was made."""
 
 
 class OneByOne:
-    """Takes each example's gradient by itself: right for every model, and slow."""
+    """Computes one example's gradient at a time: correct for every model, and slow."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.parameters = trained(model)
+        self.parameters = trained_parameters(model)
 
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
-        """Add the clipped gradients, with a backward pass for each example."""
+        """Add the clipped gradients, with one backward pass per example."""
         for index in torch.arange(len(batch))[:, None]:
-            loss = losses(self.model, batch[index]).sum()
+            loss = example_losses(self.model, batch[index]).sum()
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
             if norm.isfinite():
-                scale = float(factors(norm, max_grad_norm))
+                scale = float(clipping_factors(norm, max_grad_norm))
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=scale)
 
@@ -55,22 +60,22 @@ class OneByOne:
         """Do nothing."""
 
 
-class Hooks:
-    """Opacus' hooks, which hold every example's gradient of every trained parameter."""
+class OpacusHooks:
+    """Opacus' hooks, which keep each example's gradient of each trained parameter in memory."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.parameters = trained(model)
+        self.parameters = trained_parameters(model)
         self.model = GradSampleModule(model, loss_reduction="sum")
 
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
         """Add the clipped gradients."""
         for parameter in self.parameters:
-            parameter.grad = None  # it may be one of the `sums`, and is not clipped
-        losses(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
+            parameter.grad = None  # backward() would add to it, and it may be one of the `sums`
+        example_losses(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad_sample for parameter in self.parameters]  # type: ignore[attr-defined]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         finite = norms.isfinite()
-        scale = factors(norms[finite], max_grad_norm)
+        scale = clipping_factors(norms[finite], max_grad_norm)
         for total, gradient in zip(sums, gradients, strict=True):
             total.add_(torch.einsum("n,n...->...", scale, gradient[finite]))
         for parameter in self.parameters:
@@ -81,17 +86,17 @@ class Hooks:
         self.model.to_standard_module()
 
 
-def trained(model: nn.Module) -> list[nn.Parameter]:
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that require gradients, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def losses(model: nn.Module, batch: Examples) -> Tensor:
-    """Return the cross-entropy of each example in nats, (B,); 0 for one of unknown label."""
+def example_losses(model: nn.Module, batch: Examples) -> Tensor:
+    """Return the cross-entropy of each example in nats, (B,); 0 if its label is unknown."""
     logits = model(batch.inputs)
     return F.cross_entropy(logits, batch.labels, reduction="none", ignore_index=UNKNOWN_LABEL)
 
 
-def factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """Return what scales gradients of these finite `norms` to at most `max_grad_norm`."""
+def clipping_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """Return min(1, `max_grad_norm` / norm) for each of the finite `norms`, any shape."""
     return (max_grad_norm / norms).clamp(max=1.0)

@@ -1,4 +1,4 @@
-"""Which engine computes a model's clipped gradients: the first that proves to be exact."""
+"""Select the engine that computes a model's clipped gradients: the fastest that is exact."""
 
 import math
 from collections.abc import Sequence
@@ -12,56 +12,70 @@ from fedattn_app.data.examples import Examples
 from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Engine, Hooks, OneByOne, trained
+from fedattn_app.privacy.gradients.engine import (
+    GradientEngine,
+    OneByOne,
+    OpacusHooks,
+    trained_parameters,
+)
 
-ENGINES: Sequence[type[Engine]] = (BookKeeping, Hooks)
-# Largest relative error of a sum of gradients that counts as exact.
-TOLERANCE = 1e-4
+# Fastest first.
+ENGINES: Sequence[type[GradientEngine]] = (BookKeeping, OpacusHooks)
+# A sum of gradients with at most this relative error counts as exact.
+MAX_RELATIVE_ERROR = 1e-4
 NUM_TEST_EXAMPLES = 3
 
 log = getLogger("fedattn")
 
 
-def engine_for(model: Classifier, max_length: int) -> type[Engine]:
+def engine_for(model: Classifier, max_length: int) -> type[GradientEngine]:
     """Return the fastest engine that is exact for the parameters of `model` that need gradients.
 
-    Each is held against gradients taken one by one, on random tokens and near the parameters that
-    the model has. `max_length` is the longest text that it takes. Raises `UserError` for a model
-    that normalises over a batch.
+    Each engine is compared with `OneByOne` on random inputs, at parameters near the model's own.
+    The model, its flags and torch's random state are restored. Raises `UserError` for a model with
+    batch normalisation.
+
+    Args:
+        model: the classifier.
+        max_length: the maximum length of a text in tokens.
     """
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UserError(
-            'privacy = "dp-sgd": the model has batch normalisation, so that what one example adds '
-            "would depend on which others were drawn"
+            'privacy = "dp-sgd": the model has batch normalisation, so the contribution of one '
+            "example would depend on which others were drawn"
         )
-    kept = [parameter.detach().clone() for parameter in trained(model)]
-    training = {module: module.training for module in model.modules()}
+    values = [parameter.detach().clone() for parameter in trained_parameters(model)]
+    training_flags = {module: module.training for module in model.modules()}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             batch = _random_examples(model, max_length)
-            _stir(model)
-            limit = _norm(clipped(OneByOne, model, batch, math.inf)) / 10 or 1.0  # clips them all
-            exact = clipped(OneByOne, model, batch, limit)
-            for kind in ENGINES:
-                if _agrees(kind, model, batch, limit, exact):
-                    return kind
+            _perturb(model)
+            whole = _norm(clipped_gradient_sum(OneByOne, model, batch, math.inf))
+            max_grad_norm = whole / 10 or 1.0  # small, so that examples are clipped
+            expected = clipped_gradient_sum(OneByOne, model, batch, max_grad_norm)
+            for engine in ENGINES:
+                if _is_exact(engine, model, batch, max_grad_norm, expected):
+                    return engine
     finally:
-        for parameter, values in zip(trained(model), kept, strict=True):
-            parameter.data.copy_(values)
-        for module, was in training.items():
-            module.training = was
-    log.warning("the gradients of this model are taken one by one, which is slow")
+        for parameter, value in zip(trained_parameters(model), values, strict=True):
+            parameter.data.copy_(value)
+        for module, flag in training_flags.items():
+            module.training = flag
+    log.warning("the gradients of this model are computed one example at a time, which is slow")
     return OneByOne
 
 
-def clipped(
-    kind: type[Engine], model: nn.Module, batch: Examples, max_grad_norm: float = 1.0
+def clipped_gradient_sum(
+    engine_class: type[GradientEngine],
+    model: nn.Module,
+    batch: Examples,
+    max_grad_norm: float = 1.0,
 ) -> list[Tensor]:
-    """Return the sum of clipped gradients by an engine of this `kind`."""
-    parameters = trained(model)
+    """Return the sum of clipped gradients by one engine, a tensor per trained parameter."""
+    parameters = trained_parameters(model)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
-    engine = kind(model)
+    engine = engine_class(model)
     try:
         for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad = total  # as in training
@@ -73,16 +87,20 @@ def clipped(
     return sums
 
 
-def _agrees(
-    kind: type[Engine], model: nn.Module, batch: Examples, limit: float, exact: list[Tensor]
+def _is_exact(
+    engine: type[GradientEngine],
+    model: nn.Module,
+    batch: Examples,
+    max_grad_norm: float,
+    expected: list[Tensor],
 ) -> bool:
     try:
-        sums = clipped(kind, model, batch, limit)
-    except Exception as error:  # an engine may meet any obstacle in a model that it does not know
-        log.debug("%s: %s", kind.__name__, error)
+        sums = clipped_gradient_sum(engine, model, batch, max_grad_norm)
+    except Exception as error:  # an engine may fail in any way on a model that it does not support
+        log.debug("%s: %s", engine.__name__, error)
         return False
-    off = _norm([a - b for a, b in zip(sums, exact, strict=True)])
-    return off <= TOLERANCE * _norm(exact)
+    error_norm = _norm([a - b for a, b in zip(sums, expected, strict=True)])
+    return error_norm <= MAX_RELATIVE_ERROR * _norm(expected)
 
 
 def _norm(tensors: list[Tensor]) -> float:
@@ -97,11 +115,11 @@ def _random_examples(model: Classifier, max_length: int) -> Examples:
     return Examples(inputs, labels)
 
 
-def _stir(model: nn.Module) -> None:
-    """Move the parameters, so that none has a gradient of zero, and turn dropout off."""
-    for parameter in trained(model):
+def _perturb(model: nn.Module) -> None:
+    """Add noise to the parameters, so that no gradient is zero, and turn dropout off."""
+    for parameter in trained_parameters(model):
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     model.eval()
-    for module in model.modules():  # Opacus passes over layers that are not in training
+    for module in model.modules():  # Opacus skips layers that are not in training mode
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             module.training = True

@@ -1,7 +1,7 @@
-"""What the apps, the clients and the server ask about the protection of a run.
+"""The interface of a protection, for the apps, the clients and the server.
 
-No other module tests the name of a protection. A new one is a class derived from `Protection`,
-which overrides the answers that differ, and a row of `PROTECTIONS` in `fedattn_app.config.privacy`.
+No other module tests the name of a protection. To add one, derive a class from `Protection`,
+override what differs, and add a row to `PROTECTIONS` in `fedattn_app.config.privacy`.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,22 @@ if TYPE_CHECKING:
 
 
 class Protection:
-    """The answers of a run without protection."""
+    """A protection; the defaults are those of a run without any.
 
-    # The node protects its examples itself. It keeps a privacy ledger, reports its ε with every
-    # reply, and nothing else that depends on single examples may leave it, error messages included.
+    Args:
+        config: the settings of the run.
+    """
+
+    # The node protects its own examples. It keeps a privacy ledger and reports ε with every reply.
+    # Nothing else that depends on single examples may leave it, error messages included.
     protects_on_node = False
-    # Something is spent: the summary has ε and δ, and the run folder keeps what each client spent.
+    # The run has a privacy budget: the summary has ε and δ, and the run folder has the ε of each
+    # client.
     has_budget = False
-    # The server adds the noise and accounts for it: a round is a release whoever answers.
+    # The server adds the noise and accounts for it: every round is a release, whichever clients
+    # reply.
     server_accounts = False
-    # What clients score on their held-out examples may decide which model of a run is the best.
+    # Scores on the clients' held-out examples may select the best model of a run.
     best_model_by_client_scores = True
 
     def __init__(self, config: Config) -> None:
@@ -37,26 +43,26 @@ class Protection:
 
     @property
     def client_class(self) -> str:
-        """The dotted name of the client's class, ``module:class``, imported where it is used."""
+        """The client's class as ``module:class``; it is imported where it is used."""
         if self.config.federation.local == "personal":
             return "fedattn_app.clients.personal:PersonalClient"
         return "fedattn_app.clients.base:FrozenClient"
 
     @property
     def kept_by_clients(self) -> str:
-        """What clients must still have from the round before, in words; empty for nothing."""
+        """What clients must keep from round to round, in words; empty if nothing."""
         return "personal parameters" if self.config.federation.local == "personal" else ""
 
-    # What a reply holds
+    # The content of a reply
 
     @property
     def exact_metrics(self) -> frozenset[str]:
-        """The metrics of every reply, beside the number of examples."""
+        """The names of the metrics in every reply, except ``num-examples``."""
         return frozenset({"loss", "accuracy", "seconds"})
 
     @property
     def reports_num_examples(self) -> bool:
-        """Whether ``num-examples`` of a reply is the true number."""
+        """Whether ``num-examples`` in a reply is the true number of examples."""
         return True
 
     def train_metrics(self) -> frozenset[str]:
@@ -73,7 +79,7 @@ class Protection:
 
     @property
     def weighting(self) -> str:
-        """The weighting of replies in effect."""
+        """The weighting of replies, with ``auto`` resolved."""
         chosen = self.config.aggregation.weighting
         return self.default_weighting if chosen == "auto" else chosen
 
@@ -81,11 +87,11 @@ class Protection:
 
     @property
     def fraction_evaluate(self) -> float:
-        """The fraction of the clients that evaluate after a round, 0 to 1."""
+        """The fraction of clients that evaluate after a round, 0 to 1."""
         return self.config.federation.fraction_evaluate
 
     def reports_score(self, score: str) -> bool:
-        """Whether clients report `score`, a choice of the key ``score``, after each round."""
+        """Return whether clients report `score`, a value of the key ``score``, after each round."""
         return self.fraction_evaluate > 0
 
     def build_rule(
@@ -96,30 +102,30 @@ class Protection:
         accountant_state: Mapping[str, Any],
         num_rounds: int,
     ) -> "FedAvg | ClientLevelDP":
-        """Return the rule that combines replies, wrapped in what protects its result.
+        """Return the rule that combines replies, wrapped in the server's part of the protection.
 
         Args:
-            rule_class: the class of `strategies` that the key ``strategy`` names.
-            flower_settings: the keywords of Flower's ``FedAvg``.
-            rule_settings: the keywords that only this rule has.
-            accountant_state: the server's accountant in the run that is resumed, else empty.
+            rule_class: the class in `strategies` that the key ``strategy`` selects.
+            flower_settings: keyword arguments of Flower's ``FedAvg``.
+            rule_settings: keyword arguments of this rule alone.
+            accountant_state: the state of the resumed run's accountant, empty for a new run.
             num_rounds: the number of rounds still to run.
         """
         return rule_class(**flower_settings, **rule_settings)
 
     def check_settings(self) -> None:
-        """Raise `UserError`, before any message, for settings that cannot work."""
+        """Raise `UserError` for settings that cannot work; called before any message is sent."""
 
     def check_num_clients(self, num_clients: int) -> None:
-        """Raise `UserError` for settings that do not suit this number of clients."""
+        """Raise `UserError` for settings that do not suit `num_clients` clients."""
 
     def announce(self) -> None:
-        """Log what the user of a run should know about its protection."""
+        """Log what the user should know about the protection of this run."""
 
     def summary_notes(self) -> dict[str, str]:
-        """Return the entries of ``summary.json`` that limit what its ε means."""
+        """Return entries for ``summary.json`` that limit the meaning of its ε."""
         return {}
 
 
 class NoProtection(Protection):
-    """Updates travel as they are (``privacy = "none"``)."""
+    """No protection: updates are sent unchanged (``privacy = "none"``)."""

@@ -1,4 +1,4 @@
-"""``privacy = "client-dp"``: a trusted server clips updates and adds noise to their mean."""
+"""``privacy = "client-dp"``: a trusted server clips each update and adds noise to their mean."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ COVERED_FILES_NOTE = (
 
 
 class ClientDp(NoisyProtection):
-    """Protects whole clients towards everyone who gets the model."""
+    """Protects whole clients from everyone who gets the model, but not from the server."""
 
     server_accounts = True
     best_model_by_client_scores = False
 
     def reports_score(self, score: str) -> bool:
-        """No score of a client may decide about a model: scores carry no noise."""
+        """Return False: clients' scores carry no noise, so none may influence a model."""
         return False
 
     def build_rule(
@@ -36,10 +36,10 @@ class ClientDp(NoisyProtection):
         accountant_state: Mapping[str, Any],
         num_rounds: int,
     ) -> "ClientLevelDP":
-        """Return Flower's plain average, the only rule that its accounting knows, with noise.
+        """Return Flower's plain average with noise, the only rule that its accounting supports.
 
-        Raises `UserError` where the budget that is left does not suffice for `num_rounds`, and
-        where `accountant_state` cannot be read.
+        Raises `UserError` if the remaining budget is too small for `num_rounds`, or if
+        `accountant_state` cannot be read.
         """
         from flwr.serverapp.strategy import FedAvg
 
@@ -56,7 +56,7 @@ class ClientDp(NoisyProtection):
         )
         if accountant_state:
             assert wrapper.accountant
-            # The limit of the resumed run may be higher than that of the earlier one.
+            # The limit is that of the resumed run, which may differ from that of the earlier one.
             limit = {"max_epsilon": settings.target_epsilon or None}
             try:
                 restored = {**accountant_state["config"], **limit}
@@ -66,7 +66,7 @@ class ClientDp(NoisyProtection):
         return wrapper
 
     def check_num_clients(self, num_clients: int) -> None:
-        """Raise `UserError` for a δ that allows a client to be given away whole."""
+        """Raise `UserError` if δ is not below 1 / `num_clients`."""
         delta = self.settings.target_delta
         if delta * num_clients >= 1:
             raise UserError(
@@ -74,7 +74,7 @@ class ClientDp(NoisyProtection):
             )
 
     def summary_notes(self) -> dict[str, str]:
-        """Say which files ε covers."""
+        """Return a note that says which files ε covers."""
         return {"privacy_note": COVERED_FILES_NOTE} | super().summary_notes()
 
     def _spent(self, accountant_state: Mapping[str, Any]) -> list[Steps]:

@@ -1,4 +1,4 @@
-"""What the two kinds of differential privacy have in common."""
+"""The base class of the protections that add noise."""
 
 import logging
 
@@ -14,13 +14,13 @@ REPRODUCIBLE_NOISE_NOTE = (
 
 
 class NoisyProtection(Protection):
-    """A protection that adds Gaussian noise, and so has a budget (ε, δ)."""
+    """Adds Gaussian noise, and therefore has a budget (ε, δ)."""
 
     has_budget = True
     default_weighting = "uniform"
 
     def check_settings(self) -> None:
-        """Raise `UserError` for a `target-epsilon` that even one step cannot meet."""
+        """Raise `UserError` for a `target-epsilon` that not even one step can meet."""
         settings, one_step = self.settings, Steps(0.0, 1.0, 1)
         target, delta = settings.target_epsilon, settings.target_delta
         if target and noise_for(target, delta, one_step, (), settings.accountant) is None:
@@ -30,12 +30,12 @@ class NoisyProtection(Protection):
             )
 
     def announce(self) -> None:
-        """Warn of noise that protects nobody."""
+        """Warn about reproducible noise, which protects nobody."""
         if self.settings.reproducible_noise:
             log.warning("reproducible-noise: %s", REPRODUCIBLE_NOISE_NOTE)
 
     def summary_notes(self) -> dict[str, str]:
-        """Say when ε holds for nobody."""
+        """Return a note that ε holds for nobody, if the noise is reproducible."""
         if self.settings.reproducible_noise:
             return {"privacy_note": REPRODUCIBLE_NOISE_NOTE}
         return {}

@@ -1,46 +1,51 @@
-"""Every engine's sums of clipped gradients, against gradients taken by autograd one by one."""
+"""Every engine's sums of clipped gradients, against autograd on one example at a time."""
 
 import pytest
 import torch
 from helpers.classifiers import classifier, encoded
-from helpers.layers import KNOWN, Opposed, model_of
+from helpers.layers import SUPPORTED, WeightedTokens, model_of
 from helpers.per_example import (
     LABELS,
     TOKENS,
     TOLERANCE,
     assert_exact,
-    between,
     clipped_sum,
     flat,
     gradients,
+    hooks_and_attributes,
+    norm_between,
     norms,
     random_examples,
     relative_error,
     scoped,
     select,
-    traces,
 )
 from helpers.pretrained_folders import TEXTS
 
 from fedattn_app.data.examples import UNKNOWN_LABEL, Examples
 from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.scopes import SCOPES
-from fedattn_app.privacy.gradients import book_keeping as bookkeeping
+from fedattn_app.privacy.gradients import book_keeping
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, factors, trained
-from fedattn_app.privacy.gradients.selection import clipped
+from fedattn_app.privacy.gradients.engine import (
+    OneByOne,
+    OpacusHooks,
+    clipping_factors,
+    trained_parameters,
+)
+from fedattn_app.privacy.gradients.selection import clipped_gradient_sum
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
 ]
 
-ALL_ENGINES = [BookKeeping, Hooks, OneByOne]
-# A layer's norms come from one formula for the short texts here, and from another for the long.
+ALL_ENGINES = [BookKeeping, OpacusHooks, OneByOne]
+# The norms of a layer come from one formula for the short texts and from another for the long ones.
 BATCHES = {"short": [1, 3, 2, 1], "long": [30, 1, 28, 7, 30]}
 SHORT_TEXTS = ["a rash", "no fever", "denies chest pain", "a rash"]
-# What Opacus' hooks get wrong, or have no answer for.
-NOT_BY_HOOKS = {"layer norm without bias", "embedding with padding", "positions"}
+# Layers that Opacus' hooks do not support, or compute wrongly.
+UNSUPPORTED_BY_OPACUS = {"layer norm without bias", "embedding with padding", "positions"}
 
 
 @pytest.fixture(params=BATCHES)
@@ -53,15 +58,15 @@ def examples(request):
 
 
 def built_in(shared="all"):
-    """A built-in model whose layers are as wide as the texts above are long."""
+    """A built-in model with few parameters, which trains `shared`."""
     sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 24, "vocabulary": TOKENS}
     return scoped(classifier("tiny", LABELS, shared=shared, **sizes), shared)
 
 
-@pytest.mark.parametrize("layer", KNOWN)
+@pytest.mark.parametrize("layer", SUPPORTED)
 def test_a_layer_has_the_clipped_gradients_of_autograd(layer, examples):
     model, names = model_of(layer)
-    engines = [BookKeeping, OneByOne] if layer in NOT_BY_HOOKS else ALL_ENGINES
+    engines = [BookKeeping, OneByOne] if layer in UNSUPPORTED_BY_OPACUS else ALL_ENGINES
     assert_exact(engines, select(model, names), examples)
 
 
@@ -78,18 +83,18 @@ def test_a_pretrained_model_has_the_clipped_gradients_of_autograd(
     folder = pretrained_folder(family)
     examples = Examples(encoded(folder, texts), torch.arange(len(texts)) % LABELS)
     engines = ALL_ENGINES
-    if family == "deberta-v2" and shared != "head":  # it uses its keys and queries twice
+    if family == "deberta-v2" and shared != "head":  # its key and query layers are used twice
         engines = [OneByOne]
-    elif shared == "all":  # its positions are the same for all examples
+    elif shared == "all":  # all examples share its positions
         engines = [BookKeeping, OneByOne]
     assert_exact(engines, scoped(classifier(folder, LABELS, shared=shared), shared), examples)
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
-def test_what_is_there_already_is_added_to(engine, examples):
+def test_gradients_are_added_to_the_given_sums(engine, examples):
     model = built_in()
     expected = gradients(model, examples)
-    max_grad_norm = between(expected)
+    max_grad_norm = norm_between(expected)
     sums = [torch.ones_like(parameter) for parameter in model.parameters()]
     used = engine(model)
     for part in torch.arange(len(examples)).split(3):
@@ -99,20 +104,20 @@ def test_what_is_there_already_is_added_to(engine, examples):
     assert relative_error(added, clipped_sum(expected, max_grad_norm)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("together", [1, 2, 5, 6])
-def test_how_many_examples_pass_at_a_time_changes_nothing(monkeypatch, together, examples):
-    monkeypatch.setattr(bookkeeping, "TOGETHER", together)
+@pytest.mark.parametrize("examples_per_pass", [1, 2, 5, 6])
+def test_the_number_of_examples_per_pass_changes_nothing(monkeypatch, examples_per_pass, examples):
+    monkeypatch.setattr(book_keeping, "EXAMPLES_PER_PASS", examples_per_pass)
     assert_exact([BookKeeping], built_in(), examples)
 
 
-def test_what_is_held_of_other_batches_does_not_show():
-    """Memory that is used again has room for some texts only, and what is in it is old."""
+def test_buffers_hold_nothing_of_earlier_batches():
+    """Buffers are used again for larger, smaller and longer batches."""
     model = built_in()
     sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
     lengths = [[30, 28], [1, 3, 2, 1], [30, 1, 28, 7, 30], [20], [29, 30]]
     batches = [random_examples(of_batch, seed) for seed, of_batch in enumerate(lengths)]
     expected = [gradient for batch in batches for gradient in gradients(model, batch)]
-    max_grad_norm = between(expected)
+    max_grad_norm = norm_between(expected)
     used = BookKeeping(model)
     for batch in batches:
         used.add(batch, max_grad_norm, sums)
@@ -130,25 +135,25 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(engine, value, sha
     examples.inputs.ids[1, 0] = TOKENS - 1
     bad = torch.arange(len(examples)) == 1
     expected = gradients(model, examples[~bad])
-    max_grad_norm = between(expected)
+    max_grad_norm = norm_between(expected)
     assert not flat(gradients(model, examples[bad])[0]).isfinite().all()
-    sums = clipped(engine, model, examples, max_grad_norm)
+    sums = clipped_gradient_sum(engine, model, examples, max_grad_norm)
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= TOLERANCE
-    assert not flat(clipped(engine, model, examples[bad], max_grad_norm)).any()
+    assert not flat(clipped_gradient_sum(engine, model, examples[bad], max_grad_norm)).any()
 
 
 @pytest.mark.parametrize("layer", ["linear without bias", "wide linear without bias", "embedding"])
 @pytest.mark.parametrize("engine", ALL_ENGINES)
-def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine, layer):
-    """Norms are made of terms that cancel: the sum has a millionth of their size."""
+def test_gradients_whose_terms_cancel_are_clipped_by_their_true_norm(engine, layer):
+    """The sum of the terms is a millionth of their size."""
     inner, names = model_of(layer)
-    model = select(Opposed(inner, [4097.0, -4096.0]), {f"inner.{name}" for name in names})
+    model = select(WeightedTokens(inner, [4097.0, -4096.0]), {f"inner.{name}" for name in names})
     examples = Examples(
         TextBatch.of(torch.tensor([[7, 7]]).int(), torch.tensor([2])), torch.tensor([1])
     )
     expected = gradients(model, examples)
     max_grad_norm = float(norms(expected)) / 2
-    sums = clipped(engine, model, examples, max_grad_norm)
+    sums = clipped_gradient_sum(engine, model, examples, max_grad_norm)
     assert relative_error(sums, clipped_sum(expected, max_grad_norm)) <= 1e-2
 
 
@@ -157,21 +162,21 @@ def test_tokens_that_pull_in_opposite_directions_are_clipped_as_their_sum(engine
 )
 @pytest.mark.parametrize("size", [1e6, 1e8, 1e9, 1e10])
 @pytest.mark.parametrize("token", [5, 6, 7])
-def test_rounding_adds_no_more_than_the_clipping_norm(layer, size, token):
-    """Terms that are scaled and added one by one do not cancel as well as in the norm."""
+def test_the_sum_stays_within_the_clipping_norm_despite_rounding(layer, size, token):
+    """Terms that are scaled and added one by one cancel less well than in the norm."""
     inner, names = model_of(layer)
-    pulls = [3 * size, -size, -2 * size]
-    model = select(Opposed(inner, pulls), {f"inner.{name}" for name in names})
+    weights = [3 * size, -size, -2 * size]
+    model = select(WeightedTokens(inner, weights), {f"inner.{name}" for name in names})
     examples = Examples(
         TextBatch.of(torch.full((1, 3), token), torch.tensor([3])), torch.tensor([1])
     )
-    assert flat(clipped(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
+    assert flat(clipped_gradient_sum(BookKeeping, model, examples, 1.0)).norm() <= 1 + 1e-4
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1e17, 1e-22), (1e12, 1e-26), (1e30, 1e-35)])
 @pytest.mark.parametrize("engine", ALL_ENGINES)
-def test_a_gradient_with_a_factor_that_is_next_to_nothing_is_clipped(engine, inputs, outputs):
-    """A server that wants to see one may send a model whose factors' squares float32 loses."""
+def test_a_gradient_with_a_tiny_factor_is_clipped(engine, inputs, outputs):
+    """A malicious server may send a model for which squares of factors underflow in float32."""
     model = built_in(r"layers\.0\.attention\.output\.weight")
     attention = model.layers[0].attention
     attention.output.weight.data.zero_()
@@ -180,44 +185,44 @@ def test_a_gradient_with_a_factor_that_is_next_to_nothing_is_clipped(engine, inp
     examples = random_examples(BATCHES["short"])
     max_grad_norm = float(norms(gradients(model, examples)).min()) / 10
     for number in range(len(examples)):
-        own = clipped(engine, model, examples[torch.tensor([number])], max_grad_norm)
+        own = clipped_gradient_sum(engine, model, examples[torch.tensor([number])], max_grad_norm)
         assert flat(own).norm() <= max_grad_norm * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
-def test_an_example_without_any_gradient_adds_nothing(engine, examples):
+def test_an_example_with_a_gradient_of_zero_adds_nothing(engine, examples):
     model = built_in("head")
     model.head.weight.data[:] = 0
-    model.head.bias.data = torch.tensor([1e4, 0, 0])  # so sure that the loss of label 0 is 0
+    model.head.bias.data = torch.tensor([1e4, 0, 0])  # so large that the loss of label 0 is 0
     examples.labels[:] = 0
-    assert not flat(clipped(engine, model, examples)).any()
+    assert not flat(clipped_gradient_sum(engine, model, examples)).any()
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)
 def test_an_example_of_unknown_label_adds_nothing(engine, examples):
     model = built_in()
     unknown = torch.arange(len(examples)) == 1
-    expected = clipped(engine, model, examples[~unknown])
+    expected = clipped_gradient_sum(engine, model, examples[~unknown])
     examples.labels[unknown] = UNKNOWN_LABEL
-    assert relative_error(clipped(engine, model, examples), expected) <= TOLERANCE
-    assert not flat(clipped(engine, model, examples[unknown])).any()
+    assert relative_error(clipped_gradient_sum(engine, model, examples), expected) <= TOLERANCE
+    assert not flat(clipped_gradient_sum(engine, model, examples[unknown])).any()
 
 
-# What an engine leaves behind
+# Side effects
 
 
 @pytest.mark.parametrize("shared", ["all", "attention", "lora"])
 @pytest.mark.parametrize("engine", ALL_ENGINES)
 def test_a_closed_engine_leaves_the_model_as_it_was(engine, shared, examples):
     model = built_in(shared)
-    before = traces(model)
+    before = hooks_and_attributes(model)
     values = flat(model.parameters())
-    sums = [torch.zeros_like(parameter) for parameter in trained(model)]
+    sums = [torch.zeros_like(parameter) for parameter in trained_parameters(model)]
     used = engine(model)
     used.add(examples, 1.0, sums)
     assert all(parameter.grad is None for parameter in model.parameters())
     used.close()
-    assert traces(model) == before
+    assert hooks_and_attributes(model) == before
     assert torch.equal(flat(model.parameters()), values)
 
 
@@ -227,22 +232,22 @@ def test_book_keeping_computes_no_gradient_of_a_weight(engine, computes, example
     seen = []
     for parameter in model.parameters():
         parameter.register_hook(seen.append)
-    clipped(engine, model, examples)
+    clipped_gradient_sum(engine, model, examples)
     assert bool(seen) == computes
 
 
 @pytest.mark.parametrize(
     "layer", ["a layer used twice", "a layer of its own kind", "normalised embedding"]
 )
-def test_book_keeping_says_what_it_does_not_know(layer, examples):
+def test_book_keeping_refuses_layers_that_it_does_not_support(layer, examples):
     model, names = model_of(layer)
-    before = traces(select(model, names))
-    with pytest.raises(TypeError, match=r"used twice|known"):
-        clipped(BookKeeping, model, examples)
-    assert traces(model) == before
+    before = hooks_and_attributes(select(model, names))
+    with pytest.raises(TypeError, match=r"used twice|not supported"):
+        clipped_gradient_sum(BookKeeping, model, examples)
+    assert hooks_and_attributes(model) == before
 
 
-def test_factors_by_hand():
+def test_clipping_factors_by_hand():
     norms = torch.tensor([0.0, 0.5, 2.0, 8.0])
-    assert factors(norms, 2.0).tolist() == [1, 1, 1, 0.25]
-    assert factors(norms, torch.inf).tolist() == [1, 1, 1, 1]
+    assert clipping_factors(norms, 2.0).tolist() == [1, 1, 1, 0.25]
+    assert clipping_factors(norms, torch.inf).tolist() == [1, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""Which engine is chosen for a model, and that choosing leaves no trace."""
+"""The engine that is selected for a model, and that the selection has no side effects."""
 
 import math
 
@@ -9,9 +9,9 @@ from helpers.per_example import select
 from torch import nn
 
 from fedattn_app.models.classifier import TextClassifier, real_tokens
-from fedattn_app.privacy.gradients import selection as engines
+from fedattn_app.privacy.gradients import selection
 from fedattn_app.privacy.gradients.book_keeping import BookKeeping
-from fedattn_app.privacy.gradients.engine import Hooks, OneByOne, trained
+from fedattn_app.privacy.gradients.engine import OneByOne, OpacusHooks, trained_parameters
 from fedattn_app.privacy.gradients.selection import engine_for
 
 pytestmark = [
@@ -23,14 +23,14 @@ SCOPES = ["all", "attention", "attention+head", "head", "lora", "lora-a", "lora-
 MAX_LENGTH = 32
 
 
-class Forgetful(OneByOne):
+class Unclipped(OneByOne):
     """Does not clip."""
 
     def add(self, batch, max_grad_norm, sums):
         super().add(batch, math.inf, sums)
 
 
-class Mixing(OneByOne):
+class ClippedBatch(OneByOne):
     """Clips the sum of all examples, as if they were one."""
 
     def add(self, batch, max_grad_norm, sums):
@@ -42,7 +42,7 @@ class Mixing(OneByOne):
 
 
 class PerLayer(OneByOne):
-    """Clips each parameter by itself."""
+    """Clips the gradient of each parameter separately."""
 
     def add(self, batch, max_grad_norm, sums):
         for index in torch.arange(len(batch))[:, None]:
@@ -59,7 +59,7 @@ class Partial(OneByOne):
         super().add(batch, max_grad_norm, [torch.zeros_like(sums[0]), *sums[1:]])
 
 
-class Absent(OneByOne):
+class Idle(OneByOne):
     """Adds nothing."""
 
     def add(self, batch, max_grad_norm, sums):
@@ -74,7 +74,7 @@ class NotFinite(OneByOne):
 
 
 class Raising(OneByOne):
-    """Breaks down on the way."""
+    """Raises an error after it has added the gradients."""
 
     def add(self, batch, max_grad_norm, sums):
         super().add(batch, max_grad_norm, sums)
@@ -82,19 +82,19 @@ class Raising(OneByOne):
 
 
 class Refusing(OneByOne):
-    """Knows no model."""
+    """Supports no model."""
 
     def __init__(self, model):
-        raise TypeError("not a layer that is known")
+        raise TypeError("not supported")
 
 
-WRONG = [Forgetful, Mixing, PerLayer, Partial, Absent, NotFinite, Raising, Refusing]
+WRONG = [Unclipped, ClippedBatch, PerLayer, Partial, Idle, NotFinite, Raising, Refusing]
 
 
-class Odd(TextClassifier):
-    """A model that scales by a parameter of its own, which neither engine knows."""
+class WithOwnScale(TextClassifier):
+    """A model with a parameter outside any layer, which no fast engine supports."""
 
-    family = "odd"
+    family = "test"
 
     def __init__(self):
         super().__init__()
@@ -108,8 +108,8 @@ class Odd(TextClassifier):
         return self.head(x.sum(1))
 
 
-class Normed(Odd):
-    """A model with a layer that only the hooks know."""
+class WithGroupNorm(WithOwnScale):
+    """A model with a layer that only Opacus' hooks support."""
 
     def __init__(self):
         super().__init__()
@@ -123,13 +123,13 @@ class Normed(Odd):
 
 
 def scoped(model, shared):
-    """Let those parameters require gradients that `shared` trains."""
+    """Make the parameters of the scope `shared` require gradients."""
     local = "personal" if shared == "lora-a" else "frozen"
     return select(model, selected(model, shared, local).trainable)
 
 
 def state_of(model):
-    """What must stay as it was beside the values: hooks by module, and the parameters' flags."""
+    """The number of hooks per module, and the flag `requires_grad` per parameter."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks = {name: [len(getattr(m, kind)) for kind in kinds] for name, m in model.named_modules()}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -137,70 +137,72 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("shared", [*SCOPES, r"embedding\..*|.*feedforward.*"])
-def test_the_built_in_model_has_its_books_kept(shared):
+def test_book_keeping_is_selected_for_the_built_in_model(shared):
     model = scoped(classifier("tiny", shared=shared), shared)
     assert engine_for(model, MAX_LENGTH) is BookKeeping
 
 
 @pytest.mark.parametrize("shared", SCOPES)
-def test_every_family_has_its_books_kept_but_for_deberta(encoder_folder, family, shared):
-    """DeBERTa projects tokens and relative positions by the same layers."""
+def test_book_keeping_is_selected_for_every_family_except_deberta(encoder_folder, family, shared):
+    """DeBERTa projects tokens and relative positions with the same layers."""
     model = scoped(classifier(encoder_folder, shared=shared), shared)
     impossible = family == "deberta-v2" and shared != "head"
     assert engine_for(model, MAX_LENGTH) is (OneByOne if impossible else BookKeeping)
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 3, 4, 7])
-def test_short_texts_are_enough(max_length):
+def test_short_texts_suffice_for_the_selection(max_length):
     model = scoped(classifier("tiny"), "all")
     assert engine_for(model, max_length) is BookKeeping
 
 
-def test_a_layer_that_only_the_hooks_know():
-    assert engine_for(Normed(), MAX_LENGTH) is Hooks
+def test_opacus_hooks_are_selected_for_a_layer_that_book_keeping_does_not_support():
+    assert engine_for(WithGroupNorm(), MAX_LENGTH) is OpacusHooks
 
 
-def test_a_model_that_no_engine_knows_is_told_to_be_slow(caplog):
-    assert engine_for(Odd(), MAX_LENGTH) is OneByOne
-    assert "one by one" in caplog.text
+def test_a_model_that_no_fast_engine_supports_gets_a_warning(caplog):
+    assert engine_for(WithOwnScale(), MAX_LENGTH) is OneByOne
+    assert "one example at a time" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("shared", ["all", "attention", "lora-b"])
-def test_a_wrong_engine_is_not_chosen(monkeypatch, shared, wrong):
-    monkeypatch.setattr(engines, "ENGINES", (wrong, BookKeeping))
+def test_a_wrong_engine_is_not_selected(monkeypatch, shared, wrong):
+    monkeypatch.setattr(selection, "ENGINES", (wrong, BookKeeping))
     model = scoped(classifier("tiny", shared=shared), shared)
     assert engine_for(model, MAX_LENGTH) is BookKeeping
 
 
 @pytest.mark.parametrize("shared", [r"head\.bias", r".*norm.*", r".*query\.bias"])
-def test_gradients_that_are_small_are_clipped_in_the_proof_too(monkeypatch, shared):
-    monkeypatch.setattr(engines, "ENGINES", (Forgetful, BookKeeping))
+def test_the_comparison_clips_small_gradients_too(monkeypatch, shared):
+    monkeypatch.setattr(selection, "ENGINES", (Unclipped, BookKeeping))
     model = scoped(classifier("tiny"), shared)
     assert engine_for(model, MAX_LENGTH) is BookKeeping
 
 
 def test_batch_normalisation_is_refused(refused):
-    model = Normed()
+    model = WithGroupNorm()
     model.norm = nn.BatchNorm1d(6)
     with refused("batch normalisation"):
         engine_for(model, MAX_LENGTH)
 
 
-def test_of_right_engines_the_first_is_chosen(monkeypatch):
-    monkeypatch.setattr(engines, "ENGINES", (Hooks, BookKeeping))
-    assert engine_for(scoped(classifier("tiny"), "head"), MAX_LENGTH) is Hooks
+def test_the_first_exact_engine_is_selected(monkeypatch):
+    monkeypatch.setattr(selection, "ENGINES", (OpacusHooks, BookKeeping))
+    assert engine_for(scoped(classifier("tiny"), "head"), MAX_LENGTH) is OpacusHooks
 
 
 def bits(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("made", [lambda: classifier("tiny", dropout=0.3), Odd, Normed])
+@pytest.mark.parametrize(
+    "make_model", [lambda: classifier("tiny", dropout=0.3), WithOwnScale, WithGroupNorm]
+)
 @pytest.mark.parametrize("wrong", [(), *((engine,) for engine in WRONG)])
-def test_choosing_leaves_no_trace(monkeypatch, made, wrong):
-    monkeypatch.setattr(engines, "ENGINES", (*wrong, BookKeeping, Hooks))
-    model = made()
+def test_the_selection_has_no_side_effects(monkeypatch, make_model, wrong):
+    monkeypatch.setattr(selection, "ENGINES", (*wrong, BookKeeping, OpacusHooks))
+    model = make_model()
     next(model.parameters()).requires_grad_(False)
     for number, module in enumerate(model.modules()):
         module.training = number % 2 == 0
@@ -216,9 +218,9 @@ def test_choosing_leaves_no_trace(monkeypatch, made, wrong):
     assert values.keys() == bits(model).keys()
 
 
-def test_choosing_for_deberta_leaves_no_gradients(pretrained_folder):
+def test_the_selection_for_deberta_leaves_no_gradients(pretrained_folder):
     model = scoped(classifier(pretrained_folder("deberta-v2"), shared="lora"), "lora")
     before = state_of(model)
     engine_for(model, MAX_LENGTH)
     assert state_of(model) == before
-    assert all(parameter.grad is None for parameter in trained(model))
+    assert all(parameter.grad is None for parameter in trained_parameters(model))

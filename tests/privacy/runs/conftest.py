@@ -1,4 +1,4 @@
-"""Private runs, and the data that they are on."""
+"""Fixtures: a small data set, and runs with differential privacy."""
 
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
@@ -12,7 +12,7 @@ from fedattn_app.simulation import simulate
 
 @pytest.fixture(scope="module")
 def opinions(tmp_path_factory):
-    """A file of 240 examples that are easy to tell apart."""
+    """Settings of a file with 240 examples whose labels are easy to predict."""
     path = tmp_path_factory.mktemp("opinions") / "train.csv"
     rows = [f"{'good fine' if k % 2 else 'bad poor'} {k},{'np'[k % 2]}" for k in range(240)]
     path.write_text("\n".join(["text,label", *rows]))
@@ -21,9 +21,9 @@ def opinions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, opinions):
-    """A function that runs the built-in model on `opinions` in a new folder.
+    """A function that trains the built-in model on `opinions` in a new folder.
 
-    It returns the result and all that was printed.
+    It returns the result and the printed text.
     """
 
     def new(**settings):
@@ -42,8 +42,8 @@ def run(tmp_path_factory, opinions):
 
 
 @pytest.fixture(scope="module")
-def once(run):
-    """The same, for runs that several tests look at."""
+def cached_run(run):
+    """The same function with a cache, for runs that several tests use."""
     return cache(run)
 
 

@@ -1,7 +1,7 @@
-"""What a private run may spend, and how it ends when that is spent."""
+"""The privacy budget of a run, and how a run ends when the budget is spent."""
 
 import pytest
-from helpers.private_clients import CLIENTS, TINY, epsilons, trained
+from helpers.private_clients import CLIENTS, TINY, epsilons, participants
 
 from fedattn_app.errors import RunFailedError
 from fedattn_app.results.checkpoint import CHECKPOINT
@@ -9,8 +9,8 @@ from fedattn_app.simulation import simulate
 
 
 @pytest.mark.parametrize("target", [0.5, 3.0])
-def test_the_noise_is_chosen_so_that_the_rounds_spend_the_budget(once, kind, target):
-    result, _ = once(privacy=kind, target_epsilon=target, num_rounds=3)
+def test_the_noise_is_set_so_that_the_rounds_use_the_budget(cached_run, kind, target):
+    result, _ = cached_run(privacy=kind, target_epsilon=target, num_rounds=3)
     assert result.summary["rounds"] == 3
     assert 0.95 * target < result.summary["epsilon"] <= target
     for partition in range(CLIENTS):
@@ -23,11 +23,13 @@ ENDS = {
 }
 
 
-def test_a_spent_budget_ends_the_run_in_order(once, kind):
-    free, _ = once(privacy=kind, noise_multiplier=1.0, num_rounds=3)
+def test_a_spent_budget_ends_the_run_with_results(cached_run, kind):
+    free, _ = cached_run(privacy=kind, noise_multiplier=1.0, num_rounds=3)
     spent = [row["epsilon_max"] for row in free.history]
     target = (spent[2] + spent[3]) / 2
-    result, printed = once(privacy=kind, noise_multiplier=1.0, target_epsilon=target, num_rounds=5)
+    result, printed = cached_run(
+        privacy=kind, noise_multiplier=1.0, target_epsilon=target, num_rounds=5
+    )
     assert [row["round"] for row in result.history] == [0, 1, 2]
     assert result.summary["rounds"] == 2
     assert result.summary["epsilon"] == spent[2] <= target
@@ -39,29 +41,29 @@ def test_a_spent_budget_ends_the_run_in_order(once, kind):
 
 
 def test_a_budget_too_small_for_one_round_fails_the_run(run, kind):
-    """There is no model to be taken for a trained one, and one line says what to change."""
+    """No untrained model is saved, and one line says what to change."""
     with pytest.raises(RunFailedError, match=r"no round was run: .*; raise target-epsilon"):
         run(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
 
 
 @pytest.fixture(scope="module")
-def unequal(once):
-    """Settings with which the smallest of the clients can pay for two rounds, the others for more.
+def unequal(cached_run):
+    """Settings with which the smallest client has budget for two rounds, and the others for more.
 
-    A smaller client takes its examples more often, so that a round costs it more.
+    A smaller client samples its examples at a higher rate, so a round costs it more.
     """
     settings = {"privacy": "dp-sgd", "noise_multiplier": 2.0, "batch_size": 8}
     settings["partitioner"] = "linear"
-    free, _ = once(**settings, num_rounds=4)
+    free, _ = cached_run(**settings, num_rounds=4)
     small, *others = (epsilons(free, partition) for partition in range(CLIENTS))
     target = (small[1] + small[2]) / 2
     assert all(spent[3] < target for spent in others)
     return settings | {"target_epsilon": target, "num_rounds": 9}
 
 
-def test_a_client_that_spent_its_budget_is_asked_no_more(once, unequal):
-    result, printed = once(**unequal)
-    rounds = trained(result)
+def test_a_client_without_budget_is_not_asked_again(cached_run, unequal):
+    result, printed = cached_run(**unequal)
+    rounds = participants(result)
     assert rounds == [[0, 1, 2]] * 2 + [[1, 2]] * (len(rounds) - 2)
     assert 4 <= len(rounds) == result.summary["rounds"] < 9
     assert "client 0: budget spent, ε " in printed
@@ -69,13 +71,13 @@ def test_a_client_that_spent_its_budget_is_asked_no_more(once, unequal):
     largest = [row["epsilon_max"] for row in result.history[1:]]
     assert largest == sorted(largest)
     assert largest[-1] <= unequal["target_epsilon"]
-    # It is asked in the round in which it says so, and never again.
+    # It is asked in the round in which it reports this, and in no later one.
     down = [row["bytes_down"] for row in result.history]
     assert down[3] == pytest.approx(1.5 * down[4], rel=0.01)
 
 
-def test_a_run_ends_where_fewer_clients_are_left_than_it_needs(once, unequal):
-    result, printed = once(**unequal, min_clients=3)
+def test_a_run_ends_if_too_few_clients_have_budget(cached_run, unequal):
+    result, printed = cached_run(**unequal, min_clients=3)
     assert result.summary["rounds"] == 3
     assert "2 of 3 clients have privacy budget left, 3 are needed" in printed
     assert result.arrays

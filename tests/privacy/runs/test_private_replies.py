@@ -1,7 +1,7 @@
-"""Clients whose replies are not as private as they must be."""
+"""Invalid replies of clients under dp-sgd, and clients that lose their ledger."""
 
 import pytest
-from helpers.private_clients import changed_by, run_of, trained
+from helpers.private_clients import app_with_metrics_changed_by, participants, run_with
 
 
 @pytest.mark.parametrize(
@@ -14,38 +14,41 @@ from helpers.private_clients import changed_by, run_of, trained
     ],
     ids=["not a number", "infinite", "none", "an exact loss"],
 )
-def test_a_reply_that_is_not_as_private_as_it_must_be_fails(tiny, opinions, caplog, change, reason):
-    result = run_of(tiny | opinions, changed_by(change))
+def test_a_reply_with_wrong_metrics_is_a_failure(tiny, opinions, caplog, change, reason):
+    result = run_with(tiny | opinions, app_with_metrics_changed_by(change))
     assert [row["failures"] for row in result.history] == [0, 0, 1, 0]
-    assert trained(result) == [[0, 1, 2], [0, 2], [0, 1, 2]]
+    assert participants(result) == [[0, 1, 2], [0, 2], [0, 1, 2]]
     assert "client 1 failed: invalid reply" in caplog.text
     assert reason in caplog.text
     largest = [row["epsilon_max"] for row in result.history[1:]]
     assert largest == sorted(largest)
 
 
-def test_a_client_whose_epsilon_fell_is_asked_no_more(tiny, opinions, caplog):
-    """It forgot what it spent: all that it says of ε from now on is too little."""
-    halved = changed_by(lambda m: m.update({"epsilon": 0.5 * m["epsilon"]}))
-    result = run_of(tiny | opinions, halved)
-    assert trained(result) == [[0, 1, 2], [0, 2], [0, 2]]
+def test_a_client_whose_epsilon_fell_is_not_asked_again(tiny, opinions, caplog):
+    """Its ledger is lost, so every ε that it reports from now on is too small."""
+    halved = app_with_metrics_changed_by(lambda m: m.update({"epsilon": 0.5 * m["epsilon"]}))
+    result = run_with(tiny | opinions, halved)
+    assert participants(result) == [[0, 1, 2], [0, 2], [0, 2]]
     assert [row["failures"] for row in result.history] == [0, 0, 1, 0]
-    assert caplog.text.count("client 1: its privacy ledger is lost; it is asked no more") == 1
+    assert caplog.text.count("client 1: its privacy ledger is lost; it is not asked again") == 1
     assert result.summary["epsilon_unreported"] == [1]
 
 
-def test_what_an_unsound_reply_says_of_epsilon_counts(tiny, opinions):
-    spendthrift = changed_by(lambda m: m.update({"epsilon": 100.0, "loss": 1.0}))
-    result = run_of(tiny | opinions, spendthrift, num_rounds=2)
-    assert trained(result) == [[0, 1, 2], [0, 2]]
+def test_the_epsilon_of_an_invalid_reply_counts(tiny, opinions):
+    expensive = app_with_metrics_changed_by(lambda m: m.update({"epsilon": 100.0, "loss": 1.0}))
+    result = run_with(tiny | opinions, expensive, num_rounds=2)
+    assert participants(result) == [[0, 1, 2], [0, 2]]
     assert result.summary["epsilon"] == 100
 
 
-def test_a_client_that_did_not_say_what_it_spent_last_is_named(tiny, opinions):
+def test_a_client_that_did_not_report_its_last_epsilon_is_listed(tiny, opinions):
     def fail(metrics):
         raise RuntimeError("out of order")
 
-    result = run_of(tiny | opinions, changed_by(fail), num_rounds=2)
+    result = run_with(tiny | opinions, app_with_metrics_changed_by(fail), num_rounds=2)
     assert result.summary["epsilon_unreported"] == [1]
     longer = {"output-dir": f"{tiny['output-dir']}-3"}
-    assert "epsilon_unreported" not in run_of(tiny | opinions | longer, changed_by(fail)).summary
+    assert (
+        "epsilon_unreported"
+        not in run_with(tiny | opinions | longer, app_with_metrics_changed_by(fail)).summary
+    )
