@@ -93,7 +93,12 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     preflight.check_num_clients(config, protection, earlier, num_clients, grid.num_partitions)
 
     # 6. The rounds.
-    outcome = Outcome(array_record(setup.arrays), history=list(earlier.history), budgets=budgets)
+    outcome = Outcome(
+        array_record(setup.arrays),
+        history=list(earlier.history),
+        last_round=earlier.last_round,
+        budgets=budgets,
+    )
     rounds = Rounds(
         phases,
         grid,

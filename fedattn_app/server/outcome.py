@@ -21,6 +21,8 @@ class Outcome:
         federated: the scores on what the clients hold out; None where nobody evaluated.
         client_accuracies: the accuracy of each client that evaluated, 0 to 1.
         history: the rows of ``history.jsonl``.
+        last_round: the number of the last round, 0 before the first. In a resumed run it is that
+            of the checkpoint, whose row in `history` may be lost.
         budgets: what the clients have spent.
     """
 
@@ -29,18 +31,13 @@ class Outcome:
     federated: Scores | None = None
     client_accuracies: Sequence[float] = ()
     history: list[Row] = field(default_factory=list)
+    last_round: int = 0
     budgets: Budgets = field(default_factory=Budgets)
 
     @property
     def scores(self) -> Scores | None:
         """The central scores where there are any, else the federated ones."""
         return self.central or self.federated
-
-    @property
-    def last_round(self) -> int:
-        """The number of the last round, 0 before the first."""
-        last: int = self.history[-1]["round"]
-        return last
 
 
 def array_record(arrays: Mapping[str, NDArray]) -> ArrayRecord:

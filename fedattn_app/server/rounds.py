@@ -91,7 +91,7 @@ class Rounds:
         """
         self.grid.retired = outcome.budgets.retired
         self._account([], outcome)  # what the earlier rounds of a resumed run have spent
-        first = outcome.last_round + 1 if outcome.history else 1
+        first = outcome.last_round + 1
         if outcome.history:
             if self._phase(first) is self._phase(first - 1):
                 self._phase(first).load_state(rule_state)
@@ -160,6 +160,7 @@ class Rounds:
             len(self._phase(server_round).refused),
         )
         outcome.history.append(row)
+        outcome.last_round = server_round
         clients = client_rows(
             server_round,
             trained.metrics,

@@ -52,7 +52,7 @@ MISTAKES = {
     "bare word": ("shared=all", "put text in quotes"),
     "no pairs": ("hello", "must be key=value pairs"),
     "empty scope": ('shared="atention"', "matches no parameter; the names are"),
-    "broken scope": ('shared="("', "nor a regex"),
+    "broken scope": ('shared="("', "not a valid regex"),
     "nothing personal": ('shared="all" local="personal"', "no parameter that is trained stays"),
     "no data path": ('dataset="file"', "needs the path of a file"),
     "missing data": ('dataset="file" data-path="none.csv"', "does not exist"),
@@ -149,7 +149,7 @@ def test_results_are_never_overwritten(script):
     assert script(*arguments)[0] == 0
     status, _, err = script(*arguments)
     assert status == 2
-    assert "holds a run already" in err[0]
+    assert "already holds a run" in err[0]
 
 
 def test_a_failed_run_is_one_line_and_status_1(script):

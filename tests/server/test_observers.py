@@ -41,7 +41,8 @@ def history(*scores):
 
 
 def end(*scores, **more):
-    return RoundEnd(Outcome(ArrayRecord(), history=history(*scores)), **more)
+    outcome = Outcome(ArrayRecord(), history=history(*scores), last_round=len(scores) - 1)
+    return RoundEnd(outcome, **more)
 
 
 @pytest.fixture
