@@ -95,8 +95,8 @@ def train_privately(
     with closing(flat), closing(engine(model)) as gradients:
         for _ in range(sampling.steps):
             flat.gradient.zero_()
-            chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
-            for part in examples.inputs.split_by_equal_size(chosen, config.physical_batch_size):
+            sampled = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
+            for part in examples.inputs.split_by_equal_size(sampled, config.physical_batch_size):
                 gradients.add(examples[part], noise.max_grad_norm, flat.sums)
             random.add_normal(flat.gradient, noise.multiplier * noise.max_grad_norm)
             flat.gradient.div_(sampling.batch_size)

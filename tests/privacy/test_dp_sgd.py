@@ -86,10 +86,10 @@ def sgd_by_hand(model, examples, sampling, clip, random, noise=NOISELESS):
     """Return the parameters after the same steps, with the same random stream."""
     model = copy.deepcopy(model)
     for _ in range(sampling.steps):
-        chosen = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
+        sampled = (random.uniform(len(examples)) < sampling.rate).nonzero()[:, 0]
         gradient = torch.zeros(len(vector(model)), dtype=torch.float64)
-        if len(chosen):
-            gradient += flat(clipped_sum(gradients(model, examples[chosen]), clip))
+        if len(sampled):
+            gradient += flat(clipped_sum(gradients(model, examples[sampled]), clip))
         random.add_normal(gradient, noise * clip)
         moved = vector(model) - SGD.learning_rate * gradient / sampling.batch_size
         torch.nn.utils.vector_to_parameters(moved.float(), model.parameters())

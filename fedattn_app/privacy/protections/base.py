@@ -80,8 +80,8 @@ class Protection:
     @property
     def weighting(self) -> str:
         """The weighting of replies, with ``auto`` resolved."""
-        chosen = self.config.aggregation.weighting
-        return self.default_weighting if chosen == "auto" else chosen
+        weighting = self.config.aggregation.weighting
+        return self.default_weighting if weighting == "auto" else weighting
 
     default_weighting = "examples"
 
