@@ -1,8 +1,8 @@
-"""What a process keeps between messages, so that it is made once: models, tokenised data, engines.
+"""Keep results in a process from one message to the next: models, tokenised data, engines.
 
-A worker of a simulation answers many messages, of many clients. Each kind of thing is kept by its
-key in a bounded number, the least recently used going first. All of it is one object,
-`PROCESS_CACHE`, which tests clear in one call.
+A worker of a simulation answers messages of many clients. Each decorated function keeps a bounded
+number of results, by its arguments, and drops the least recently used one first. All of them are in
+one object, `PROCESS_CACHE`, which tests clear in one call.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ R = TypeVar("R")
 
 
 class ProcessCache:
-    """Results of functions, by their arguments, which must be hashable."""
+    """A cache of the results of functions, by their arguments, which must be hashable."""
 
     def __init__(self) -> None:
         self._functions: dict[str, Any] = {}
 
     def keep(self, max_entries: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Decorate a function whose last `max_entries` results are kept."""
+        """Return a decorator that keeps the `max_entries` most recently used results."""
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
             kept = lru_cache(maxsize=max_entries)(function)
@@ -30,12 +30,12 @@ class ProcessCache:
         return decorate
 
     def clear(self) -> None:
-        """Forget everything, as a new process would start."""
+        """Remove all results, so that the process is as if it had just started."""
         for function in self._functions.values():
             function.cache_clear()
 
     def sizes(self) -> dict[str, int]:
-        """Return how many results are kept, by the function's dotted name."""
+        """Return the number of results kept for each function, by the function's dotted name."""
         return {name: kept.cache_info().currsize for name, kept in self._functions.items()}
 
 

@@ -1,7 +1,7 @@
 """The Flower ClientApp: translates Messages to a client's `fit` and `evaluate`, and back.
 
-A node answers with named arrays. This is the one place where names are taken off arrays, which a
-`NumPyClient` takes as a list, and put back on.
+A message holds arrays by name, whereas a `NumPyClient` takes and returns a list. Only this module
+converts between the two.
 """
 
 import logging
@@ -38,7 +38,10 @@ app = ClientApp()
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
-    """Answer which partition this node is, so that the server can order the nodes."""
+    """Reply with this node's ``partition-id`` (-1 if unset) and ``num-partitions`` (0 if unset).
+
+    The server orders the nodes by partition.
+    """
     answer = ConfigRecord(
         {
             "partition-id": int(context.node_config.get("partition-id", -1)),
@@ -50,7 +53,7 @@ def describe(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train locally and answer with the encoded shared arrays and the metrics of `fit`."""
+    """Train locally. Reply with the encoded shared arrays and the metrics of `fit`."""
     from fedattn_app.transport.codec import codec_of
 
     def fit(client: "FrozenClient", parameters: "NDArrays") -> Message:
@@ -64,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate locally and answer with the metrics of `evaluate`."""
+    """Evaluate locally. Reply with the metrics of `evaluate`."""
 
     def score(client: "FrozenClient", parameters: "NDArrays") -> Message:
         _, num_examples, metrics = client.evaluate(parameters, _config(message))
@@ -76,7 +79,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _answer(
     message: Message, context: Context, task: "Callable[[FrozenClient, NDArrays], Message]"
 ) -> Message:
-    """Make the client and let it do its `task` with the arrays of `message`."""
+    """Make the client, run `task` with the arrays of `message`, and return the reply."""
     with _logging(context):
         client = make_client(context, _server_round(message))
         parameters = _parameters(message, client)
@@ -87,12 +90,19 @@ def _answer(
 
 
 def _logging(context: Context) -> AbstractContextManager[None]:
-    """Print log lines on a real node; in a simulation the server's process prints them."""
+    """Return a context that prints log lines on a real node.
+
+    In a simulation it does nothing, because the server's process prints them.
+    """
     return printing() if is_real(context.node_config) else nullcontext()
 
 
 def _parameters(message: Message, client: "FrozenClient") -> "NDArrays":
-    """Return the arrays of `message` in the client's order."""
+    """Return the arrays of `message` as a list, in the order of the client's shared parameters.
+
+    In a run with warm-up rounds, the frozen parameters follow if the message holds them. Raises
+    `ValueError` if the names of the shared parameters differ.
+    """
     record = message.content.array_records["arrays"]
     if set(record) != set(client.shared):
         different = sorted(set(record) ^ set(client.shared))
@@ -120,11 +130,12 @@ def _config(message: Message) -> "dict[str, Scalar]":
 def _failed(
     message: Message, context: Context, client: "FrozenClient", error: Exception
 ) -> Message:
-    """Raise `error`, or answer that the message failed where raising would harm.
+    """Raise `error`, or return a reply that says why the client failed.
 
-    On a real node the reason may name files, and with ``dp-sgd`` depend on examples: it stays
-    there. Flower's simulation discards the state, and so the privacy ledger, of a client that
-    raises.
+    With ``dp-sgd`` the result is a reply: Flower's simulation discards the state, and so the
+    privacy ledger, of a client that raises. On a real node two kinds of texts stay in the node's
+    log: that of a `UserError`, which may name files, and with ``dp-sgd`` that of any error, which
+    may depend on examples. A mismatch of the frozen parameters is always reported.
     """
     from fedattn_app.clients.base import FrozenMismatchError
     from fedattn_app.errors import UserError

@@ -1,9 +1,9 @@
-"""The two ways a run ends early, each with one line that says why."""
+"""The two exceptions that end a run early, each with one line that says why."""
 
 
 class UserError(ValueError):
-    """A mistake of the user's: its text says what to change."""
+    """A user's mistake: the text says what to change."""
 
 
 class RunFailedError(RuntimeError):
-    """A run that cannot go on."""
+    """A run that cannot continue: the text says why."""

@@ -80,7 +80,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the folder's list of names to disk, or a power cut could bring the old file back."""
+    """Write the folder's list of names to disk, so that a power cut cannot undo a renaming."""
     if os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)

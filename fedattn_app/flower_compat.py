@@ -34,7 +34,7 @@ LOCAL_TASK_ID = 1
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Give `message` the id `message_id`."""
+    """Set the id of `message` to `message_id`."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
@@ -49,7 +49,7 @@ def message_with_metadata(metadata: Metadata, content: RecordDict) -> Message:
 
 
 def failure_reply(message: Message, reason: str) -> Message:
-    """Return the reply to `message` that says the client failed, with `reason` as its text."""
+    """Return a reply to `message` that says the client failed, with the text `reason`."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 

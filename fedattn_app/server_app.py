@@ -42,7 +42,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation with the run-config of `context`.
 
-    Raises `UserError` and `RunFailedError`.
+    Raises `UserError` for a mistake in the settings, and `RunFailedError` if the run cannot
+    continue.
     """
     try:
         with printing():
@@ -55,8 +56,8 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: PartitionGrid, config: Config) -> RunResult:
     """Run one federation on `grid` and return its folder.
 
-    Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` where no
-    client can go on.
+    Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` if no
+    client can continue.
     """
     began = time.perf_counter()
     protection = protection_of(config)
@@ -131,7 +132,10 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
 
 
 def _spent(protection: Protection, earlier: EarlierRun) -> tuple[Budgets, Row]:
-    """Return what the clients have spent in the earlier run, and its server's accountant."""
+    """Return what the clients spent in the earlier run, and the state of its server's accountant.
+
+    Both are empty for a new run and for a run without a privacy budget.
+    """
     if earlier.path is None or not protection.has_budget:
         return Budgets(), {}
     accountant_state = (
@@ -143,7 +147,7 @@ def _spent(protection: Protection, earlier: EarlierRun) -> tuple[Budgets, Row]:
 def _observers(
     config: Config, protection: Protection, folder: RunFolder
 ) -> Sequence[RoundObserver]:
-    """Return what happens after each round, in this order."""
+    """Return the observers of a run, in the order in which they are called after a round."""
     score_of = score_reader(config.federation, protection.best_model_by_client_scores)
     return [
         FolderWriter(folder, protection.has_budget),

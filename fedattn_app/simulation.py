@@ -45,19 +45,19 @@ def simulate(
 ) -> RunResult:
     """Run one federation of simulated clients and return its results.
 
-    Raises `UserError` for a mistake in the arguments, and `RunFailedError` where every client of a
+    Raises `UserError` for a mistake in the arguments, and `RunFailedError` if every client of a
     round fails.
 
     Args:
-        config: the run-config keys that differ from their defaults, or with ``resume-from`` from
-            the settings of that run; or a whole `Config`.
+        config: run-config keys and their values, or a `Config`. A key that is missing has its
+            default or, with ``resume-from``, the value of that run.
         num_supernodes: the number of clients; by default 10, or that of the run that is resumed.
-        engine: ``local``, this project's, or ``flower``, Flower's own on Ray.
-        workers: the number of processes of the local engine, by default one per core; the results
-            are the same for any number. 1 is this process alone, and so is every number outside
-            Linux and in a process that may not start others.
+        engine: ``local``, the engine of this project, or ``flower``, Flower's own engine on Ray.
+        workers: the number of processes of the local engine, by default one per core. The results
+            do not depend on it. With 1, all clients train in this process; so they do on systems
+            other than Linux, and in a process that may not start others.
         quiet: print warnings only.
-        clients: the app that answers for all clients, the project's or one that calls it.
+        clients: the app that answers for all clients: the project's, or one that wraps it.
     """
     config = _completed(config)
     if num_supernodes is None:
@@ -89,7 +89,11 @@ def simulate(
 
 
 def _completed(config: Config | Mapping[str, Any]) -> Config:
-    """Fill in missing settings, from the run that is resumed, else from the defaults."""
+    """Return the complete settings.
+
+    Missing ones come from the run that is resumed, if there is one, or else from the defaults.
+    Raises `UserError` for a mistake in `config`, and for a run that cannot be resumed.
+    """
     if isinstance(config, Mapping):
         resumed = config.get("resume-from")
         earlier = settings_of(user_path("resume-from", resumed)) if resumed else {}

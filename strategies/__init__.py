@@ -1,8 +1,8 @@
-"""The server's side: Flower Strategy classes that depend on Flower and numpy only.
+"""The server's rules, as Flower Strategy classes that depend on Flower and numpy only.
 
-A rule combines the replies of a round into new global arrays; the modules here have one each.
-`common` has what they share. The classes in `wrappers` go around a rule, for any scope, checks,
-decoding and client-level differential privacy.
+A rule combines the replies of a round into new global arrays. Each module here has one rule, except
+that `averaging` has several of Flower's. `common` has the code that rules share. The classes in
+`wrappers` wrap a rule, to add a scope, checks, decoding or client-level differential privacy.
 """
 
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum

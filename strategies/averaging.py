@@ -31,7 +31,7 @@ from strategies.weighted_fedavg import WeightedFedAvg
 
 
 class _Weighted(FedAvg):
-    """Adds the keyword `weighting`, a key of `WEIGHTINGS`, to the rule that follows it."""
+    """Adds the keyword `weighting`, a key of `WEIGHTINGS`, to the rule after it in the bases."""
 
     def __init__(self, weighting: str = "examples", **rule: Any) -> None:
         super().__init__(**rule)
@@ -64,7 +64,7 @@ class FedAvgM(_Weighted, flower.FedAvgM, WeightedFedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Start from the given arrays in each round, so that the momentum is all the state."""
+        """Take `arrays` as the start of the round, so that the momentum is the only state."""
         self.current_arrays = arrays
         return super().configure_train(server_round, arrays, config, grid)
 

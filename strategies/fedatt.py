@@ -37,7 +37,7 @@ class FedAtt(WholeRound):
         self.step = step
 
     def combine(self, start: ArrayRecord, clients: Sequence[ArrayRecord]) -> ArrayRecord:
-        """Move each array by itself, with weights of its own."""
+        """Move each array separately, with its own weights of the clients."""
         return ArrayRecord(
             {
                 name: as_dtype(

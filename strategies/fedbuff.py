@@ -30,9 +30,9 @@ class FedBuff(FedAvg):
     """Takes one server step per round, along the updates in the buffer.
 
     The caller runs the asynchronous exchange. It calls `configure_train` at the start of a round
-    and whenever clients become free, with a grid that lists free nodes only; it sends as many of
-    the messages as keep at most `concurrency` clients at work; and it passes the replies of one
-    buffer to `aggregate_train`.
+    and whenever clients become free, with a grid that lists free nodes only. It sends messages as
+    long as fewer than `concurrency` clients are at work. When the buffer is full, it passes the
+    replies in it to `aggregate_train`.
 
     Args:
         concurrency: Maximum number M of clients at work.

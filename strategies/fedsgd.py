@@ -33,7 +33,8 @@ class FedSGD(WeightedFedAvg):
     Args:
         server_learning_rate: Step size η ≥ 0.
         server_momentum: Momentum β, 0 ≤ β < 1.
-        gradient_batch: Number of examples that a client takes its gradient over; 0: all of them.
+        gradient_batch: Number of examples from which a client computes its gradient; 0: all of
+            them.
         **fedavg: Keywords of `WeightedFedAvg`.
     """
 

@@ -26,7 +26,7 @@ WEIGHT_TOLERANCE = 1e-9
 
 
 class GeometricMedian(WholeRound):
-    """Takes the keywords of Flower's `FedAvg`."""
+    """The geometric median as a Flower strategy. Takes the keywords of Flower's `FedAvg`."""
 
     def combine(self, start: ArrayRecord, clients: Sequence[ArrayRecord]) -> ArrayRecord:
         """Return the point whose distances to all clients have the smallest sum."""

@@ -54,7 +54,8 @@ class Predictor:
                 ``local = "personal"`` needs one, because its own model is incomplete.
 
         Raises:
-            UserError: If a file is missing, is not the model of a run, or does not fit the other.
+            UserError: If a file is missing or is not the model of a run, or if the two files do not
+                belong together.
         """
         path = Path(run)
         path = path / "model.safetensors" if path.is_dir() else path

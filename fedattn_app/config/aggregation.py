@@ -190,7 +190,7 @@ class AggregationConfig(Section):
     def rule_settings(self, weighting: str) -> dict[str, ConfigValue]:
         """Return the keywords for the class of the rule; `weighting` is the one in effect.
 
-        A server learning rate of 0 is left out: the class then uses its own.
+        A server learning rate of 0 is left out: the class then uses its own default.
         """
         values = {**asdict(self), "weighting": weighting}
         settings = {keyword: values[name] for name, keyword in self.rule.keywords.items()}

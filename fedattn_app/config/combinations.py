@@ -1,4 +1,4 @@
-"""What cannot go together: the settings that exclude each other, and those that do nothing.
+"""The checks across keys: settings that exclude each other, and settings without effect.
 
 `COMBINATIONS` is one table of rows (this, that, why, remedy), which the checks, the docs and the
 tests read. To refuse another pair of settings, add a row. `CHOOSERS` names the keys whose value
@@ -22,14 +22,14 @@ MAX_NAMES_IN_ERROR = 8
 
 @dataclass(frozen=True)
 class Condition:
-    """Holds where a key has one of some values, or, if `negated`, none of them."""
+    """A condition: the key has one of `values` or, with `negated`, none of them."""
 
     key: str
     values: tuple[ConfigValue, ...]
     negated: bool = False
 
     def holds(self, settings: Settings) -> bool:
-        """Return whether it holds for the settings of a run."""
+        """Return whether the condition is true for `settings`, the value of each key."""
         return (settings[self.key] in self.values) is not self.negated
 
     def __str__(self) -> str:
@@ -42,12 +42,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Exceeds(Condition):
-    """Holds where the number of a key is greater than that of the key `limit`."""
+    """A condition: the number of the key is greater than that of the key `limit`."""
 
     limit: str = ""
 
     def holds(self, settings: Settings) -> bool:
-        """Return whether it holds for the settings of a run."""
+        """Return whether the condition is true for `settings`, the value of each key."""
         number, limit = settings[self.key], settings[self.limit]
         assert not isinstance(number, str)
         assert not isinstance(limit, str)
@@ -59,30 +59,30 @@ class Exceeds(Condition):
 
 
 def equal(key: str, *values: ConfigValue) -> Condition:
-    """Return the condition that a key has one of these values."""
+    """Return the condition that `key` has one of `values`."""
     return Condition(key, values)
 
 
 def other_than(key: str, *values: ConfigValue) -> Condition:
-    """Return the condition that a key has none of these values."""
+    """Return the condition that `key` has none of `values`."""
     return Condition(key, values, negated=True)
 
 
 def anything(key: str) -> Condition:
-    """Return the condition that a key has any value."""
+    """Return the condition that `key` has any value, which is always true."""
     return Condition(key, (), negated=True)
 
 
 def exceeds(key: str, limit: str) -> Condition:
-    """Return the condition that the number of a key is greater than that of the key `limit`."""
+    """Return the condition that the number of `key` is greater than that of the key `limit`."""
     return Exceeds(key, (), limit=limit)
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Two conditions that must not both hold, unless a third one does.
+    """Two conditions that must not both be true, unless a third one is.
 
-    `why` is the reason and `remedy` what to give instead; both are parts of one sentence.
+    `why` is the reason and `remedy` says what to set instead; the error joins them to one sentence.
     """
 
     this: Condition
@@ -92,7 +92,7 @@ class Combination:
     unless: Condition | None = None
 
     def refuses(self, settings: Settings) -> bool:
-        """Return whether the settings of a run are refused."""
+        """Return whether this row refuses `settings`."""
         excused = self.unless is not None and self.unless.holds(settings)
         return self.this.holds(settings) and self.that.holds(settings) and not excused
 
@@ -214,7 +214,7 @@ COMBINATIONS: tuple[Combination, ...] = (
 
 
 def refuse_combinations(settings: Settings) -> None:
-    """Raise `UserError` for the first row of `COMBINATIONS` that refuses the settings of a run."""
+    """Raise `UserError` if a row of `COMBINATIONS` refuses `settings`; the first one counts."""
     for row in COMBINATIONS:
         if row.refuses(settings):
             this, that = row.this.key, row.that.key

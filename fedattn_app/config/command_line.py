@@ -1,4 +1,4 @@
-"""Reads run-config as users write it: pairs on a command line, or a TOML file."""
+"""Read the settings that a user gives: pairs on the command line, or a TOML file."""
 
 import re
 import tomllib
@@ -13,14 +13,16 @@ _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
 
 
 def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
-    """Read the values of ``--run-config``; of a key that is given twice, the last value counts.
+    """Return the settings, by key, that the arguments of ``--run-config`` give.
+
+    If a key is given twice, the last value counts. Keys and values are not checked here.
 
     Args:
-        items: texts that are each ``'key=value key=value'`` or the path of a file that ends in
-            ``.toml``. The ``config.toml`` of a run is accepted; its ``output-dir`` and
-            ``resume-from`` are left out, so that the run can be repeated.
+        items: Each is a text ``'key=value key=value'`` or the path of a ``.toml`` file. From the
+            ``config.toml`` of a run, ``output-dir`` and ``resume-from`` are left out, so that the
+            run can be repeated.
 
-    Raises `UserError` for a file that cannot be read, and for text that is neither.
+    Raises `UserError` for a file that cannot be read, and for an item that is neither.
     """
     merged: dict[str, Any] = {}
     for item in items:

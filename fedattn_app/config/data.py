@@ -104,7 +104,7 @@ class DataConfig(Section):
     def shares_per_client(self) -> list[tuple[float, ...]]:
         """The shares of the labels in per cent, one tuple per client of `label-shares`.
 
-        Empty where `label_shares` holds something that is not a number.
+        Empty if `label_shares` holds something that is not a number.
         """
         try:
             return [
@@ -115,5 +115,5 @@ class DataConfig(Section):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names that `labels` gives; empty where they come from the data."""
+        """The names in the key `labels`; empty if they come from the data."""
         return split_names(self.labels)

@@ -33,7 +33,7 @@ The old names are refused, and the error says the new one."""
 
 
 def settings_page() -> str:
-    """Return the Markdown page of all keys, the combinations refused and the renamed keys."""
+    """Return the Markdown page of all keys, the refused combinations and the renamed keys."""
     blocks = [INTRODUCTION]
     for section in SECTIONS.values():
         blocks += [f"## {section.title}", section.__doc__ or "", _section_table(section)]
@@ -54,7 +54,10 @@ def _section_table(section: type[Section]) -> str:
 
 
 def _only_with(key: str) -> str:
-    """Return the choices with which a key has an effect; empty for a key that always has one."""
+    """Return the table cell "only with" of a key: the values of another key that it needs.
+
+    Empty for a key that always has an effect.
+    """
     for chooser, owners_of in CHOOSERS.items():
         owners = owners_of().get(key)
         if owners:

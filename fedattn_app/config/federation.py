@@ -9,13 +9,13 @@ from fedattn_app.metrics import METRICS
 
 
 def score_names() -> tuple[str, ...]:
-    """Return the choices of the key ``score``: the loss, and every metric with dashes."""
+    """Return the choices of the key ``score``: the loss and all metrics, in kebab-case."""
     return ("loss", *(name.replace("_", "-") for name in METRICS))
 
 
 @dataclass(frozen=True)
 class FederationConfig(Section):
-    """Rounds, the share of the clients in each, and which parameters travel."""
+    """The rounds, the share of clients in each, and which parameters travel."""
 
     title: ClassVar[str] = "Federation"
 

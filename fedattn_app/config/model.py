@@ -103,7 +103,11 @@ class ModelConfig(Section):
 
     @property
     def size(self) -> ModelSize:
-        """The shape of the built-in model: the named size, with every given key that is not 0."""
+        """The shape of the built-in model.
+
+        It is the shape of the size that `model` names, except that each shape key other than 0
+        overrides its part.
+        """
         named = MODEL_SIZES[self.model]
         given = {name: getattr(self, name) for name in SHAPE_FIELDS if getattr(self, name)}
         return replace(named, **given)

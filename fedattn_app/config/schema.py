@@ -41,7 +41,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Constraint:
-    """The meaning of a key and its allowed values: some names, or the numbers within bounds."""
+    """The meaning of a key and its allowed values: a list of names, or numbers within bounds."""
 
     help: str
     choices: Choices = ()
@@ -51,7 +51,7 @@ class Constraint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The allowed names at this moment; empty for a key that is not limited to some names."""
+        """The allowed names, registered ones included; empty for a key without such a list."""
         return tuple(self.choices() if callable(self.choices) else self.choices)
 
     def allowed(self, value_type: type) -> str:
@@ -112,7 +112,7 @@ def key_of(entry: Field[Any]) -> str:
 
 
 def key_named(field_name: str) -> str:
-    """Return the run-config key of the field with this name."""
+    """Return the run-config key of the field `field_name`: its name with dashes."""
     return field_name.replace("_", "-")
 
 

@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """The allowed values at this moment, in words."""
+        """The allowed values, in words."""
         return self.constraint.allowed(type(self.default))
 
     @property
@@ -79,7 +79,7 @@ RENAMED_KEYS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of one run, a section each.
+    """All settings of one run, one attribute per section.
 
     Raises `UserError` for settings that exclude each other or have no effect.
     """

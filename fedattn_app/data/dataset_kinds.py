@@ -31,11 +31,11 @@ class DatasetKind(ABC):
     def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
         """Return the training rows that a simulation splits over `num_clients` clients.
 
-        Return the same object until the data change, because the split is cached by it.
+        Repeated calls return the same object until the data change: it is part of a cache's key.
         """
 
     def test_table(self, config: DataConfig, seed: int) -> Table | None:
-        """Return the rows that the server evaluates on, if there are any."""
+        """Return the rows that the server evaluates on; None if there are none."""
         return None
 
     def server_has_data(self, config: DataConfig) -> bool:
@@ -59,19 +59,19 @@ class TriageCorpus(DatasetKind):
         return triage.LABELS
 
     def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
-        """Return the notes of `num_clients` hospitals in one table."""
+        """Return the training notes of `num_clients` hospitals in one table."""
         return _all_notes(seed, num_clients)
 
     def test_table(self, config: DataConfig, seed: int) -> Table:
-        """Return the notes of other hospitals than the clients'."""
+        """Return the test notes, which come from hospitals that no client has."""
         return _notes_table(triage.test_notes(seed))
 
     def has_client_tables(self, config: DataConfig) -> bool:
-        """Whether the partitioner leaves each hospital's notes with it."""
+        """Whether each client has the notes of exactly one hospital."""
         return config.partitioner in ("auto", "natural")
 
     def client_table(self, seed: int, client: int) -> Table:
-        """Return the notes of one hospital."""
+        """Return the training notes of the hospital with the number `client`."""
         return _notes_table(triage.site_notes(seed, client))
 
 
@@ -80,18 +80,18 @@ class SplitsDataset(DatasetKind):
 
     @abstractmethod
     def splits(self, config: DataConfig) -> Splits:
-        """Load the tables; return the same object until the data change."""
+        """Load the tables. Repeated calls return the same object until the data change."""
 
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
         """Return the labels that occur in the data, in alphabetical order."""
         return self.splits(config).labels
 
     def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
-        """Return the training table."""
+        """Return the training rows, which do not depend on `seed` or `num_clients`."""
         return self.splits(config).training()
 
     def test_table(self, config: DataConfig, seed: int) -> Table | None:
-        """Return the test table, if there is one."""
+        """Return the test rows; None if there are none."""
         return self.splits(config).test if self.server_has_data(config) else None
 
 
@@ -107,7 +107,10 @@ class FileDataset(SplitsDataset):
         return bool(config.data_path)
 
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
-        """Return the labels that occur in the files, in alphabetical order."""
+        """Return the labels that occur in the files, in alphabetical order.
+
+        Raises `UserError` without a `data-path`: the key `labels` must then name them.
+        """
         if not self.server_has_data(config):
             raise UserError(
                 'labels = "": with dataset = "file" and no data-path, name the labels, '
@@ -130,7 +133,7 @@ HUB_DATASET = HubDataset()
 
 
 def kind_of(config: DataConfig) -> DatasetKind:
-    """Return the kind that the key `dataset` names."""
+    """Return the kind of the data set that the key `dataset` names."""
     return DATASET_KINDS.get(config.dataset, HUB_DATASET)
 
 

@@ -1,4 +1,4 @@
-"""Which labels a run has, and the numbers that stand for them."""
+"""The label names of a run, and the number of each label."""
 
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """How a simulation splits one table over its clients.
 
-To add a partitioner, write a function with the signature `Partitioner` and add a row to
-`PARTITIONERS` in `fedattn_app.config.data`.
+A partitioner is a function that returns the row numbers of each client. To add one, write a
+function with the signature `Partitioner` and add a row to `PARTITIONERS` in
+`fedattn_app.config.data`.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def rows_by_client(
 
 
 def iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
-    """Give all clients the same number of random rows."""
+    """Split the rows into random parts of equal size, one per client."""
     from flwr_datasets import partitioner as fds
 
     _require_rows(table, num_clients, [1] * num_clients)
@@ -49,7 +50,7 @@ def iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequen
 def dirichlet(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
-    """Draw each label's shares over the clients from a Dirichlet(alpha) distribution."""
+    """Split each label's rows over the clients, by shares drawn from Dirichlet(alpha)."""
     from flwr_datasets import partitioner as fds
 
     _require_rows(table, num_clients, [1] * num_clients)
@@ -83,7 +84,10 @@ def pathological(
 def natural(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
-    """Make one client of each value in the column `partition_by`."""
+    """Give each client all rows with one value of the column `partition_by`.
+
+    Raises `UserError` unless the column has `num_clients` different values.
+    """
     from flwr_datasets import partitioner as fds
 
     if table.groups is not None:
@@ -100,7 +104,7 @@ def natural(
 def linear(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
-    """Give client k, counted from 1, a number of random rows in proportion to k."""
+    """Give client k, counted from 1, a number of random rows proportional to k."""
     from flwr_datasets import partitioner as fds
 
     _require_rows(table, num_clients, [k + 1 for k in range(num_clients)])
@@ -110,7 +114,7 @@ def linear(
 def square(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
-    """Give client k, counted from 1, a number of random rows in proportion to k²."""
+    """Give client k, counted from 1, a number of random rows proportional to k²."""
     from flwr_datasets import partitioner as fds
 
     _require_rows(table, num_clients, [(k + 1) ** 2 for k in range(num_clients)])
@@ -120,7 +124,7 @@ def square(
 def label_shares(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
-    """Give each client `examples_per_client` random rows with its `label_shares`.
+    """Give each client `examples_per_client` random rows, with its row of `label_shares`.
 
     No row goes to two clients. Rows that are left over go to no client.
     """
@@ -169,7 +173,7 @@ def _require_rows(table: Table, num_clients: int, proportions: Sequence[int]) ->
 
 
 class _FlowerRows(Sequence[Sequence[int]]):
-    """The row numbers of each client by a flwr-datasets partitioner, computed when asked for."""
+    """The row numbers of each client by a flwr-datasets partitioner, computed on access."""
 
     def __init__(self, partitioner: "fds.Partitioner", table: Table, seed: int) -> None:
         import datasets

@@ -18,7 +18,10 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 def read_columns(file: Path) -> Columns:
-    """Read a file whose suffix is in `READERS`; raises `UserError` if that is not possible."""
+    """Return the columns of a file by name, each with one cell per row.
+
+    Raises `UserError` if the file cannot be read. Its suffix must be in `READERS`.
+    """
     suffix = file.suffix.lower()
     try:
         return READERS[suffix](file)
@@ -50,7 +53,10 @@ def _read_csv(file: Path) -> Columns:
 
 
 def _read_json(file: Path) -> Columns:
-    """Read JSON Lines, or one JSON array of objects."""
+    """Return the columns of JSON Lines, or of one JSON array of objects.
+
+    A value that a row lacks is None.
+    """
     text = file.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         rows = json.loads(text)

@@ -25,9 +25,9 @@ class Table:
 
     Args:
         texts: N texts.
-        labels: N label names; an empty one is missing.
-        source: What error texts call the table, such as the file's path.
-        groups: N values of the column ``partition-by``, if the table has it.
+        labels: N label names; an empty text stands for a missing label.
+        source: The name of the table in error messages, for example the file's path.
+        groups: N values of the column ``partition-by``; None if the table has no such column.
     """
 
     texts: Sequence[str]
@@ -132,7 +132,7 @@ def _hub_columns(split: Any) -> Columns:
 def _make_table(
     columns: Columns, config: DataConfig, source: str, split: str, secret: bool = False
 ) -> Table:
-    """Check the columns that `config` names, and return them as a table."""
+    """Return a table of the columns that `config` names, after checking them."""
     has_groups = bool(config.partition_by) and split == "train"
     if not columns:
         raise UserError(f"{source}: is empty")

@@ -199,7 +199,7 @@ class _Site:
 
 
 def site_notes(seed: int, site: int) -> list[Note]:
-    """Return the `NOTES_PER_SITE` training notes of the site number `site` ≥ 0."""
+    """Return the `NOTES_PER_SITE` training notes of site number `site`, which is at least 0."""
     writer = _Site(seed, f"site-{site}")
     return [Note(*writer.write(), site) for _ in range(NOTES_PER_SITE)]
 

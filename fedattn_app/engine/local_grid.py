@@ -104,9 +104,9 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run those of the given messages whose replies arrive next, and return their replies.
+        """Run the messages whose replies arrive next, and return these replies.
 
-        The clock moves to the time at which these replies arrive. Unknown ids are ignored.
+        The clock moves to the time at which they arrive. Unknown ids are ignored.
         """
         pending = {key: self._pushed[key] for key in message_ids if key in self._pushed}
         if not pending:
@@ -118,7 +118,10 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Yield the replies in the order of the messages; `timeout` is ignored."""
+        """Run all messages and yield the replies in the order of the messages.
+
+        `timeout` is ignored.
+        """
         sent = list(messages)
         self.clock = max(map(self.arrival_time, sent), default=self.clock)
         for message in sent:
@@ -126,7 +129,7 @@ class LocalGrid(Grid):
         return self._replies(sent)
 
     def arrival_time(self, message: Message) -> float:
-        """Return the time on `clock` at which the reply to a message sent now arrives."""
+        """Return the simulated time at which the reply to `message` arrives if it is sent now."""
         partition = message.metadata.dst_node_id - FIRST_NODE_ID
         return self.clock + self.training_seconds(partition) * (
             message.metadata.message_type == "train"

@@ -118,9 +118,13 @@ class Workers:
     def _assign(
         self, tasks: Sequence[Task], waiting: list[int], end: int, sender: "_ContentSender"
     ) -> None:
-        """Give tasks to all workers that have room, starting workers where some are missing.
+        """Send tasks to all workers that have room, after replacing workers that have died.
 
-        `waiting` has the numbers of the unassigned tasks; only those below `end` are assigned.
+        Args:
+            tasks: All tasks.
+            waiting: The numbers of the unassigned tasks; those that are assigned are removed.
+            end: Only tasks with a number below `end` are assigned.
+            sender: Sends the tasks.
         """
         for worker in self._workers:
             if not (worker.tasks or worker.process.is_alive()):
@@ -174,7 +178,10 @@ class Workers:
         return [busy[ready] for ready in wait(list(busy)) if isinstance(ready, socket.socket)]
 
     def _receive(self, worker: "_Worker", task: Task, waiting: list[int]) -> Answer:
-        """Return the worker's answer to `task`; if it has died, its other tasks wait again."""
+        """Return the worker's answer to `task`.
+
+        If the worker has died, the answer has no reply, and its other tasks go back to `waiting`.
+        """
         try:
             answer: Answer = shared_memory.receive(worker.connection)
         except (EOFError, ConnectionError):
@@ -189,7 +196,7 @@ class Workers:
 
 @dataclass(eq=False)
 class _Worker:
-    """The parent's record of one process."""
+    """The parent's record of one worker process."""
 
     slot: int
     process: "ForkProcess"

@@ -1,1 +1,1 @@
-"""Classifiers, their inputs and tokenizers, and which of their parameters travel."""
+"""Classifiers, their inputs and tokenizers, and the choice of parameters that travel."""

@@ -35,7 +35,7 @@ class Batch:
 
     @property
     def sizes(self) -> Tensor:
-        """What each example costs to process, int (N,), in any unit: here 1 for all."""
+        """The cost of processing each example, int (N,), in any unit; here 1 for all."""
         return torch.ones(len(self), dtype=torch.int64)
 
     def select(self, index: Tensor) -> Self:
@@ -73,8 +73,8 @@ class TextBatch(Batch):
     """Token ids of N texts, padded to T tokens.
 
     The tensors are ``ids``, integer (N, T), and ``lengths``, integer (N,), each at least 1.
-    `padding_id` is the token that fills up a text, and `padding_multiple` (at least 1) rounds up
-    the width of what `select` returns, as far as T allows.
+    `padding_id` is the token that fills up a text. `select` rounds the number of tokens of its
+    result up to a multiple of `padding_multiple` (at least 1), but not beyond T.
     """
 
     padding_id: int = 0
@@ -108,7 +108,7 @@ class TextBatch(Batch):
         return replace(self, tensors={"ids": self.ids[index, :width], "lengths": lengths})
 
     def pad_independently(self, max_length: int, multiple: int = PADDING_MULTIPLE) -> Self:
-        """Return the same texts, of which `select` pads each to a multiple of tokens.
+        """Return the same texts in a form where `select` pads each to a multiple of `multiple`.
 
         No text is padded beyond `max_length` tokens. All positions beyond a text's length hold
         `padding_id` afterwards.

@@ -52,13 +52,16 @@ def is_faster() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x Wᵀ + b of float32 (M, K), (N, K) and (N,): float32 (M, N), without a gradient."""
+    """Return x Wᵀ + b, float32 (M, N), without recording a gradient.
+
+    `x` is float32 (M, K), `weight` W is (N, K) and `bias` b is (N,) or None.
+    """
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.to_mkldnn(), bias, "none", [], "")
     return result
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b of (..., K), (N, K) and (N,), with its gradients."""
+    """Computes x Wᵀ + b and its gradients, for x (..., K), W (N, K), and b (N,) or None."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

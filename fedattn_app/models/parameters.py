@@ -46,10 +46,10 @@ def set_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> None:
 def copy_arrays(
     sources: Sequence[NDArray], targets: Sequence[NDArray], names: Sequence[str]
 ) -> None:
-    """Copy each of the `sources` into the target at the same place.
+    """Copy each array of `sources` into the array at the same position of `targets`.
 
-    Raises `ValueError` for a different number of arrays, and for a different shape with the name at
-    that place.
+    Raises `ValueError` if the numbers of arrays or the shapes at one position differ; `names` gives
+    each position its name for the error text.
     """
     for source, target, name in zip(sources, targets, names, strict=True):
         if target.shape != source.shape:
@@ -61,7 +61,7 @@ def copy_arrays(
 
 
 def fingerprint(arrays: Mapping[str, NDArray]) -> str:
-    """Return the SHA-256 (hex) over the names, dtypes, shapes and bytes, sorted by name."""
+    """Return the SHA-256 (hex) of the names, dtypes, shapes and bytes of `arrays`, by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
@@ -71,7 +71,7 @@ def fingerprint(arrays: Mapping[str, NDArray]) -> str:
 
 
 def without(arrays: Mapping[str, NDArray], names: Collection[str]) -> dict[str, NDArray]:
-    """Return `arrays` except those called `names`."""
+    """Return the entries of `arrays` whose names are not in `names`."""
     return {name: array for name, array in arrays.items() if name not in names}
 
 

@@ -196,7 +196,7 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
 
 
 def build_untrained(architecture: dict[str, Any]) -> PretrainedClassifier:
-    """Build a model with this `PretrainedClassifier.architecture` and random parameters."""
+    """Build a model of the given `PretrainedClassifier.architecture` with random parameters."""
     with _loading("the run's model"), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -215,7 +215,7 @@ def _architecture(model: str) -> "PreTrainedConfig":
 
 
 def _source(model: str) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained`: where to load from, and to run no model code."""
+    """Return the arguments of `from_pretrained` that name the source and forbid model code."""
     folder = folder_of(model)
     if folder is None:
         if model.startswith((".", "~", "/")):

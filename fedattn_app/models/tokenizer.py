@@ -38,7 +38,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def tokens(self, text: str) -> list[str]:
-        """Split `text` into at least one token, and at most as many as `encode` keeps."""
+        """Return the tokens of `text` that `encode` keeps, at least one."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

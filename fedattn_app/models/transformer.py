@@ -26,7 +26,7 @@ ROTARY_BASE = 100.0
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: `width` D, a multiple of `heads` H."""
+    """Multi-head self-attention with H = `heads` on D = `width` features; H divides D."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, applied to each token by itself."""
+    """Two linear layers with a GELU between them, applied to each token separately."""
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()

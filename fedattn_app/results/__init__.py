@@ -1,1 +1,1 @@
-"""A run's folder: written as the run goes, resumed from, and read back."""
+"""The folder of a run: writing it during the run, resuming from it, reading it afterwards."""

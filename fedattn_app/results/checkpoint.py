@@ -1,7 +1,8 @@
 """The files under ``checkpoint/`` of a run's folder: what a resumed run starts from.
 
-They hold the parameters that training may change and the arrays that the rule keeps; where the run
-has a privacy budget also what its clients have spent, and the state of the server's accountant.
+They hold the parameters that training may change and the arrays that the rule keeps. In a run with
+a privacy budget they also hold what its clients have spent and the state of the server's
+accountant.
 """
 
 import json
@@ -25,7 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BestModel:
-    """The changeable parameters after the round with the best score; round -1 without any."""
+    """The parameters that training may change, after the round with the best score.
+
+    `server_round` is -1 if no round has a score yet.
+    """
 
     server_round: int = -1
     arrays: Mapping[str, NDArray] = field(default_factory=dict)
@@ -33,14 +37,14 @@ class BestModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run has after one of its rounds.
+    """The state of a run after one of its rounds.
 
     Attributes:
         server_round: the round.
         arrays: the parameters that training may change, by name.
         rule_state: the arrays that the rule keeps from round to round.
         num_partitions: the number of clients that the data are split over; 0: they are not split.
-        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty without any.
+        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty if there are none.
     """
 
     server_round: int
@@ -61,7 +65,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, run: Path) -> "Checkpoint":
-        """Read the checkpoint in the folder `run`; raises `UserError` where there is none."""
+        """Read the checkpoint in the folder `run`; raises `UserError` if there is none."""
         arrays, about = read_arrays(run / CHECKPOINT)
         if not about.get("round", "").isdecimal():
             raise UserError(
@@ -86,10 +90,10 @@ def write_best(run: Path, best: BestModel) -> None:
 
 
 def read_best(run: Path, checkpoint: Checkpoint) -> BestModel:
-    """Read the best model of a run, up to the round of its `checkpoint`.
+    """Return the best model in the folder `run`, up to the round of `checkpoint`.
 
-    A run that was stopped between writing the two files may have a best model of a later round; the
-    best of the rounds before is then that of the checkpoint.
+    If the file holds the model of a later round, return the model of the checkpoint instead,
+    because the resumed run repeats the later rounds.
     """
     if not (run / BEST).exists():
         return BestModel()
@@ -106,9 +110,9 @@ def write_spending(run: Path, file: Path, state: Mapping[str, object]) -> None:
 
 
 def read_accountant(run: Path, num_rounds: int) -> Row:
-    """Read the state of the server's accountant in a run.
+    """Return the state of the server's accountant in the folder `run`; empty before any round.
 
-    Raises `UserError` where it cannot be read, or counts fewer than `num_rounds` rounds.
+    Raises `UserError` if it cannot be read, or counts fewer than `num_rounds` rounds.
     """
     path = run / ACCOUNTANT
     if not num_rounds and not path.exists():
@@ -124,9 +128,10 @@ def read_accountant(run: Path, num_rounds: int) -> Row:
 
 
 def read_budgets(run: Path, convert: Callable[[Row], T]) -> T:
-    """Return what `convert` makes of the clients' budgets, rounds included that were lost.
+    """Return the result of `convert` for what the clients have spent, read from the folder `run`.
 
-    Raises `UserError` where they cannot be read.
+    It covers all messages sent, also those of rounds after the checkpoint. Raises `UserError` if it
+    cannot be read.
     """
     return _read_spending(run / BUDGETS, convert)
 

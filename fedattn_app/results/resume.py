@@ -44,7 +44,7 @@ class EarlierRun:
 
 
 def earlier_run(config: Config, frozen_fingerprint: str) -> EarlierRun:
-    """Read the run that the key ``resume-from`` names, if it names one.
+    """Return the run that the key ``resume-from`` names; the default `EarlierRun` without the key.
 
     Raises `UserError` for a run that cannot be read, that has other settings or frozen parameters
     than `frozen_fingerprint` (SHA-256, hex), or that already has `num-rounds` rounds.
@@ -78,7 +78,10 @@ def earlier_run(config: Config, frozen_fingerprint: str) -> EarlierRun:
 
 
 def settings_of(run: Path) -> dict[str, ConfigValue]:
-    """Return the run-config of the run in a folder; raises `UserError` without a checkpoint."""
+    """Return the run-config of the run in the folder `run`, by key.
+
+    Raises `UserError` if the folder holds no checkpoint.
+    """
     if not (run / CHECKPOINT).exists():
         raise UserError(f"resume-from = {run}: holds no checkpoint")
     return parse_run_config([str(run / "config.toml")])

@@ -1,4 +1,4 @@
-"""Write a run's folder as the run goes: a round is on disk before the next one begins."""
+"""Write a run's folder during the run: each round is on disk before the next one begins."""
 
 import json
 import os
@@ -31,12 +31,12 @@ RECORDED_VERSIONS = ("flwr", "torch", "opacus", "transformers", "peft")
 class RunFolder:
     """The folder of one run.
 
-    Making one writes ``config.toml`` and what a resumed run has so far. Raises `UserError` for a
-    folder that cannot be written or already holds another run.
+    The constructor writes ``config.toml`` and the rounds of the run that is resumed. It raises
+    `UserError` for a folder that cannot be written or already holds another run.
 
     Args:
         config: the settings of the run.
-        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty without any.
+        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty if there are none.
         earlier: the run that this one resumes.
 
     Attributes:
@@ -73,7 +73,7 @@ class RunFolder:
         return (self.path / "summary.json").exists()
 
     def remove_final_files(self) -> None:
-        """Remove the final files of a resumed run before they are out of date."""
+        """Delete the summary and the final models, which a resumed run makes out of date."""
         for name in FINAL_FILES:
             (self.path / name).unlink(missing_ok=True)
 
@@ -86,11 +86,17 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def write_accountant(self, state: Mapping[str, object]) -> None:
-        """Write the state of the server's accountant, before anyone sees the noisy model."""
+        """Write the state of the server's accountant.
+
+        Call this before anyone sees the noisy model.
+        """
         write_spending(self.path, ACCOUNTANT, state)
 
     def write_budgets(self, budgets: Mapping[str, object]) -> None:
-        """Write what the clients have spent, before a message is sent that may cost more."""
+        """Write what the clients have spent.
+
+        Call this before sending a message that may cost more.
+        """
         write_spending(self.path, BUDGETS, budgets)
 
     def write_checkpoint(
@@ -106,14 +112,14 @@ class RunFolder:
         ).write(self.path)
 
     def write_best(self, server_round: int, arrays: Mapping[str, NDArray]) -> None:
-        """Replace the best model by the changeable parameters after `server_round`."""
+        """Replace the best model by `arrays`, the parameters after the round `server_round`."""
         self.best = BestModel(server_round, dict(arrays))
         write_best(self.path, self.best)
 
     def finish(
         self, summary: Row, arrays: Mapping[str, NDArray], metadata: Mapping[str, str]
     ) -> None:
-        """Write the final model, the best one where a round has a score, and the summary.
+        """Write the final model, the best model if any round has a score, and the summary.
 
         Args:
             summary: the content of ``summary.json``.
@@ -171,7 +177,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git(*command: str) -> str:
-    """Return what git prints about this file's folder, or an empty text where it fails."""
+    """Return what git prints about this file's folder; an empty text if it fails."""
     try:
         ran = subprocess.run(
             ["git", *command],

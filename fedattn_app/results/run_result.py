@@ -12,9 +12,9 @@ from fedattn_app.types import NDArray, Row
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run's folder, read on demand.
+    """The results in a run's folder; each file is read when it is first used.
 
-    Every attribute raises `UserError` where its file cannot be read.
+    Every attribute raises `UserError` if its file cannot be read.
     """
 
     path: Path
@@ -30,17 +30,17 @@ class RunResult:
 
     @cached_property
     def history(self) -> list[Row]:
-        """One row per round, from round 0."""
+        """The rows of ``history.jsonl``, one per round, from round 0."""
         return self._rows("history.jsonl")
 
     @cached_property
     def clients(self) -> list[Row]:
-        """One row per client and round."""
+        """The rows of ``clients.jsonl``, one per client and round."""
         return self._rows("clients.jsonl")
 
     @cached_property
     def arrays(self) -> dict[str, NDArray]:
-        """The final global model by parameter name."""
+        """The parameters of the final global model, by name."""
         return read_arrays(self.path / "model.safetensors")[0]
 
     def _rows(self, name: str) -> list[Row]:

@@ -1,1 +1,1 @@
-"""The rounds of a federation: who is asked, how replies are checked, combined and recorded."""
+"""The rounds of a federation: select clients, check and combine their replies, record them."""

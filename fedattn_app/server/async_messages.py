@@ -13,9 +13,9 @@ POLL_SECONDS = 0.2
 class AsyncMessages:
     """Keeps up to `concurrency` clients of `grid` at work, each on one message.
 
-    A client is asked at most once between two steps of the server: asked again, it would train the
-    same model on the same examples. A client that has not answered within `timeout` seconds is
-    given up, and may be asked again in the next step.
+    A client gets at most one message between two steps of the server: a second time it would train
+    the same model on the same examples. The server stops waiting for a client that has not answered
+    within `timeout` seconds; the client may get a message again in the next step.
     """
 
     def __init__(self, grid: PartitionGrid, concurrency: int, timeout: float) -> None:
@@ -34,12 +34,12 @@ class AsyncMessages:
     ) -> Iterator[Message]:
         """Yield replies as they come, until `count` of them have filled a place in the buffer.
 
-        Ends earlier where no client is at work any more.
+        Ends earlier if no client is at work any more.
 
         Args:
             count: the size of the buffer.
-            make_messages: given a limit, returns at most as many messages to free clients; called
-                at the start and whenever clients have answered.
+            make_messages: given a limit, returns up to that number of messages to free clients;
+                called at the start and whenever clients have answered.
             fills_buffer: whether a reply filled a place; called once the caller asks for the next.
         """
         self._answered = set()
@@ -89,7 +89,7 @@ class AsyncMessages:
             time.sleep(POLL_SECONDS)
 
     def _update_busy(self) -> None:
-        """Set which clients the grid must not name as free."""
+        """Set `grid.busy` to the clients that are not free for a new message."""
         waiting = {reply.metadata.src_node_id for reply in self._waiting}
         at_work = {partition for partition, _ in self._sent.values()}
         self.grid.busy = at_work | waiting | self._answered

@@ -18,7 +18,7 @@ log = logging.getLogger("fedattn")
 
 
 class BudgetSpentError(Exception):
-    """Raised inside a round that too few clients have the privacy budget for."""
+    """Too few clients have privacy budget left for a round."""
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Budgets:
 
     Attributes:
         epsilon: what each client has reported, or what the server's noise has cost it.
-        unreported: clients that have not answered the last message, or have lost their ledger;
-            they may have spent more.
-        retired: clients without budget for another round, or without their ledger; they are not
-            asked again.
+        unreported: clients that have not answered the last message, or have lost their ledger; they
+            may have spent more.
+        retired: clients without budget for another round, or without their ledger; they get no
+            further message.
         common: what the server's own noise has cost every client that has taken part.
     """
 
@@ -48,17 +48,17 @@ class Budgets:
         return cls(epsilon, set(map(int, row["unreported"])))
 
     def to_row(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know, as a JSON object."""
+        """Return the state that a resumed run needs, as a JSON object."""
         epsilon = {str(partition): value for partition, value in sorted(self.epsilon.items())}
         return {"epsilon": epsilon, "unreported": sorted(self.unreported)}
 
     @property
     def largest(self) -> float | None:
-        """The largest ε of all clients; None where nothing has been spent."""
+        """The largest ε of all clients; None if nothing has been spent."""
         return max([*self.epsilon.values(), self.common]) or None
 
     def record_messages(self, partitions: Iterable[int]) -> None:
-        """Record that these clients are sent a message that may cost them something."""
+        """Mark the clients to which a message is about to be sent as unreported."""
         self.unreported.update(partitions)
 
     def record_reply(self, reply: Message) -> None:
@@ -75,7 +75,10 @@ class Budgets:
             self.retired.add(partition)
 
     def spend_in_common(self, partitions: Collection[int], epsilon: float) -> None:
-        """Record that these clients, and all that took part before, have spent `epsilon`."""
+        """Set what the server's noise has cost so far: `epsilon` for every client that took part.
+
+        `partitions` are clients that have just taken part; those of earlier rounds are known.
+        """
         self.common = epsilon
         self.epsilon = dict.fromkeys([*self.epsilon, *partitions], epsilon)
 
@@ -86,7 +89,7 @@ class Budgets:
             log.info("client %d: budget spent, ε %.4g", partition, self.epsilon[partition])
 
     def check(self, num_left: int, num_needed: int) -> None:
-        """Raise `BudgetSpentError` where clients were retired and fewer than needed are left."""
+        """Raise `BudgetSpentError` if clients were retired and fewer than `num_needed` are left."""
         if self.retired and num_left < num_needed:
             raise BudgetSpentError(
                 f"{num_left} of {num_left + len(self.retired)} clients have privacy budget left, "

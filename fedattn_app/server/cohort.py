@@ -1,6 +1,6 @@
 """The replies of the clients of one round, sorted into valid, failed and out of budget.
 
-This is the one place on the server where a reply is asked whether it has failed.
+The server decides only here whether a reply counts as failed.
 """
 
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("fedattn")
 
 
 class Cohort:
-    """An iterator over the valid replies, one at a time, that records what became of each client.
+    """An iterator over the valid replies of a round that also records each client's outcome.
 
     Args:
         replies: all replies, in the order of partitions, as they come.
@@ -49,17 +49,17 @@ class Cohort:
         return self._valid
 
     def finish(self) -> None:
-        """Record the replies that nobody has taken."""
+        """Read the remaining replies, so that their outcomes are recorded too."""
         deque(self._valid, maxlen=0)
 
     def drop(self, refused: Mapping[int, str]) -> None:
-        """Count clients as failed whose updates were `refused`, with the reason by partition."""
+        """Count clients as failed; `refused` has the reason for each, by partition."""
         for partition, reason in refused.items():
             self.metrics.pop(partition, None)
             self.failures[partition] = reason
 
     def has_examples(self, partition: int) -> bool:
-        """Return whether a client's reply is valid and rests on examples."""
+        """Return whether a client's reply is valid and reports more than 0 examples."""
         metrics = self.metrics.get(partition)
         return metrics is not None and number(metrics, "num-examples") > 0
 

@@ -1,4 +1,4 @@
-"""What happens after a round: each observer does one thing with what the round has come to."""
+"""The observers of a run: each does one thing after every round, for example log it."""
 
 import logging
 import math
@@ -20,14 +20,14 @@ ScoreOf = Callable[[Row], float | None]
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """A round that has ended; its row is the last one of `outcome.history`.
+    """The end of a round, whose row is the last one of `outcome.history`.
 
     Attributes:
-        outcome: the run after the round.
+        outcome: the state of the run after the round.
         clients: the rows of ``clients.jsonl``.
         changed_arrays: the parameters that training may have changed, by name.
         rule_state: the arrays that the rule keeps from round to round.
-        num_partitions: the number of clients that the data are split over, 0 where they are not.
+        num_partitions: the number of clients that the data are split over; 0: they are not split.
     """
 
     outcome: Outcome
@@ -38,18 +38,18 @@ class RoundEnd:
 
     @property
     def row(self) -> Row:
-        """The row of ``history.jsonl``."""
+        """The round's row of ``history.jsonl``."""
         return self.outcome.history[-1]
 
 
 class RoundObserver:
-    """Does nothing; a subclass overrides what it needs."""
+    """Base class of observers. Its methods do nothing; subclasses override those they need."""
 
     def run_started(self, resumed: RoundEnd | None) -> None:
-        """Prepare for the first round; in a resumed run after its last round, `resumed`."""
+        """Prepare for the run. `resumed` is the last round of the run that is resumed, or None."""
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Use what a round has come to. Round 0 is the model before any training."""
+        """Do this observer's task after a round. Round 0 is the model before any training."""
 
     def reason_to_stop(self, outcome: Outcome) -> str | None:
         """Return why no further round should run, or None."""
@@ -64,7 +64,7 @@ class FolderWriter(RoundObserver):
         self.keeps_budgets = keeps_budgets
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Append the rows and replace the checkpoint."""
+        """Append the rows of the round and replace the checkpoint."""
         if self.keeps_budgets:
             self.folder.write_budgets(end.outcome.budgets.to_row())
         self.folder.add_round(end.row, end.clients)
@@ -82,14 +82,18 @@ class BestModel(RoundObserver):
         self._best = -math.inf
 
     def run_started(self, resumed: RoundEnd | None) -> None:
-        """Find the best score so far. The last round's model may not have been kept yet."""
+        """Find the best score so far.
+
+        Keep the model of the last round if it is the best, since the run may have stopped before
+        that.
+        """
         if resumed:
             scores = map(self.score_of, resumed.outcome.history[:-1])
             self._best = max((score for score in scores if score is not None), default=-math.inf)
             self.round_ended(resumed)
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Keep the model if its score is above all before it."""
+        """Keep the model if its score is higher than all scores before it."""
         score = self.score_of(end.row)
         if score is not None and score > self._best:
             self._best = score
@@ -105,7 +109,7 @@ class Patience(RoundObserver):
         self.score_of = score_of
 
     def reason_to_stop(self, outcome: Outcome) -> str | None:
-        """Return a reason where the last improvement is `patience` rounds ago."""
+        """Return a reason if the score has not improved for `patience` rounds; else None."""
         patience = self.config.patience
         best = last_improvement(outcome.history, self.score_of, self.config.min_delta)
         if not patience or best < 0 or outcome.last_round - best < patience:
@@ -138,9 +142,10 @@ class Progress(RoundObserver):
 
 
 def score_reader(config: FederationConfig, clients_may_decide: bool) -> ScoreOf:
-    """Return the function that reads the score of the key ``score`` from a row.
+    """Return a function that reads the score from a row; larger is better, None is no score.
 
-    It is on the server's test set, else on what the clients hold out, if `clients_may_decide`.
+    The key ``score`` names the metric; the loss is negated. It is read from the server's test set
+    or, without one and if `clients_may_decide`, from what the clients hold out.
     """
 
     def score_of(row: Row) -> float | None:
@@ -154,7 +159,10 @@ def score_reader(config: FederationConfig, clients_may_decide: bool) -> ScoreOf:
 
 
 def last_improvement(history: Sequence[Row], score_of: ScoreOf, min_delta: float = 0.0) -> int:
-    """Return the last round whose score is over `min_delta` above all before it; -1 for none."""
+    """Return the last round with a better score than the best before it; -1 for none.
+
+    The first score counts as better; a later one must exceed the best by more than `min_delta`.
+    """
     best, best_round = -math.inf, -1
     for row in history:
         score = score_of(row)

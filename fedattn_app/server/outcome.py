@@ -1,4 +1,4 @@
-"""What a run has come to so far."""
+"""The state of a run after the rounds so far."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from fedattn_app.types import NDArray, Row
 
 @dataclass
 class Outcome:
-    """The global model and how good it is, after the rounds so far.
+    """The global model, its scores and the rows recorded, after the rounds so far.
 
     Attributes:
         arrays: every parameter of the global model.
-        central: the scores on the server's test set; None where it has none.
-        federated: the scores on what the clients hold out; None where nobody evaluated.
+        central: the scores on the server's test set; None without a test set.
+        federated: the scores on what the clients hold out; None if no client evaluated.
         client_accuracies: the accuracy of each client that evaluated, 0 to 1.
         history: the rows of ``history.jsonl``.
         last_round: the number of the last round, 0 before the first. In a resumed run it is that
@@ -36,10 +36,10 @@ class Outcome:
 
     @property
     def scores(self) -> Scores | None:
-        """The central scores where there are any, else the federated ones."""
+        """The central scores if there are any, else the federated ones."""
         return self.central or self.federated
 
 
 def array_record(arrays: Mapping[str, NDArray]) -> ArrayRecord:
-    """Return `arrays` as Flower carries them."""
+    """Return `arrays` as a Flower `ArrayRecord`."""
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})

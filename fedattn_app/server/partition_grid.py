@@ -38,14 +38,14 @@ class Traffic:
 class PartitionGrid(Grid):
     """Presents the nodes of `inner` under their partition numbers.
 
-    Each node is asked once for its ``partition-id``. A node that has none, or that of another
-    node, gets the next free number.
+    Each node is asked once for its ``partition-id``. A node that has none, or one that another node
+    has already, gets the next free number.
 
     Attributes:
         traffic: the payload bytes so far; every message adds to it.
         num_partitions: the largest ``num-partitions`` that a node has reported.
-        retired: partitions that are not asked again.
-        busy: partitions that are not asked at present.
+        retired: partitions that get no further message.
+        busy: partitions that get no message for now.
     """
 
     def __init__(self, inner: Grid) -> None:
@@ -62,7 +62,7 @@ class PartitionGrid(Grid):
         """Wait until `minimum` nodes are connected, and return how many there are.
 
         With a `minimum` of 0, wait for as many as the nodes' ``num-partitions``. Raises
-        `RunFailedError` where that many nodes are connected but none can take part, and after
+        `RunFailedError` if that many nodes are connected but none can take part, and after
         `timeout` seconds.
         """
         waiting = None
@@ -83,7 +83,7 @@ class PartitionGrid(Grid):
             time.sleep(POLL_SECONDS)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the partition numbers of the nodes that can be asked now, ascending."""
+        """Return the partition numbers of the nodes that can get a message now, ascending."""
         return sorted(self._refresh().keys() - self.retired - self.busy)
 
     def count_left(self) -> int:
@@ -110,7 +110,7 @@ class PartitionGrid(Grid):
             yield early[partition]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send to partitions and return the ids of the messages."""
+        """Send messages to partitions and return the ids of the messages."""
         asked = list(messages)
         partitions = [message.metadata.dst_node_id for message in asked]
         ids = list(self.inner.push_messages(self._outgoing(asked)))
@@ -120,12 +120,12 @@ class PartitionGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have come, by partition.
 
-        Where the SuperLink answers for a node that has left, that is the partition's reply.
+        For a node that has left, the reply is the error that the SuperLink sends in its place.
         """
         return self._incoming(self.inner.pull_messages(message_ids))
 
     def set_run(self, run: Run) -> None:
-        """Pass the run on."""
+        """Set the inner grid's run."""
         self.inner.set_run(run)
 
     @property

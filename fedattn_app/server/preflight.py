@@ -1,4 +1,4 @@
-"""What a run needs before its first message, and the checks that need no message."""
+"""Prepare what a run needs before its first message, and check what can be checked by then."""
 
 import logging
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ class Setup:
 
     Attributes:
         labels: the label names, in the order of the model's outputs.
-        model: the classifier; its parameters are the global model's whenever it is scored.
+        model: the classifier; `score` copies the arrays to be scored into it.
         scope: which parameters are shared, personal and frozen.
-        test: the server's test set, or None where it has none or has no whole model to test.
+        test: the server's test set; None if there is none, or if the server has no complete model.
     """
 
     labels: tuple[str, ...]
@@ -45,7 +45,7 @@ class Setup:
 
     @property
     def frozen_fingerprint(self) -> str:
-        """The SHA-256 (hex) of the frozen parameters; empty where none is frozen."""
+        """The SHA-256 (hex) of the frozen parameters; empty if there are none."""
         if not self.scope.frozen:
             return ""
         return fingerprint(without(self.arrays, self.scope.trainable))
@@ -58,7 +58,7 @@ class Setup:
 
 
 def prepare(config: Config) -> Setup:
-    """Build the model and load the test set; raises `UserError` where either cannot be done."""
+    """Build the model and load the test set; raises `UserError` if that is not possible."""
     labels = label_names(config.data)
     if len(labels) < 2:
         raise UserError(f"labels: a classifier needs at least 2, there are {len(labels)}")
@@ -73,7 +73,7 @@ def prepare(config: Config) -> Setup:
 
 
 def restore(setup: Setup, changeable: frozenset[str], earlier: EarlierRun) -> None:
-    """Set the model to the checkpoint of an `earlier` run, if there is one.
+    """Set the model's parameters to those of the `earlier` run's checkpoint, if there is one.
 
     Raises `UserError` for a checkpoint that does not hold exactly the `changeable` parameters.
     """
@@ -90,7 +90,7 @@ def restore(setup: Setup, changeable: frozenset[str], earlier: EarlierRun) -> No
 
 
 def check_patience(config: Config, protection: Protection, server_tests: bool) -> None:
-    """Raise `UserError` where no score is reported after each round for `patience` to use."""
+    """Raise `UserError` if `patience` is set but no score is reported after each round."""
     federation = config.federation
     in_every_round = config.aggregation.strategy != "fedbuff"
     clients_report = in_every_round and protection.reports_score(federation.score)
@@ -115,7 +115,7 @@ def check_num_clients(
         protection: the protection of the run.
         earlier: the run that this one resumes.
         num_clients: the number of clients that are connected.
-        num_partitions: the number of clients that the data are split over, as the nodes say.
+        num_partitions: the number of clients that the data are split over, as the nodes report it.
     """
     split_over = earlier.num_partitions
     if server_has_data(config.data) and split_over not in (0, num_partitions):
@@ -141,7 +141,7 @@ def check_num_clients(
 
 
 def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
-    """Log what the run is about to do, and what its user should know."""
+    """Log the main settings of the run, and warnings about them."""
     arrays, federation = setup.arrays, config.federation
     num_shared = sum(arrays[name].size for name in setup.scope.shared)
     total = sum(array.size for array in arrays.values())

@@ -63,8 +63,9 @@ def client_rows(
 ) -> list[Row]:
     """Return one row of ``clients.jsonl`` for each client that trained or evaluated.
 
-    Accuracy and loss are those on held-out examples where a client evaluated any, else those of
-    training. What a reply does not report is None, and so is what noisy counts would give.
+    Accuracy and loss are those on held-out examples if the client evaluated any, else those of
+    training. A value is None if the reply does not report it, or if it would follow from noisy
+    counts.
 
     Args:
         server_round: the round.

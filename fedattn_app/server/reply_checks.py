@@ -59,7 +59,7 @@ def number(metrics: MetricRecord, key: str) -> float:
 
 
 def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
-    """Return loss and accuracy averaged over examples, or None where no reply reports them."""
+    """Return loss and accuracy averaged over examples, or None if no reply reports them."""
     records = [record for record in records if "loss" in record]
     weights = [number(record, "num-examples") for record in records]
     if not sum(weights):

@@ -1,8 +1,8 @@
 """The loop over rounds: train, combine, evaluate, and report to the observers.
 
-It drives the hooks of any Flower `Strategy`, as Flower's `Strategy.start` does, and adds
-repeatable sampling, an end with one clear line when a round brings nothing, asynchronous rounds,
-and observers.
+It calls the methods of any Flower `Strategy`, as Flower's `Strategy.start` does. It adds repeatable
+sampling, asynchronous rounds, observers, and a one-line error for a round in which every client
+fails.
 """
 
 import logging
@@ -41,15 +41,15 @@ class Rounds:
     """Runs the rounds of one federation.
 
     Args:
-        phases: the strategies, by the round from which each is used.
+        phases: the phases of the run, each with its strategy, in the order of their first rounds.
         grid: the nodes.
         folder: the run's folder, for what must be on disk before a message is sent.
         config: the settings of the run.
         protection: the protection of the run.
         changeable: the names of the parameters that training may change.
         num_labels: the number of labels.
-        evaluate: scores arrays on the server's test set; None where it has none.
-        observers: what happens after each round, in this order.
+        evaluate: returns the scores of arrays on the server's test set; None without a test set.
+        observers: called after each round, in this order.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Rounds:
             )
 
     def run(self, outcome: Outcome, rule_state: Mapping[str, NDArray]) -> None:
-        """Run from the round after `outcome` to the last one; `outcome` is brought up to date.
+        """Run the rounds after those in `outcome`, and update `outcome` after each.
 
-        A resumed run has `rule_state`, what the rule had kept. The run ends early where an
-        observer has a reason, and where too few clients have privacy budget for another round.
-        Raises `RunFailedError` where they have none for the first round, and where every client of
-        a round fails; the rounds before it are in the folder.
+        `rule_state` has the arrays that the rule kept in the run that is resumed. The run ends
+        early if an observer has a reason, or if too few clients have privacy budget for another
+        round. Raises `RunFailedError` if the budget does not suffice for the first round, or if
+        every client of a round fails; the rounds before it are in the folder.
         """
         self.grid.retired = outcome.budgets.retired
         self._account([], outcome)  # what the earlier rounds of a resumed run have spent
@@ -172,7 +172,7 @@ class Rounds:
         self._notify_end(self._end(outcome, clients))
 
     def _train(self, server_round: int, outcome: Outcome) -> tuple[Cohort, int]:
-        """Run one round of training; return the clients' replies and the number of failures."""
+        """Run one round of training; return its cohort and the number of failures."""
         self._check_budgets(outcome)
         phase = self._phase(server_round)
         phase.begin_round()
@@ -205,9 +205,10 @@ class Rounds:
     def _asked_to_train(
         self, server_round: int, phase: Phase, outcome: Outcome
     ) -> tuple[Cohort, int]:
-        """Send the messages of a round; return the replies as they come, and how many were asked.
+        """Send the training messages of a round; return the cohort and the number of messages.
 
-        In asynchronous rounds that number is 0: nobody waits for all of them.
+        The cohort yields the replies as they come. In asynchronous rounds the number is 0, because
+        a round does not wait for all messages.
         """
         stages = (f"train {number}" if number else "train" for number in count())
 
@@ -234,7 +235,10 @@ class Rounds:
         return cohort, 0
 
     def _evaluate(self, server_round: int, outcome: Outcome) -> tuple[Cohort | None, int]:
-        """Let clients evaluate; return their replies, and the number of failures."""
+        """Let clients evaluate the model; return their cohort and the number of failures.
+
+        The cohort is None in asynchronous rounds before the last one, and if no client is left.
+        """
         outcome.federated, outcome.client_accuracies = None, ()
         if self.asynchronous:  # no client waits for others, except at the end
             if server_round < self.config.num_rounds:
@@ -261,7 +265,7 @@ class Rounds:
         return cohort, len(messages) - len(cohort.metrics) - len(cohort.out_of_budget)
 
     def _exchange(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """Send `messages` and yield the replies."""
+        """Send `messages`, yield the replies, and log the clients that did not reply in time."""
         if not messages:
             return
         silent = {message.metadata.dst_node_id for message in messages}
@@ -277,14 +281,20 @@ class Rounds:
         return Cohort(replies, metrics, outcome.budgets, self.protection.protects_on_node)
 
     def _account(self, clients: Collection[int], outcome: Outcome) -> None:
-        """Record what the server's own noise has spent, before anyone sees the noisy model."""
+        """Record the privacy budget that the server's noise has spent, if it adds noise.
+
+        This happens before anyone sees the noisy model.
+        """
         if self.accountant:
             self.folder.write_accountant(self.accountant.state_dict())
             epsilon = self.accountant.get_privacy_spent().epsilon
             outcome.budgets.spend_in_common(clients, epsilon)
 
     def _record_messages(self, messages: Sequence[Message], outcome: Outcome) -> None:
-        """Record who is sent `messages`, before they are: the cost may never be reported."""
+        """Record, before sending `messages`, which clients get them.
+
+        A client may spend budget on a message and never report it.
+        """
         if self.protection.protects_on_node:
             outcome.budgets.record_messages(message.metadata.dst_node_id for message in messages)
             self.folder.write_budgets(outcome.budgets.to_row())

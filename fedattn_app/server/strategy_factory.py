@@ -1,4 +1,4 @@
-"""Make the strategy of a run: the rule that its settings name, and everything around it."""
+"""Make the strategy of a run: the rule that its settings name, inside its wrappers."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class Phase:
 
     Attributes:
         first_round: the first round, from 1.
-        rule: what combines the replies, inside all wrappers.
+        rule: combines the replies; it is inside all wrappers.
         strategy: the rule in all wrappers; the server calls this one.
         refusing: the wrappers that refuse single replies.
-        message_config: goes with every message.
+        message_config: the config that goes with every message.
     """
 
     first_round: int
@@ -44,12 +44,12 @@ class Phase:
 
     @property
     def accountant(self) -> PrivacyAccountant | None:
-        """The accountant of the server's own noise, where it adds any."""
+        """The accountant of the server's noise; None if the server adds no noise."""
         return self.rule.accountant if isinstance(self.rule, ClientLevelDP) else None
 
     @property
     def refused(self) -> dict[int, str]:
-        """Why replies of this round were refused, by partition."""
+        """The reason for each refused reply of this round, by partition."""
         return {node: why for wrapper in self.refusing for node, why in wrapper.dropped.items()}
 
     def begin_round(self) -> None:
@@ -62,7 +62,7 @@ class Phase:
         return state_of(self.rule)
 
     def load_state(self, state: Mapping[str, NDArray]) -> None:
-        """Give the rule what `state` returned in the run that is resumed."""
+        """Restore the arrays that `state` returned in the run that is resumed."""
         load_state(self.rule, state)
 
 
@@ -74,14 +74,14 @@ def build_phases(
     accountant_state: Mapping[str, Any],
     num_rounds: int,
 ) -> list[Phase]:
-    """Return the warm-up phase, in which everything is shared, if there is one; then the main one.
+    """Return the warm-up phase, if there is one, and the main phase; a warm-up shares everything.
 
     Args:
         config: the settings of the run.
         protection: the protection of the run.
         scope: which parameters are shared.
-        frozen_fingerprint: the SHA-256 of the frozen parameters, to be checked by every client;
-            empty where none is frozen.
+        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters, which every client checks;
+            empty if there are none.
         accountant_state: the server's accountant in the run that is resumed, else empty.
         num_rounds: the number of rounds still to run.
     """
@@ -112,13 +112,14 @@ def build_pipeline(
     first_round: int = 1,
     sends_rest: bool = False,
 ) -> Phase:
-    """Put the wrappers around `rule`, from the inside to the outside.
+    """Return `rule` inside all its wrappers.
 
-    A reply passes them the other way, from the bottom of this function to its top:
+    The code adds the wrappers from the innermost to the outermost. A reply passes them the other
+    way, from the bottom of this function to its top:
 
     1. decoded: what cannot be decoded is refused;
     2. scope: replies without examples are left out, and the result is merged into the model;
-    3. checked: an update of another form, or one that is too long, is refused, or it is clipped;
+    3. checked: an update of another form is refused; one that is too long is refused or clipped;
     4. rule: the updates are combined, under ``client-dp`` with noise.
 
     The metrics of a reply were checked before it comes here (`Cohort`). A mechanism that hides
@@ -128,7 +129,7 @@ def build_pipeline(
         config: the settings of the run.
         rule: combines the replies.
         shared: the names of the parameters that travel.
-        message_config: goes with every message.
+        message_config: the config that goes with every message.
         first_round: the first round of the phase, from 1.
         sends_rest: whether clients are sent all other parameters too.
     """
@@ -153,7 +154,7 @@ def make_rule(
     accountant_state: Mapping[str, Any] | None = None,
     num_rounds: int = 1,
 ) -> FedAvg | ClientLevelDP:
-    """Make the rule that the key ``strategy`` names, as the protection wants it.
+    """Make the rule that the key ``strategy`` names, in the form that the protection requires.
 
     Args:
         config: the settings of the run.

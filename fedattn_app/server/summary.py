@@ -1,4 +1,4 @@
-"""What a finished run leaves: ``summary.json`` and the metadata of its model."""
+"""The content of ``summary.json``, and the metadata of the final model."""
 
 import json
 
@@ -18,7 +18,7 @@ PATH_SETTINGS = {"data-path", "output-dir", "resume-from"}
 
 
 def model_metadata(config: Config, setup: Setup) -> dict[str, str]:
-    """Return all that `Predictor` needs beside the arrays, without any path."""
+    """Return the metadata that `Predictor` needs besides the arrays. It contains no path."""
     settings = {k: v for k, v in config.to_run_config().items() if k not in PATH_SETTINGS}
     if config.model.pretrained and folder_of(config.model.model):
         settings["model"] = setup.model.family
@@ -43,7 +43,7 @@ def summary_of(
         setup: the model and the labels.
         outcome: the run after its last round.
         num_clients: the number of clients that were connected when the run began.
-        best_round: the round with the best score; -1 where no round has one.
+        best_round: the round with the best score; -1 if no round has one.
         seconds: the time of all rounds, those of a resumed run included.
     """
     scores, last = outcome.scores, outcome.history[-1]
@@ -80,6 +80,6 @@ def summary_of(
 
 
 def _unreported(outcome: Outcome) -> Row:
-    """Return which clients may have spent more than they reported, if any may have."""
+    """Return the summary's entry for clients that may have spent more than they reported."""
     unreported = sorted(outcome.budgets.unreported)
     return {"epsilon_unreported": unreported} if unreported else {}

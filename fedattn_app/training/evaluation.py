@@ -59,7 +59,10 @@ def _predict(model: nn.Module, examples: Examples, index: Tensor) -> tuple[float
 
 @contextmanager
 def _parallel_map() -> Iterator[Callable[..., Iterator[Any]]]:
-    """Yield a `map` over as many threads as torch may use, where torch uses one thread in each."""
+    """Yield a function like `map` that runs in as many threads as torch may use.
+
+    Inside each of these threads torch itself uses one thread.
+    """
     threads = torch.get_num_threads()
     if threads == 1:
         yield map

@@ -1,4 +1,4 @@
-"""One client's local training."""
+"""The local training of one client: epochs of optimizer steps, or a single gradient."""
 
 import math
 from collections.abc import Collection
@@ -42,8 +42,9 @@ def train(
 ) -> TrainingResult:
     """Train the `trainable` parameters of `model` in place with a new optimizer.
 
-    Each step uses the gradient of the mean loss over its batch. The batch passes through the model
-    in parts of similar size, which gives the same gradient with little padding.
+    Each step uses the gradient of the mean loss over its batch. Examples of similar size pass
+    through the model together, in parts of the batch; this gives the same gradient with little
+    padding.
 
     Args:
         model: The model; its other parameters do not change.
@@ -51,7 +52,7 @@ def train(
         examples: At least one example.
         config: Epochs, batch sizes and the optimizer's settings.
         seed: Seed of the order of the examples and of dropout.
-        proximal: A term to add to the loss.
+        proximal: A term to add to the loss, or None.
 
     Raises:
         TrainingDivergedError: If the loss or a trained parameter is not finite.
@@ -156,9 +157,10 @@ def _embedding_rows(
     config: TrainingConfig,
     proximal: Proximal | None,
 ) -> AbstractContextManager[None]:
-    """Train only the embedding rows in use, unless a proximal term acts on the decay of the others.
+    """Return a context in which only the embedding rows in use are trained.
 
-    With weight decay and a proximal term together, an unused row has no closed form.
+    With both weight decay and a proximal term the context does nothing, because the change of an
+    unused row then has no closed form.
     """
     if proximal and config.weight_decay:
         return nullcontext()

@@ -82,7 +82,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take one optimizer step with `gradient`, plus the gradient of the proximal term."""
+        """Update `values` by one step along `gradient` plus the gradient of the proximal term."""
         if self._has_pull:
             self.gradient.addcmul_(self._pull, self.values - self._start)
         rate, decay = self.config.learning_rate, self.config.weight_decay
@@ -111,7 +111,7 @@ class FlatOptimizer:
         )
 
     def close(self) -> None:
-        """Remove the gradients from the parameters."""
+        """Set the `grad` of all parameters to None."""
         for parameter in self.parameters:
             parameter.grad = None
 

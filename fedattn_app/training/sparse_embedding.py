@@ -25,7 +25,10 @@ MAX_SHARE_OF_ROWS = 0.5
 
 
 class _UsedRows(nn.Module):
-    """Replaces an embedding by its rows `used`, int64 (R,). It looks up the same token ids."""
+    """An embedding that stores only the rows of the token ids `used`, int64 (R,).
+
+    It takes the same ids as the full embedding, as long as all of them are in `used`.
+    """
 
     def __init__(self, embedding: nn.Embedding, used: Tensor) -> None:
         super().__init__()
@@ -89,7 +92,7 @@ def _is_plain(module: nn.Module | None) -> TypeGuard[nn.Embedding]:
 
 
 def _has_closed_form(config: TrainingConfig) -> bool:
-    """Whether the weight decay of an unused row can be computed without its steps."""
+    """Whether one formula gives the weight decay of an unused row over all steps."""
     return config.optimizer != "adam" or not config.weight_decay
 
 
@@ -97,7 +100,7 @@ def _has_closed_form(config: TrainingConfig) -> bool:
 def _owner_of_embedding(model: Classifier) -> tuple[nn.Module, str] | None:
     """Return the module that holds the token embedding, and the attribute's name.
 
-    None if the embedding or its weight occurs elsewhere in the model too.
+    Return None if the model uses the embedding or its weight in a second place too.
     """
     embedding = model.token_embedding
     owners = [

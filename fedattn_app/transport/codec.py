@@ -1,7 +1,7 @@
-"""How an update is encoded on its way up: one class a codec, both sides together.
+"""Encode updates on the node and decode them on the server: one class per codec.
 
-The node encodes its arrays after everything else has been done to them, noise included. The server
-decodes a reply before anything else looks at it.
+The node encodes its arrays last, after everything else, noise included. The server decodes a reply
+before any other code reads it.
 """
 
 from collections.abc import Mapping
@@ -19,36 +19,40 @@ class Codec(Protocol):
     """Encodes named arrays on a node and decodes them on the server."""
 
     def encode(self, arrays: Mapping[str, NDArray]) -> ArrayRecord:
-        """Return what travels. Nobody may change `arrays` afterwards."""
+        """Return `arrays` in the form in which they travel.
+
+        The result may share memory with `arrays`, which must not change afterwards.
+        """
 
     def decode(self, record: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
-        """Return the arrays in `record`, with the dtypes of those that the node was sent.
+        """Return the arrays that `record` encodes, with the dtypes in `sent`.
 
-        Any exception is a failed reply. `sent` has the names, shapes and dtypes that are expected;
-        whether the result has them too is checked afterwards.
+        `sent` holds the arrays that the server sent to the node. The server compares names, shapes
+        and dtypes of the result with it afterwards. A reply counts as failed if this raises any
+        exception.
         """
 
 
 class Float32:
-    """Arrays travel as they are, whatever their dtype."""
+    """Sends arrays as they are, whatever their dtype."""
 
     def encode(self, arrays: Mapping[str, NDArray]) -> ArrayRecord:
-        """Return the arrays."""
+        """Return the arrays as they are."""
         return lazy_record(arrays)
 
     def decode(self, record: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
-        """Return the record."""
+        """Return `record` as it is."""
         return record
 
 
 class Float16:
-    """Floating-point arrays travel in half precision: half the bytes, 11 significant bits.
+    """Sends floating-point arrays in half precision: half the bytes, 11 significant bits.
 
-    Values beyond ±65,504 become infinite, so that the reply is refused.
+    Values beyond ±65,504 become infinite, so that the server refuses the reply.
     """
 
     def encode(self, arrays: Mapping[str, NDArray]) -> ArrayRecord:
-        """Return the arrays, rounded to the nearest number of half precision."""
+        """Return floating-point arrays rounded to float16, and other arrays as they are."""
         with np.errstate(over="ignore"):
             return lazy_record(
                 {
@@ -58,7 +62,7 @@ class Float16:
             )
 
     def decode(self, record: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
-        """Return the arrays in the dtypes of `sent`."""
+        """Return float16 arrays in the dtypes of `sent`, and other arrays as they are."""
         decoded = {}
         for name, array in record.items():
             values = array.numpy()

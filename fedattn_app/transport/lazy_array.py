@@ -47,7 +47,7 @@ class LazyArray(Array):
     def deflate(self) -> bytes:
         """Return Flower's network format, which contains the name of the class.
 
-        The receiver may not have this class, so the name is that of Flower's own.
+        The receiver may not have this class, so the name is that of Flower's own class.
         """
         return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 

@@ -10,7 +10,7 @@ from fedattn_app.transport.lazy_array import serialized_size
 def payload_size(content: RecordDict) -> int:
     """Return the serialised size of `content` in bytes, without copying its arrays.
 
-    Array data count at their own length; names, shapes and all other records count at the size of
+    It is the length of the array data, plus the size of names, shapes and all other records in
     Flower's protocol buffers. The result is a few bytes per array below the true size, because the
     length prefixes of the array data are left out.
     """

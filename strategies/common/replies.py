@@ -21,8 +21,9 @@ def valid_replies(replies: Iterable[Message]) -> Iterator[Message]:
 def contents_of(replies: Iterable[Message], weighted_by_key: str) -> list[RecordDict]:
     """Return the contents of the valid replies, in the order of node ids.
 
-    Each content has one record of arrays and one of metrics, with the same names in all of them and
-    with `weighted_by_key` among the metrics; else Flower's `InconsistentMessageReplies` is raised.
+    Raises Flower's `InconsistentMessageReplies` unless each content has one record of arrays and
+    one of metrics, the names are the same in all of them, and `weighted_by_key` is one of the
+    metrics.
     """
     contents = [reply.content for reply in valid_replies(replies)]
     if contents:

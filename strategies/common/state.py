@@ -41,7 +41,7 @@ def with_prefix(prefix: str, arrays: Mapping[str, Any]) -> dict[str, npt.NDArray
 
 
 def without_prefix(prefix: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-    """Return those of `arrays` whose names begin with ``prefix/``, by the rest of their names."""
+    """Return the arrays whose names begin with ``prefix/``, under their names without it."""
     start = f"{prefix}/"
     return {
         name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)

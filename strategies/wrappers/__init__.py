@@ -1,1 +1,1 @@
-"""Strategies around a strategy: decoding, checks, the scope, client-level privacy."""
+"""Strategies that wrap a strategy: decoding, checks, the scope, client-level privacy."""

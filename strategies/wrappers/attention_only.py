@@ -24,9 +24,9 @@ from strategies.wrappers.base import StrategyWrapper
 class AttentionOnly(StrategyWrapper):
     """Lets the inner strategy see, send and combine only the arrays that `shared` selects.
 
-    The inner strategy gets the valid replies that rest on examples, in the order of node ids.
-    Flower's own strategies for differential privacy skip a round in which a reply has failed, and
-    do not see such replies here; use `ClientLevelDP`, which accounts for them. What the inner
+    The inner strategy gets the valid replies of clients that have examples, in the order of node
+    ids. Flower's own strategies for differential privacy skip a round in which a reply has failed,
+    and do not see such replies here; use `ClientLevelDP`, which accounts for them. What the inner
     strategy returns is merged into the global model, in which each array keeps its dtype.
 
     Args:
@@ -111,7 +111,7 @@ class AttentionOnly(StrategyWrapper):
 
 
 def _with_examples(replies: Iterable[Message]) -> Iterator[Message]:
-    """Yield the valid replies that rest on examples, in the order of node ids."""
+    """Yield the valid replies of clients that have examples, in the order of node ids."""
     for reply in valid_replies(replies):
         if any(record.get("num-examples", 1) for record in reply.content.metric_records.values()):
             yield reply

@@ -1,4 +1,4 @@
-"""Base classes of the strategies that go around another strategy."""
+"""Base classes of the strategies that wrap another strategy."""
 
 import logging
 from abc import abstractmethod
@@ -72,7 +72,8 @@ class ReplyFilter(StrategyWrapper):
     ) -> Iterable[Message]:
         """Return the messages of the inner strategy, and keep the arrays that each node is sent.
 
-        `grid` lists nodes that are not at work: what they were sent before is forgotten.
+        `grid` must list only nodes that are not at work, because the arrays they were sent before
+        are forgotten.
         """
         for node in grid.get_node_ids():
             self._sent.pop(node, None)

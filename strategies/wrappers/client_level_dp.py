@@ -5,8 +5,8 @@
 for the m clients selected. McMahan, Ramage, Talwar and Zhang, "Learning differentially private
 recurrent language models", 2018, arXiv 1710.06963. Clipping, noise and accounting are Flower's own.
 
-Use it where clients trust the server with their updates, but not everyone with what the model
-reveals.
+Use it if clients trust the server with their updates, and want a bound on what the model reveals to
+everyone else.
 """
 
 import secrets
@@ -100,7 +100,10 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Clip, average and add noise, even if no client answered, and account for the release."""
+        """Clip, average and add noise, and record the release with the accountant.
+
+        This happens even if no client answered.
+        """
         answers = {
             reply.metadata.src_node_id: arrays
             for reply in valid_replies(replies)

@@ -20,8 +20,9 @@ class DecodedReplies(ReplyFilter):
 
     Args:
         inner: The strategy that reads the decoded replies.
-        decode: Function from the arrays of a reply and the arrays that its node was sent to plain
-            arrays. Whatever exception it raises, only that reply is dropped.
+        decode: Function of two records, the arrays in a reply and the arrays that its node was
+            sent. It returns the decoded arrays. If it raises any exception, that one reply is
+            dropped.
     """
 
     def __init__(self, inner: Strategy, decode: Decode) -> None:

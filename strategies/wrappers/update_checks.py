@@ -76,7 +76,10 @@ class UpdateChecks(ReplyFilter):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine what passes; return (None, None) if that is too little."""
+        """Let the inner strategy combine the replies that pass the checks.
+
+        Returns (None, None) if they are fewer than `min_updates`.
+        """
         passed: Iterable[Message] = self._accepted(replies)
         if self.min_updates > 1:
             passed = list(passed)
