@@ -177,7 +177,7 @@ class Rounds:
         phase = self._phase(server_round)
         phase.begin_round()
         try:
-            cohort, num_asked = self._asked_to_train(server_round, phase, outcome)
+            cohort, num_asked = self._send_training_messages(server_round, phase, outcome)
         except PrivacyBudgetExhausted as error:
             raise BudgetSpentError(str(error).rstrip(".")) from None
         self.folder.remove_final_files()
@@ -202,7 +202,7 @@ class Rounds:
         num_answered = len(cohort.metrics) + len(cohort.out_of_budget)
         return cohort, max(num_asked - num_answered, len(cohort.failures))
 
-    def _asked_to_train(
+    def _send_training_messages(
         self, server_round: int, phase: Phase, outcome: Outcome
     ) -> tuple[Cohort, int]:
         """Send the training messages of a round; return the cohort and the number of messages.
