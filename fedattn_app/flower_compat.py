@@ -53,6 +53,11 @@ def failure_reply(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
+def failed(reply: Message, reason: str) -> Message:
+    """Return a failed reply in place of `reply`, with its metadata and `reason` as its text."""
+    return make_message(reply.metadata, error=Error(ErrorCode.UNKNOWN, reason))
+
+
 def protobuf_size(content: RecordDict) -> int:
     """Return the size of `content` in bytes as Flower's protocol buffer.
 

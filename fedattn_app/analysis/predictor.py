@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fedattn_app.config import Config
+from fedattn_app.config import Config, with_current_names
 from fedattn_app.errors import UserError
 from fedattn_app.files import read_arrays
 from fedattn_app.models.classifier import Classifier
@@ -63,7 +63,7 @@ class Predictor:
         if not {"labels", "config"} <= metadata.keys():
             raise UserError(f"{path}: is not the model of a run (it has no labels and no config)")
         labels = json.loads(metadata["labels"])
-        config = Config.from_run_config(json.loads(metadata["config"]))
+        config = Config.from_run_config(with_current_names(json.loads(metadata["config"])))
         if personal is not None:
             arrays |= read_arrays(Path(personal))[0]
         elif config.federation.local == "personal":

@@ -15,7 +15,7 @@ from fedattn_app.config.model import (
 from fedattn_app.config.output import OutputConfig
 from fedattn_app.config.privacy import PROTECTIONS, PrivacyConfig
 from fedattn_app.config.schema import ConfigValue, Registered, as_toml
-from fedattn_app.config.settings import Config
+from fedattn_app.config.settings import Config, with_current_names
 from fedattn_app.config.training import TrainingConfig
 from fedattn_app.config.transport import CODECS, TransportConfig
 
@@ -43,4 +43,5 @@ __all__ = [
     "TransportConfig",
     "as_toml",
     "parse_run_config",
+    "with_current_names",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedattn_app.config.schema import ConfigValue
+from fedattn_app.config.settings import with_current_names
 from fedattn_app.errors import UserError
 
 _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
@@ -40,6 +41,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if table.pop("versions", None):  # only a run's own config.toml has this table
         table.pop("output-dir", None)
         table.pop("resume-from", None)
+        return with_current_names(table)
     return table
 
 

@@ -77,6 +77,11 @@ RENAMED_KEYS: Mapping[str, str] = {
 }
 
 
+def with_current_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that a run has recorded, with renamed keys under their new names."""
+    return {RENAMED_KEYS.get(key, key): value for key, value in recorded.items()}
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of one run, one attribute per section.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -92,6 +93,7 @@ class Ledger:
         self.copy = copy
         self.path = path
         self._exclusive = False
+        self._thread_lock = RLock()
         self.entries = self._read()
 
     @property
@@ -126,16 +128,17 @@ class Ledger:
         The lock is reentrant: `add` takes it too. Raises `UserError` if the folder cannot be
         written, the file cannot be read, or another process holds the lock for too long.
         """
-        if self._exclusive:
-            yield
-            return
-        with _locked(self.path.resolve()) if self.path else nullcontext():
-            self._exclusive = True
-            try:
-                self.entries = self._read()
+        with self._thread_lock:
+            if self._exclusive:  # entered before by this thread
                 yield
-            finally:
-                self._exclusive = False
+                return
+            with _locked(self.path.resolve()) if self.path else nullcontext():
+                self._exclusive = True
+                try:
+                    self.entries = self._read()
+                    yield
+                finally:
+                    self._exclusive = False
 
     def _read(self) -> list[Entry]:
         record = self.copy.config_records.get(COPY_RECORD)
@@ -213,7 +216,8 @@ def _locked(path: Path) -> Iterator[None]:
 
     The operating system releases it when the process ends, even if the process is killed.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    # Where the file system has no locks, the node stops: a marker file could outlive its holder.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(LOCK_TIMEOUT_SECONDS, poll_interval=LOCK_POLL_SECONDS)
@@ -221,6 +225,8 @@ def _locked(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: has been locked by another process for {LOCK_TIMEOUT_SECONDS} s"
         ) from None
+    except NotImplementedError:
+        raise UserError(f"{path}: its file system has no locks; use another state-dir") from None
     except OSError as error:
         raise _unwritable(path, error) from None
     try:

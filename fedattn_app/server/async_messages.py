@@ -75,15 +75,18 @@ class AsyncMessages:
         self._update_busy()
 
     def _pull(self) -> None:
-        replies = list(self.grid.pull_messages(list(self._sent)))
-        answered = {reply.metadata.reply_to_message_id for reply in replies}
+        replies = {
+            reply.metadata.reply_to_message_id: reply
+            for reply in self.grid.pull_messages(list(self._sent))
+            if reply.metadata.reply_to_message_id in self._sent
+        }
         deadline = time.monotonic() - self.timeout
-        open_messages = {key: sent for key, sent in self._sent.items() if key not in answered}
+        open_messages = {key: sent for key, sent in self._sent.items() if key not in replies}
         self._sent = {key: sent for key, sent in open_messages.items() if sent[1] > deadline}
         self._answered |= {
             partition for partition, sent_at in open_messages.values() if sent_at <= deadline
         }
-        self._waiting = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        self._waiting = sorted(replies.values(), key=lambda reply: reply.metadata.src_node_id)
         self._update_busy()
         if not replies:
             time.sleep(POLL_SECONDS)

@@ -11,6 +11,7 @@ from flwr.app import Message, MetricRecord
 
 from fedattn_app.server.budgets import Budgets
 from fedattn_app.server.reply_checks import error_line, metrics_fault, metrics_of, number
+from strategies.common.replies import printable
 
 log = logging.getLogger("fedattn")
 
@@ -22,7 +23,7 @@ class Cohort:
         replies: all replies, in the order of partitions, as they come.
         expected_metrics: the names of the metrics that a valid reply has.
         budgets: what each client has spent.
-        reports_epsilon: whether the clients report what they have spent.
+        protected_on_node: whether the clients report what they have spent.
 
     Attributes:
         metrics: the metrics of each valid reply, by partition.
@@ -35,14 +36,14 @@ class Cohort:
         replies: Iterator[Message],
         expected_metrics: Set[str],
         budgets: Budgets,
-        reports_epsilon: bool,
+        protected_on_node: bool,
     ) -> None:
         self.metrics: dict[int, MetricRecord] = {}
         self.failures: dict[int, str] = {}
         self.out_of_budget: dict[int, MetricRecord] = {}
         self._expected_metrics = expected_metrics
         self._budgets = budgets
-        self._reports_epsilon = reports_epsilon
+        self._protected_on_node = protected_on_node
         self._valid = self._sorted(replies)
 
     def __iter__(self) -> Iterator[Message]:
@@ -80,7 +81,7 @@ class Cohort:
         if reply.has_error():
             return error_line(reply)
         spent = self._budgets.epsilon.get(partition, 0.0)
-        fault = metrics_fault(reply, self._expected_metrics, spent)
-        if self._reports_epsilon:
+        fault = metrics_fault(reply, self._expected_metrics, spent, self._protected_on_node)
+        if self._protected_on_node:
             self._budgets.record_reply(reply)
-        return fault and f"invalid reply: {fault}"
+        return fault and printable(f"invalid reply: {fault}")

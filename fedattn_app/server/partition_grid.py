@@ -9,15 +9,15 @@ every run, Flower's own strategies included.
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedattn_app.errors import RunFailedError
-from fedattn_app.flower_compat import Run, set_source_node
+from fedattn_app.flower_compat import Run, failed, set_source_node
 from fedattn_app.server.reply_checks import error_line
 from fedattn_app.transport.payload import payload_size
 
@@ -43,7 +43,6 @@ class PartitionGrid(Grid):
 
     Attributes:
         traffic: the payload bytes so far; every message adds to it.
-        num_partitions: the largest ``num-partitions`` that a node has reported.
         retired: partitions that get no further message.
         busy: partitions that get no message for now.
     """
@@ -51,12 +50,21 @@ class PartitionGrid(Grid):
     def __init__(self, inner: Grid) -> None:
         self.inner = inner
         self.traffic = Traffic()
-        self.num_partitions = 0
         self.retired: set[int] = set()
         self.busy: set[int] = set()
         self._node_ids: dict[int, int] = {}  # partition -> node id
         self._refused: dict[int, str] = {}  # node id -> why it cannot take part
+        self._reported_sizes: dict[int, int] = {}  # node id -> its ``num-partitions``
         self._pushed: dict[str, int] = {}  # message id -> partition
+
+    @property
+    def num_partitions(self) -> int:
+        """The ``num-partitions`` that most nodes report; 0 if none does.
+
+        One node cannot make the server wait for clients that do not exist.
+        """
+        reported = Counter(size for size in self._reported_sizes.values() if size > 0)
+        return min(reported, key=lambda size: (-reported[size], size), default=0)
 
     def wait_for_clients(self, minimum: int, timeout: float = math.inf) -> int:
         """Wait until `minimum` nodes are connected, and return how many there are.
@@ -161,15 +169,16 @@ class PartitionGrid(Grid):
 
     def _admit(self, replies: Iterable[Message]) -> None:
         answers = []
-        for reply in replies:
-            if reply.has_error():
-                self._refused[reply.metadata.src_node_id] = error_line(reply)
-                log.warning("a node cannot take part: %s", error_line(reply))
+        for answer in map(self._counted, replies):
+            node = answer.metadata.src_node_id
+            reason = error_line(answer) if answer.has_error() else _answer_fault(answer)
+            if reason:
+                self._refused[node] = reason
+                log.warning("a node cannot take part: %s", reason)
                 continue
-            self.traffic.up += payload_size(reply.content)
-            answer = reply.content.config_records["node"]
-            self.num_partitions = max(self.num_partitions, _int(answer["num-partitions"]))
-            answers.append((_int(answer["partition-id"]), reply.metadata.src_node_id))
+            record = answer.content.config_records["node"]
+            self._reported_sizes[node] = int(record["num-partitions"])  # type: ignore[arg-type]
+            answers.append((int(record["partition-id"]), node))  # type: ignore[arg-type]
         nameless = []
         for partition, node in sorted(answers):
             if partition < 0 or partition in self._node_ids:
@@ -206,11 +215,23 @@ class PartitionGrid(Grid):
             if partition is None:
                 continue
             set_source_node(reply, partition)
-            if not reply.has_error():
-                self.traffic.up += payload_size(reply.content)
-            yield reply
+            yield self._counted(reply)
+
+    def _counted(self, reply: Message) -> Message:
+        """Add the bytes of a reply to the traffic; one that cannot be serialised has failed."""
+        if reply.has_error():
+            return reply
+        try:
+            self.traffic.up += payload_size(reply.content)
+        except (ValueError, TypeError, OverflowError) as error:
+            return failed(reply, f"invalid reply: it cannot be serialised ({error})")
+        return reply
 
 
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
+def _answer_fault(answer: Message) -> str | None:
+    """Return what is wrong with a node's answer to the question which partition it is, or None."""
+    record = answer.content.config_records.get("node", ConfigRecord())
+    for key in ("partition-id", "num-partitions"):
+        if type(record.get(key)) is not int:
+            return f"it does not report its {key}"
+    return None

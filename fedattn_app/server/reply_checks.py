@@ -7,17 +7,23 @@ import numpy as np
 from flwr.app import Message, MetricRecord
 
 from fedattn_app.metrics import COUNT_NAMES
+from strategies.common.replies import printable
 
 # No count, loss or time comes near it, and it can still be summed and written as JSON.
 MAX_METRIC = 1e15
+MAX_REASON_LENGTH = 10_000  # characters of a failed reply's reason that are read, from its end
 
 
-def metrics_fault(reply: Message, expected: Set[str], spent: float = 0.0) -> str | None:
+def metrics_fault(
+    reply: Message, expected: Set[str], spent: float = 0.0, noisy: bool = False
+) -> str | None:
     """Return what is wrong with the metrics of a reply that has not failed, or None.
 
-    A reply must have exactly the `expected` metrics, all of them finite numbers of a possible
-    size. An ``epsilon`` must be no less than what the client has `spent` so far. The arrays are
-    checked by the strategy.
+    Args:
+        reply: the reply; its arrays are checked by the strategy.
+        expected: the names of the metrics. Each must be a finite number of a possible size.
+        spent: what the client has spent so far; an ``epsilon`` in the reply must be no less.
+        noisy: whether counts carry noise; without it they must agree with each other.
     """
     if list(reply.content.metric_records) != ["metrics"]:
         return "it must have one record of metrics"
@@ -27,14 +33,33 @@ def metrics_fault(reply: Message, expected: Set[str], spent: float = 0.0) -> str
     for key, value in metrics.items():
         if isinstance(value, list) or not np.isfinite(value):
             return f"{key} is not a finite number"
-        may_be_noisy = key.partition("-")[0] in COUNT_NAMES
-        if (value < 0 and not may_be_noisy) or (abs(value) > MAX_METRIC and key != "epsilon"):
+        may_be_negative = noisy and key.partition("-")[0] in COUNT_NAMES
+        limit = np.inf if key == "epsilon" else 1.0 if key == "accuracy" else MAX_METRIC
+        if (value < 0 and not may_be_negative) or abs(value) > limit:
             return f"{key} is {value:.4g}"
     if "epsilon" in metrics and number(metrics, "epsilon") < spent:
         return (
             f"epsilon is {number(metrics, 'epsilon'):.4g} and was {spent:.4g} before: its privacy "
             "ledger is lost"
         )
+    return None if noisy else _counts_fault(metrics)
+
+
+def _counts_fault(metrics: MetricRecord) -> str | None:
+    """Return what is wrong with exact counts, or None."""
+    num_examples = number(metrics, "num-examples")
+    if num_examples % 1:
+        return f"num-examples is {num_examples:.4g}"
+    support, predicted, correct = (
+        np.array([number(metrics, key) for key in sorted(metrics) if key.startswith(f"{name}-")])
+        for name in COUNT_NAMES
+    )
+    if not len(support):
+        return None
+    whole = not any((counts % 1).any() for counts in (support, predicted, correct))
+    complete = support.sum() == predicted.sum() == num_examples
+    if not (whole and complete and (correct <= np.minimum(support, predicted)).all()):
+        return "its counts contradict each other"
     return None
 
 
@@ -72,7 +97,9 @@ def mean_scores(records: Sequence[MetricRecord]) -> dict[str, float] | None:
 
 def error_line(reply: Message) -> str:
     """Return the last line of the reason that a failed reply gives, without Flower's wrapping."""
-    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
+    reason = (reply.error.reason or "").strip()[-MAX_REASON_LENGTH:]
+    lines = [line for line in reason.splitlines() if line.strip()]
     if not lines:
         return f"error code {reply.error.code}"
-    return re.sub(r"^(<class '.*?'>:<'|.* Message: )(.*?)('>)?$", r"\2", lines[-1].strip())
+    line = re.sub(r"^(<class '.*?'>:<'|.* Message: )(.*?)('>)?$", r"\2", lines[-1].strip())
+    return printable(line)

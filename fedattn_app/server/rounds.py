@@ -147,7 +147,8 @@ class Rounds:
             if not np.isfinite(outcome.central.loss):
                 raise RunFailedError(
                     f"round {server_round}: the global model's test loss is not finite; lower "
-                    f"learning-rate; the rounds before are in {self.folder.path}"
+                    "learning-rate, or set update-drop-norm if a client may send anything; the "
+                    f"rounds before are in {self.folder.path}"
                 )
         traffic = self._take_traffic()
         row = round_row(
@@ -270,7 +271,10 @@ class Rounds:
             return
         silent = {message.metadata.dst_node_id for message in messages}
         for reply in self.grid.send_and_receive(messages, timeout=self.config.round_timeout):
-            silent.discard(reply.metadata.src_node_id)
+            if (partition := reply.metadata.src_node_id) not in silent:
+                log.warning("client %d: a reply that nobody waits for is ignored", partition)
+                continue
+            silent.discard(partition)
             yield reply
         for partition in sorted(silent):
             log.warning("client %d did not reply in time", partition)

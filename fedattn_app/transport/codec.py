@@ -65,9 +65,9 @@ class Float16:
         """Return float16 arrays in the dtypes of `sent`, and other arrays as they are."""
         decoded = {}
         for name, array in record.items():
-            values = array.numpy()
-            half = values.dtype == np.float16
-            decoded[name] = values.astype(sent[name].dtype) if half else values
+            values, dtype = array.numpy(), np.dtype(sent[name].dtype)
+            encoded = values.dtype == np.float16 and dtype.kind == "f"
+            decoded[name] = values.astype(dtype) if encoded else values
         return lazy_record(decoded)
 
 

@@ -26,7 +26,7 @@ def payload_size(content: RecordDict) -> int:
     return size
 
 
-@PROCESS_CACHE.keep(max_entries=64)  # most replies of a run have the same names and shapes
+@PROCESS_CACHE.keep(max_entries=16)  # most replies of a run have the same names and shapes
 def _size_without_data(key: str, arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]) -> int:
     """Return the size in bytes of a record whose arrays have no data.
 

@@ -5,6 +5,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
+MAX_TEXT_LENGTH = 1000  # characters of a client's text in a log line
+
+
+def printable(text: str) -> str:
+    """Return `text`, which a client may have written, as one printable line of limited length."""
+    start = text[:MAX_TEXT_LENGTH]
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in start)
+    return shown if start == text else f"{shown}…"
+
 
 def valid_replies(replies: Iterable[Message]) -> Iterator[Message]:
     """Yield the replies that carry no error, in the order of node ids.

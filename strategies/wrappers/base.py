@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.common.replies import valid_replies
+from strategies.common.replies import printable, valid_replies
 
 log = logging.getLogger("fedattn")
 
@@ -102,5 +102,5 @@ class ReplyFilter(StrategyWrapper):
             if fault is None:
                 yield reply
             else:
-                log.warning("client %d: its update is dropped: %s", node, fault)
-                self.dropped[node] = fault
+                self.dropped[node] = printable(fault)
+                log.warning("client %d: its update is dropped: %s", node, self.dropped[node])

@@ -120,6 +120,8 @@ def _form_fault(content: RecordDict, sent: ArrayRecord) -> str | None:
             values = array.numpy()
         except Exception as error:  # numpy raises various errors for bytes that are no array
             return f"{name} cannot be read: {error}"
+        if not isinstance(values, np.ndarray):  # numpy reads an archive of arrays too
+            return f"{name} is not an array"
         expected = sent[name].dtype, tuple(sent[name].shape)
         # Rules rely on the values as well as on the dtype and shape that the record declares.
         for dtype, shape in ((str(values.dtype), values.shape), (array.dtype, tuple(array.shape))):

@@ -11,6 +11,8 @@ from fedattn_app.config import (
     AggregationRule,
     Config,
     Registered,
+    parse_run_config,
+    with_current_names,
 )
 from fedattn_app.config.settings import DEFAULTS, RENAMED_KEYS, SETTINGS
 from fedattn_app.metrics import METRICS
@@ -139,3 +141,10 @@ def test_the_rule_gets_its_settings_under_the_keywords_of_its_class():
 def test_a_server_learning_rate_of_0_is_left_to_the_rule():
     config = Config.from_run_config({"strategy": "fedadam"})
     assert "eta" not in config.aggregation.rule_settings("examples")
+
+
+def test_settings_of_an_older_run_are_read_under_their_new_names(tmp_path):
+    old = tmp_path / "config.toml"
+    old.write_text('strategy = "fedadam"\ntau = 0.01\n[versions]\nflwr = "1.41.0"\n')
+    assert parse_run_config([str(old)]) == {"strategy": "fedadam", "adaptive-tau": 0.01}
+    assert with_current_names({"tau": 0.01, "seed": 2}) == {"adaptive-tau": 0.01, "seed": 2}

@@ -1,5 +1,6 @@
 """The lock of the privacy ledger: threads, processes, forks, and holders that are killed."""
 
+import errno
 import multiprocessing
 import os
 import time
@@ -69,6 +70,28 @@ def test_threads_with_ledgers_of_their_own_lose_no_entry(path):
 
 
 @pytest.mark.usefixtures("short_timeout")
+def test_threads_that_share_a_ledger_lose_no_entry(path):
+    ledger = Ledger(RecordDict(), path)
+
+    def add(run):
+        for server_round in range(20):
+            ledger.add(replace(ENTRY, run=run, server_round=server_round))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(add, range(3)))
+    assert len(ledger.entries) == len(Ledger(RecordDict(), path).entries) == 60
+
+
+def test_a_file_system_without_locks_stops_the_node(path, monkeypatch, refused):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with refused(path, "no locks"):
+        Ledger(RecordDict(), path).add(ENTRY)
+    assert not path.exists()
+
+
 def test_another_thread_cannot_add_while_the_lock_is_held(path, refused):
     def add():
         with refused(path, "locked by another process for 0.1 s"):

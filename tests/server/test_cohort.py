@@ -76,6 +76,8 @@ def test_a_failed_reply_is_left_out_with_its_reason(caplog):
         ({**GOOD, "seconds": 1e300}, "seconds is 1e+300"),
         ({**GOOD, "num-examples": -5}, "num-examples is -5"),
         ({**GOOD, "secret": 1.0}, "its metrics differ in secret"),
+        ({**GOOD, "accuracy": 1.5}, "accuracy is 1.5"),
+        ({**GOOD, "num-examples": 2.5}, "num-examples is 2.5"),
         ({"num-examples": 3}, "its metrics differ in accuracy, loss, seconds"),
     ],
 )
@@ -142,3 +144,48 @@ def test_only_valid_replies_with_examples_rest_on_examples():
     cohort = cohort_of([reply(0, **GOOD), reply(1, **{**GOOD, "num-examples": 0}), failure(2, "x")])
     cohort.finish()
     assert [cohort.has_examples(partition) for partition in range(4)] == [True, False, False, False]
+
+
+COUNTS = {"support-0": 2, "support-1": 1, "predicted-0": 3, "predicted-1": 0} | {
+    "correct-0": 2,
+    "correct-1": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"support-0": 3},
+        {"support-0": -2, "support-1": 5},
+        {"support-0": 1.5, "support-1": 1.5},
+        {"correct-0": 3},
+        {"correct-1": -1},
+        {"num-examples": 4},
+    ],
+    ids=str,
+)
+def test_exact_counts_must_agree_with_each_other(change):
+    metrics = {**GOOD, **COUNTS, **change}
+    cohort = cohort_of([reply(0, **metrics)], frozenset(metrics))
+    assert partitions(cohort) == ([] if change else [0])
+    assert not change or cohort.failures[0].startswith("invalid reply: ")
+
+
+def test_noisy_counts_may_contradict_each_other():
+    metrics = {"num-examples": 1, "epsilon": 1.0, "budget-spent": 0, **COUNTS, "support-0": -7}
+    cohort = cohort_of([reply(0, **metrics)], frozenset(metrics), private=True)
+    assert partitions(cohort) == [0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 5_000_000, "a\nclient 2 failed: forged", "\x1b[2J", "\ud800"],
+    ids=["long", "two lines", "escape", "surrogate"],
+)
+def test_a_clients_text_is_one_short_printable_line_in_the_log(caplog, text):
+    cohort = cohort_of([failure(0, text), reply(1, **GOOD, **{text: 1.0})])
+    assert partitions(cohort) == []
+    for line in (*cohort.failures.values(), *caplog.messages):
+        assert line.isprintable()
+        assert len(line) < 1100

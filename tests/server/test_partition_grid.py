@@ -1,5 +1,14 @@
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from fedattn_app.engine.local_grid import FIRST_NODE_ID, LocalGrid
@@ -161,6 +170,71 @@ def test_a_node_that_left_and_one_that_came_are_noticed(caplog):
     assert "client 2 has left" in caplog.text
     count[0] = 3
     assert grid.get_node_ids() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"node": ConfigRecord()},
+        {"node": ConfigRecord({"partition-id": 1})},
+        {"node": ConfigRecord({"partition-id": 1.5, "num-partitions": 3})},
+        {"node": ConfigRecord({"partition-id": True, "num-partitions": 3})},
+        {"node": MetricRecord({"partition-id": 1, "num-partitions": 3})},
+    ],
+    ids=["nothing", "empty", "half", "a fraction", "a bool", "another record"],
+)
+def test_a_node_that_does_not_report_its_partition_is_left_out(caplog, answer):
+    app = ClientApp()
+
+    @app.query()
+    def describe(message, context):
+        partition = context.node_config["partition-id"]
+        honest = {"node": ConfigRecord({"partition-id": partition, "num-partitions": 3})}
+        return Message(RecordDict(answer if partition == 1 else honest), reply_to=message)
+
+    grid = PartitionGrid(LocalGrid(app, 3, {}))
+    assert grid.get_node_ids() == [0, 2]
+    assert "a node cannot take part: it does not report its " in caplog.text
+
+
+def test_one_node_cannot_make_the_server_wait_for_others_that_do_not_exist():
+    grid = PartitionGrid(Nodes([0, 1, 2]))
+    grid.get_node_ids()
+    assert grid.num_partitions == 3
+    grid._reported_sizes[FIRST_NODE_ID] = 10**9
+    assert grid.num_partitions == 3
+    assert grid.wait_for_clients(0) == 3
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (10**12,), "numpy.ndarray", b""),
+        Array("float32", (10**100,), "numpy.ndarray", b""),
+        Array("\ud800", (1,), "numpy.ndarray", b""),
+    ],
+    ids=["long", "longer", "surrogate"],
+)
+def test_a_reply_that_cannot_be_serialised_has_failed(array):
+    app = ClientApp()
+
+    @app.query()
+    def describe(message, context):
+        about = ConfigRecord(dict(context.node_config))
+        return Message(RecordDict({"node": about}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        arrays = ArrayRecord()
+        arrays["w"] = array if context.node_config["partition-id"] else Array(np.zeros(1))
+        return Message(RecordDict({"arrays": arrays}), reply_to=message)
+
+    grid = PartitionGrid(LocalGrid(app, 2, {}))
+    messages = [Message(RecordDict(), k, "train") for k in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages))
+    assert [(r.metadata.src_node_id, r.has_error()) for r in replies] == [(0, False), (1, True)]
+    assert "cannot be serialised" in error_line(replies[1])
 
 
 def test_all_traffic_is_counted_both_ways():

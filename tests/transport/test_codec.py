@@ -51,6 +51,12 @@ def test_float16_makes_what_it_cannot_hold_infinite():
     assert decoded["bias"].tolist() == [np.inf, -np.inf, 1.0]
 
 
+def test_half_precision_is_not_decoded_to_whole_numbers():
+    """A NaN would become a number that no check refuses."""
+    hostile = Float32().encode({"counts": np.float16([np.nan] * 4)})
+    assert Float16().decode(hostile, SENT)["counts"].numpy().dtype == np.float16
+
+
 @pytest.mark.parametrize("privacy", ["none", "dp-sgd"])
 def test_half_precision_halves_the_bytes_up_and_trains_alike(tiny, tmp_path, privacy):
     private = {"privacy": "dp-sgd", "noise-multiplier": 0.5, "reproducible-noise": True}

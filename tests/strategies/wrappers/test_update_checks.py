@@ -1,3 +1,4 @@
+import io
 import logging
 import re
 
@@ -174,3 +175,19 @@ def test_what_a_failed_node_was_sent_is_forgotten_when_it_is_free_again():
         list(checks.configure_train(server_round, record(**START), ConfigRecord(), grid(20)))
         checks.aggregate_train(server_round, [failed_reply(node) for node in checks._sent])
         assert len(checks._sent) == 2
+
+
+def archive(**arrays):
+    """The bytes of an .npz file, which numpy reads without an error."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("data", [archive(x=np.zeros(2)), b"PK\5\6" + bytes(18)])
+def test_an_archive_of_arrays_is_not_an_array(data):
+    hostile = reply(2, **GOOD)
+    hostile.content["arrays"]["w"] = Array("float32", (2,), "numpy.ndarray", data)
+    checks, after = checked([reply(1, **GOOD), hostile])
+    assert list(checks.dropped.values()) == ["w is not an array"]
+    np.testing.assert_array_equal(after["w"], GOOD["w"])
