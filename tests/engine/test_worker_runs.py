@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from flwr.clientapp import ClientApp
-from helpers.runs import same_arrays, without_times
+from helpers.runs import CLIENTS, same_arrays, without_times
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[2]
-CLIENTS = 3
 
 PRIVATE = {"privacy": "dp-sgd", "noise-multiplier": 1.0, "reproducible-noise": True}
 SETTINGS = {

@@ -9,6 +9,7 @@ import torch
 from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 from helpers.pretrained_folders import FAMILIES_TESTED
+from helpers.runs import CLIENTS, run_app
 from safetensors.numpy import load_file, save_file
 
 from fedattn_app import client_app, server_app
@@ -27,7 +28,6 @@ from fedattn_app.results.checkpoint import Checkpoint
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 
-CLIENTS = 3
 LABELS = ("chest", "skin")
 NOTES = [
     ("chest pain since yesterday", "chest"),
