@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers.nodes import PRIVATE, context
 from helpers.pretrained_folders import FAMILIES_TESTED, LABELS, make_folder
 from transformers import AutoModelForSequenceClassification
 
 from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.engine import local_grid as local_engine
 from fedattn_app.errors import UserError
+from fedattn_app.flower_compat import task_identity
 from fedattn_app.models.fast_linear import is_faster, is_supported
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +112,43 @@ def tiny(tmp_path):
         "num-rounds": 2,
         "output-dir": str(tmp_path / "run"),
     }
+
+
+# Nodes
+
+
+@pytest.fixture
+def task_id():
+    """Identify the process to Flower as one that may make messages."""
+    with task_identity():
+        yield
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The path of a file with 40 examples, for a node's `data-path`."""
+    path = tmp_path / "site.csv"
+    path.write_text("text,label\n" + "fine and good,yes\nbad and slow,no\n" * 20)
+    return str(path)
+
+
+@pytest.fixture
+def private_node(site, tmp_path):
+    """A function that makes the context of a real node with its own data and a state-dir."""
+
+    def node(run_config=PRIVATE, **node_config):
+        own = {"data_path": site, "state_dir": str(tmp_path / "state"), **node_config}
+        return context(run_config, **own)
+
+    return node
+
+
+@pytest.fixture
+def node_log(caplog):
+    """`caplog`, which also has what a real node logs and Python's root logger does not get."""
+    logging.getLogger("fedattn").addHandler(caplog.handler)
+    yield caplog
+    logging.getLogger("fedattn").removeHandler(caplog.handler)
 
 
 # Pretrained models

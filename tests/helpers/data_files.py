@@ -15,6 +15,22 @@ from fedattn_app.models.tokenizer import HashingTokenizer
 MODEL = ModelConfig(max_length=16)
 FORMATS = ["csv", "jsonl", "parquet"]
 
+# 60 texts, all different; labels and wards of 20 and 15 each.
+NUMBERED = [f"text number {number}" for number in range(60)]
+THREE = [("a", "b", "c")[number * 7 % 3] for number in range(60)]
+WARDS = [f"ward {number % 4}" for number in range(60)]
+
+# Each partitioner, with the settings that it needs.
+PARTITIONERS = {
+    "auto": {},
+    "iid": {},
+    "dirichlet": {},
+    "pathological": {"classes_per_client": 2},
+    "natural": {"partition_by": "ward"},
+    "linear": {},
+    "square": {},
+}
+
 
 def write(path, texts, labels, text_column="text", label_column="label", **others):
     """Write a data file in the format that its suffix names."""

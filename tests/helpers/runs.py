@@ -1,8 +1,14 @@
-"""Comparison of two runs, a run-config that takes a second, and an app with a failing client."""
+"""Run an app or compare two runs; a run-config that takes a second, and an app that fails."""
 
 from flwr.clientapp import ClientApp
 
-from fedattn_app import client_app
+from fedattn_app import client_app, server_app
+from fedattn_app.config import Config
+from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.flower_compat import task_identity
+from fedattn_app.server.partition_grid import PartitionGrid
+
+CLIENTS = 3
 
 # The smallest model, four rounds, no evaluation by clients.
 QUICK = {
@@ -23,6 +29,14 @@ class FailingClientApp(ClientApp):
         if failing and message.metadata.message_type == "train":
             raise RuntimeError("out of order")
         return client_app.app(message, context)
+
+
+def run_app(app, config, num_supernodes=CLIENTS):
+    """Run the server with the ClientApp `app` on a local grid."""
+    config = Config.from_run_config(config)
+    with task_identity():
+        grid = LocalGrid(app, num_supernodes, dict(config.to_run_config()))
+        return server_app.run(PartitionGrid(grid), config)
 
 
 def without_times(result):

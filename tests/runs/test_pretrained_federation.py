@@ -9,6 +9,7 @@ import torch
 from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 from helpers.pretrained_folders import FAMILIES_TESTED
+from helpers.runs import CLIENTS, run_app
 from safetensors.numpy import load_file, save_file
 
 from fedattn_app import client_app, server_app
@@ -27,7 +28,6 @@ from fedattn_app.results.checkpoint import Checkpoint
 from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
 
-CLIENTS = 3
 LABELS = ("chest", "skin")
 NOTES = [
     ("chest pain since yesterday", "chest"),
@@ -137,13 +137,6 @@ def with_own_models(paths):
     return app
 
 
-def run_with(app, config):
-    config = Config.from_run_config(config)
-    with task_identity():
-        grid = LocalGrid(app, CLIENTS, config.to_run_config())
-        return server_app.run(PartitionGrid(grid), config)
-
-
 @pytest.fixture
 def altered_folder(pretrained_folder, tmp_path):
     """A folder with the same model, except for one value of its word embeddings."""
@@ -159,7 +152,7 @@ def altered_folder(pretrained_folder, tmp_path):
 def test_a_node_whose_frozen_weights_differ_fails_and_the_others_continue(
     settings, altered_folder, caplog, shared
 ):
-    result = run_with(with_own_models({1: altered_folder}), settings(shared=shared, num_rounds=2))
+    result = run_app(with_own_models({1: altered_folder}), settings(shared=shared, num_rounds=2))
     for row in result.history[1:]:
         assert (row["clients"], row["failures"]) == (
             CLIENTS - 1,
@@ -172,12 +165,12 @@ def test_a_node_whose_frozen_weights_differ_fails_and_the_others_continue(
 
 def test_the_same_model_in_another_folder_is_accepted(settings, pretrained_folder, tmp_path):
     elsewhere = shutil.copytree(pretrained_folder("bert"), tmp_path / "elsewhere")
-    result = run_with(with_own_models({1: elsewhere}), settings())
+    result = run_app(with_own_models({1: elsewhere}), settings())
     assert result.history[-1]["clients"] == CLIENTS
 
 
 def test_a_model_path_is_for_pretrained_models_only(tiny, pretrained_folder):
-    result = run_with(with_own_models({1: pretrained_folder("bert")}), tiny | {"layers": 2})
+    result = run_app(with_own_models({1: pretrained_folder("bert")}), tiny | {"layers": 2})
     assert result.history[-1]["clients"] == CLIENTS
 
 
@@ -195,7 +188,7 @@ def test_changed_weights_and_tokenizer_are_read_again(settings, altered_folder, 
 
 
 def test_the_model_path_of_a_node_is_not_reported(settings, tmp_path, caplog):
-    result = run_with(with_own_models({1: tmp_path / "Jane Doe"}), settings())
+    result = run_app(with_own_models({1: tmp_path / "Jane Doe"}), settings())
     assert result.history[-1]["clients"] == CLIENTS - 1
     replies = [record.getMessage() for record in caplog.records if "client 1" in record.message]
     assert replies

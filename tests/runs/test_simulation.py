@@ -1,46 +1,23 @@
 """Whole runs on the local engine, and the same one on Flower's."""
 
 import tomllib
-from dataclasses import replace
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from flwr.app import Array, Message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_to_proto
-from helpers.runs import same_arrays, without_times
+from helpers.runs import CLIENTS, run_app, same_arrays, without_times
 
-from fedattn_app import client_app, server_app
+from fedattn_app import client_app
 from fedattn_app.clients.base import FrozenClient
 from fedattn_app.config import Config
 from fedattn_app.data.loading import client_data
 from fedattn_app.data.triage import LABELS
-from fedattn_app.engine.local_grid import LocalGrid, one_thread
-from fedattn_app.errors import RunFailedError
-from fedattn_app.files import read_arrays, write_arrays
-from fedattn_app.flower_compat import task_identity
+from fedattn_app.engine.local_grid import one_thread
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.transformer import build_model
-from fedattn_app.results.checkpoint import CHECKPOINT, Checkpoint
-from fedattn_app.results.run_result import RunResult
-from fedattn_app.server.partition_grid import PartitionGrid
 from fedattn_app.simulation import simulate
-
-CLIENTS = 3
-
-
-def run_with(app, config, num_supernodes=CLIENTS):
-    """Run the server with the ClientApp `app` on a local grid."""
-    config = Config.from_run_config(config)
-    with task_identity():
-        grid = LocalGrid(app, num_supernodes, dict(config.to_run_config()))
-        return server_app.run(PartitionGrid(grid), config)
-
-
-@pytest.fixture
-def ran(tiny):
-    return simulate(tiny, CLIENTS, quiet=True)
 
 
 def test_a_seed_gives_the_same_result_bit_for_bit(tiny, ran, tmp_path):
@@ -107,7 +84,7 @@ def test_personal_parameters_stay_on_the_clients(tiny):
 
 @pytest.fixture
 def easy_data(tmp_path):
-    """A file of 200 examples that are easy to tell apart."""
+    """A file of 200 examples with labels that are easy to predict."""
     path = tmp_path / "train.csv"
     rows = [f"{'good fine' if k % 2 else 'bad poor'} {k},{'np'[k % 2]}" for k in range(200)]
     path.write_text("\n".join(["text,label", *rows]))
@@ -202,23 +179,6 @@ def client_data_of(partition):
     return client_data(config.data, config.model, 1, partition, CLIENTS)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path):
-    whole = simulate(tiny | {"num-rounds": 4}, CLIENTS, quiet=True)
-    half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
-    # Only the changed setting is given; the others come from the run's own config.toml.
-    resumed = simulate({"num-rounds": 4, "resume-from": str(half.path)}, quiet=True)
-    assert resumed.path == half.path
-    assert same_arrays(whole, resumed)
-    expected, expected_summary = without_times(whole)
-    rows, summary = without_times(resumed)
-    # A resumed run queries the nodes again, which costs a few bytes.
-    for row, other in zip(rows, expected, strict=True):
-        if "bytes_up" in row:
-            row["bytes_up"] = row["bytes_down"] = other["bytes_up"] = other["bytes_down"] = None
-    assert rows == expected
-    assert summary["accuracy"] == expected_summary["accuracy"]
-
-
 def test_reported_bytes_are_the_sizes_of_the_messages(tiny):
     sizes = {"up": 0, "down": 0}
     app = ClientApp()
@@ -231,174 +191,10 @@ def test_reported_bytes_are_the_sizes_of_the_messages(tiny):
 
     for register in (app.train, app.evaluate, app.query):
         register()(passing)
-    result = run_with(app, tiny)
+    result = run_app(app, tiny)
     for direction in sizes:
         counted = sum(row[f"bytes_{direction}"] for row in result.history)
         assert counted == pytest.approx(sizes[direction], rel=0.01)
-
-
-def test_a_run_resumes_although_the_last_row_of_its_history_is_lost(tiny, tmp_path):
-    whole = simulate(tiny | {"num-rounds": 3}, CLIENTS, quiet=True)
-    half = simulate(tiny | {"output-dir": str(tmp_path / "half")}, CLIENTS, quiet=True)
-    history = half.path / "history.jsonl"
-    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]) + '{"rou')
-    resumed = simulate({"num-rounds": 3, "resume-from": str(half.path)}, CLIENTS, quiet=True)
-    assert [row["round"] for row in resumed.history] == [0, 1, 3]
-    assert same_arrays(whole, resumed)
-
-
-def test_a_run_does_not_resume_with_another_number_of_clients(tiny, ran, refused):
-    with refused("4 clients", "split its data over 3", "--num-supernodes 3"):
-        simulate({"num-rounds": 3, "resume-from": str(ran.path)}, 4, quiet=True)
-    # The refused call leaves the run's results unchanged.
-    assert RunResult(ran.path).summary == ran.summary
-    assert RunResult(ran.path).arrays.keys() == ran.arrays.keys()
-
-
-def test_a_simulation_with_personal_parameters_does_not_resume(tiny, refused):
-    config = tiny | {"local": "personal", "shared": "attention"}
-    result = simulate(config, CLIENTS, quiet=True)
-    with refused("resume-from", "personal"):
-        simulate({"num-rounds": 3, "resume-from": str(result.path)}, CLIENTS, quiet=True)
-
-
-def test_a_checkpoint_has_only_the_shared_parameters(ran):
-    arrays = Checkpoint.read(ran.path).arrays
-    assert arrays.keys() == {name for name in ran.arrays if ".attention." in name or "head" in name}
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (lambda arrays, about: about.update({"frozen-fingerprint": "0" * 64}), "frozen parameters"),
-        (lambda arrays, about: about.pop("frozen-fingerprint"), "frozen parameters"),
-        (lambda arrays, about: arrays.pop("head.bias"), "head.bias"),
-        (lambda arrays, about: arrays.update(x=np.zeros(1)), "x"),
-        (lambda arrays, about: arrays.update({"head.bias": np.zeros(7)}), "head.bias"),
-    ],
-    ids=[
-        "another fingerprint",
-        "no fingerprint",
-        "a missing array",
-        "an extra array",
-        "another shape",
-    ],
-)
-def test_a_checkpoint_of_another_model_is_refused(ran, refused, change, part):
-    arrays, about = read_arrays(ran.path / CHECKPOINT)
-    change(arrays, about)
-    write_arrays(ran.path / CHECKPOINT, arrays, about)
-    with refused("resume-from", part):
-        simulate({"num-rounds": 3, "resume-from": str(ran.path)}, CLIENTS, quiet=True)
-    assert RunResult(ran.path).summary == ran.summary
-
-
-def altered(change):
-    """Our ClientApp, but `change` modifies the training replies of client 1."""
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context):
-        reply = client_app.app(message, context)
-        if context.node_config["partition-id"] == 1:
-            change(reply.content)
-        return reply
-
-    app.evaluate()(client_app.app)
-    app.query()(client_app.describe)
-    return app
-
-
-def replace_bias(value):
-    def change(content):
-        content["arrays"]["head.bias"] = Array(np.asarray(value))
-
-    return change
-
-
-INVALID_REPLIES = {
-    "another shape": (replace_bias(np.zeros(9, np.float32)), "head.bias is float32 (9,)"),
-    "a shape that broadcasts": (replace_bias(np.zeros(1, np.float32)), "head.bias is float32 (1,)"),
-    "another dtype": (replace_bias(np.zeros(6)), "head.bias is float64"),
-    "not a number": (replace_bias(np.full(6, np.nan, np.float32)), "head.bias holds NaN"),
-    "a missing array": (lambda c: c["arrays"].pop("head.bias"), "arrays differ in head.bias"),
-    "a missing metric": (lambda c: c["metrics"].pop("loss"), "metrics differ in loss"),
-    "an extra metric": (lambda c: c["metrics"].update(extra=1), "metrics differ in extra"),
-    "an infinite metric": (lambda c: c["metrics"].update(loss=np.inf), "loss is not"),
-    "a negative loss": (lambda c: c["metrics"].update(loss=-1.0), "loss is -1"),
-    "a negative number of examples": (
-        lambda c: c["metrics"].update({"num-examples": -3}),
-        "num-examples is -3",
-    ),
-    "a loss too large to sum": (lambda c: c["metrics"].update(loss=1e308), "loss is 1e+308"),
-    "no metrics": (lambda c: c.pop("metrics"), "one record of metrics"),
-}
-
-
-@pytest.mark.parametrize("name", INVALID_REPLIES)
-def test_an_invalid_reply_counts_as_a_failure(tiny, caplog, name):
-    change, reason = INVALID_REPLIES[name]
-    result = run_with(altered(change), tiny)
-    assert [row["failures"] for row in result.history] == [0, 1, 1]
-    dropped = "client 1: its update is dropped" in caplog.text
-    assert dropped != ("client 1 failed: invalid reply" in caplog.text)
-    assert [row["dropped"] for row in result.history] == [0, int(dropped), int(dropped)]
-    assert reason in caplog.text
-    assert all(np.isfinite(array).all() for array in result.arrays.values())
-
-
-def app_where(partition, change):
-    """Our ClientApp, but `change` maps the context of client `partition` to another."""
-    app = ClientApp()
-
-    def passing(message: Message, context):
-        if context.node_config["partition-id"] == partition:
-            context = change(context)
-        return client_app.app(message, context)
-
-    for register in (app.train, app.evaluate):
-        register()(passing)
-    app.query()(client_app.describe)
-    return app
-
-
-def with_run_config(**settings):
-    return lambda context: replace(context, run_config={**context.run_config, **settings})
-
-
-# A client that fails in training can still evaluate; a misconfigured one can do neither.
-FAILURES = {"not finite": (1, 1)}
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"seed": 9}, "frozen parameters of this node differ"),
-        ({"shared": "head"}, "shares other parameters"),
-        ({"learning-rate": 1e30}, "not finite"),
-        ({"dataset": "file", "data-path": "/nowhere.csv"}, "does not exist"),
-    ],
-)
-def test_a_failing_client_is_named_and_the_others_continue(tiny, caplog, settings, reason):
-    result = run_with(app_where(1, with_run_config(**settings)), tiny)
-    assert [row["failures"] for row in result.history] == [0, *FAILURES.get(reason, (2, 2))]
-    trained = {row["partition"] for row in result.clients if row["num_examples"] is not None}
-    assert trained == {0, 2}
-    assert "client 1 failed" in caplog.text
-    assert reason in caplog.text
-
-
-def test_a_round_in_which_all_clients_fail_ends_the_run_and_keeps_earlier_results(tiny):
-    with pytest.raises(RunFailedError, match=r"round 1: all 3 clients failed: .*not finite"):
-        simulate(tiny | {"learning-rate": 1e30}, CLIENTS, quiet=True)
-
-
-def test_a_diverging_global_model_ends_the_run_and_keeps_earlier_results(tiny, tmp_path):
-    more = {"optimizer": "sgd", "learning-rate": 1e6, "shared": "all", "num-rounds": 3}
-    with pytest.raises(RunFailedError, match=r"round \d: .*not finite; lower learning-rate"):
-        simulate(tiny | more, CLIENTS, quiet=True)
-    rounds = {row["round"] for row in RunResult(tmp_path / "run").history}
-    assert {row["round"] for row in RunResult(tmp_path / "run").clients} == rounds - {0}
 
 
 def test_clients_without_examples_do_not_affect_the_result(tiny, tmp_path):

@@ -237,7 +237,7 @@ def test_patience_needs_a_score(tmp_path, refused):
     settings = {"dataset": "file", "data_path": str(path), "patience": 2}
     with refused("patience = 2", "no test set"):
         run(tmp_path / "run", **settings)
-    result = run(tmp_path / "told", **settings, fraction_evaluate=1.0)
+    result = run(tmp_path / "evaluated", **settings, fraction_evaluate=1.0)
     assert result.summary["best_round"] is not None
 
 

@@ -197,5 +197,5 @@ def test_a_rule_combines_nothing_where_too_few_answer(tmp_path, capsys, rule, se
         result = simulate(own, clients, workers=1, quiet=True, clients=app)
         moved = any(start[name].tobytes() != result.arrays[name].tobytes() for name in start)
         assert moved is moves
-    told = capsys.readouterr().err
-    assert f"round 1: the rule needs {clients} updates, there are {clients - 1}" in told
+    printed = capsys.readouterr().err
+    assert f"round 1: the rule needs {clients} updates, there are {clients - 1}" in printed
