@@ -225,8 +225,6 @@ def _locked(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: has been locked by another process for {LOCK_TIMEOUT_SECONDS} s"
         ) from None
-    except NotImplementedError:
-        raise UserError(f"{path}: its file system has no locks; use another state-dir") from None
     except OSError as error:
         raise _unwritable(path, error) from None
     try:
