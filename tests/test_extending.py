@@ -28,6 +28,7 @@ from fedattn_app.data.loading import client_data
 from fedattn_app.metrics import METRICS
 from fedattn_app.models.families import FAMILIES, Family
 from fedattn_app.simulation import simulate
+from fedattn_app.transport.lazy_array import lazy_record
 
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
 REGISTRIES = {
@@ -85,12 +86,27 @@ def run(tmp_path):
     return run
 
 
+def codec_arrays():
+    """Arrays of every kind that a model may have."""
+    return {
+        "weight": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32),
+        "scalar": np.asarray(1.5, dtype=np.float32),
+        "counts": np.arange(4),
+    }
+
+
 def test_the_page_has_an_example_for_every_registry():
     assert re.findall(r"<!-- example: (\w+) -->", PAGE) == list(REGISTRIES)
 
 
 def test_a_codec(added, run, tmp_path):
-    half = run(codec=added("codec"))
+    name = added("codec")
+    codec, arrays = CODECS[name].load()(), codec_arrays()
+    sent = lazy_record(arrays)
+    for key, array in codec.decode(codec.encode(arrays), sent).items():
+        assert (array.numpy().dtype, array.numpy().shape) == (arrays[key].dtype, arrays[key].shape)
+        np.testing.assert_allclose(array.numpy(), arrays[key], rtol=0.01)
+    half = run(codec=name)
     whole = run(output_dir=str(tmp_path / "whole"))
     assert half.history[-1]["failures"] == 0
     assert (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fedattn_app.metrics import Scores
+from fedattn_app.metrics import METRICS, Scores
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_scores_without_examples():
     nothing = np.zeros(3, np.int64)
     scores = Scores(0.0, nothing, nothing, nothing)
     assert scores.recall == [None] * 3
-    assert scores.row() == {"loss": 0.0, "accuracy": 0.0, "macro_f1": 0.0}
+    assert scores.row() == {"loss": 0.0, **dict.fromkeys(METRICS, 0.0)}

@@ -90,13 +90,17 @@ def natural(
     """
     from flwr_datasets import partitioner as fds
 
-    if table.groups is not None:
-        num_groups = len(set(table.groups))
-        if num_groups != num_clients:
-            raise UserError(
-                f"partition-by = {as_toml(config.partition_by)}: the column has {num_groups} "
-                f"values, so the run needs {num_groups} clients, not {num_clients}"
-            )
+    if table.groups is None:
+        raise UserError(
+            f"partition-by = {as_toml(config.partition_by)}: dataset = {as_toml(config.dataset)} "
+            "has no such column"
+        )
+    num_groups = len(set(table.groups))
+    if num_groups != num_clients:
+        raise UserError(
+            f"partition-by = {as_toml(config.partition_by)}: the column has {num_groups} values, "
+            f"so the run needs {num_groups} clients, not {num_clients}"
+        )
     _require_rows(table, num_clients, [1] * num_clients)
     return _FlowerRows(fds.NaturalIdPartitioner("group"), table, seed)
 

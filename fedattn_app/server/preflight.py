@@ -133,9 +133,10 @@ def check_num_clients(
     needed = settings.min_updates
     if per_round < needed:
         given = [f"{key} = {value}" for key, value in settings.min_updates_settings.items()]
+        because = f" with {' and '.join(given)}" if given else ""
         raise UserError(
-            f'strategy = "{settings.strategy}": needs {needed} clients in a round with '
-            f"{' and '.join(given)}, there are {per_round}"
+            f'strategy = "{settings.strategy}": needs {needed} clients in a round{because}, there '
+            f"are {per_round}"
         )
     protection.check_num_clients(num_clients)
 

@@ -26,3 +26,10 @@ def test_rows_can_be_read_in_any_order_and_as_a_slice():
     assert len(rows) == 3
     assert list(rows[1:]) == [rows[1], rows[2]]
     assert sorted(row for client in rows for row in client) == list(range(9))
+
+
+def test_a_natural_split_of_a_data_set_without_that_column_is_refused(refused):
+    table = Table(["a text"] * 4, ["a", "b"] * 2, "colours")
+    config = DataConfig(dataset="colours", partitioner="natural", partition_by="site")
+    with refused('partition-by = "site"', 'dataset = "colours" has no such column'):
+        rows_by_client(config, table, 2, 1)

@@ -1,5 +1,6 @@
 """Run-configs for one key: another value than its default, and what that value needs."""
 
+from fedattn_app.config import PROTECTIONS
 from fedattn_app.config.combinations import CHOOSERS, Exceeds
 from fedattn_app.config.settings import DEFAULTS, SETTINGS
 
@@ -34,7 +35,8 @@ def other_value(key):
 
 def choose(chooser, name):
     """The run-config that chooses `name`, with what that needs."""
-    budget = {"noise-multiplier": 1.0} if chooser == "privacy" and name != "none" else {}
+    has_budget = chooser == "privacy" and "noise_multiplier" in PROTECTIONS[name].keys
+    budget = {"noise-multiplier": 1.0} if has_budget else {}
     return {**budget, chooser: name}
 
 

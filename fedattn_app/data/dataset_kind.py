@@ -1,0 +1,44 @@
+"""What a kind of data set is: see `dataset_kinds` for those that there are."""
+
+from abc import ABC, abstractmethod
+
+from fedattn_app.config import DataConfig
+from fedattn_app.data.sources import Table
+
+
+class DatasetKind(ABC):
+    """Where the examples of a data set come from.
+
+    Every method raises `UserError` for data that cannot be read. The same arguments give the same
+    examples in every process.
+    """
+
+    @abstractmethod
+    def label_names(self, config: DataConfig) -> tuple[str, ...]:
+        """Return the label names in the order of the model's outputs.
+
+        They are used if the key `labels` is empty.
+        """
+
+    @abstractmethod
+    def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
+        """Return the training rows that a simulation splits over `num_clients` clients.
+
+        Repeated calls return the same object until the data change: it is part of a cache's key.
+        """
+
+    def test_table(self, config: DataConfig, seed: int) -> Table | None:
+        """Return the rows that the server evaluates on; None if there are none."""
+        return None
+
+    def server_has_data(self, config: DataConfig) -> bool:
+        """Whether the server can read the data set, so that a simulation can split it."""
+        return True
+
+    def has_client_tables(self, config: DataConfig) -> bool:
+        """Whether each client's rows come from `client_table`, so that nothing is split."""
+        return False
+
+    def client_table(self, seed: int, client: int) -> Table:
+        """Return the training rows of client number `client` ≥ 0."""
+        raise NotImplementedError
