@@ -131,8 +131,8 @@ def test_strategies_import_flower_and_numpy_only(path):
 
 def test_only_the_server_and_the_protections_import_strategies():
     users = {
-        package_of(name_of(path))
-        for path in modules("fedattn_app")
+        dotted(path).split(".")[1]
+        for path in modules_of("fedattn_app")
         if "strategies" in {name.split(".")[0] for name in imported(path)}
     }
     assert users == {"server", "privacy"}
