@@ -62,7 +62,7 @@ class FrozenClient(NumPyClient):
 
     @classmethod
     def on_node(cls, node: "Node") -> Self:
-        """Make the client of a node."""
+        """Return a client with the settings and data of `node`."""
         return cls(node.config, node.labels, node.data, node.partition)
 
     @property
@@ -71,7 +71,10 @@ class FrozenClient(NumPyClient):
         return self._start.frozen_names
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
-        """Return copies of the shared arrays of the last `fit`, or of the initial ones."""
+        """Return copies of the shared arrays that training last produced, in the order of `shared`.
+
+        Before any training these are the initial arrays. `config` is not used.
+        """
         return [array.copy() for array in self._returned]
 
     def fit(
@@ -120,8 +123,9 @@ class FrozenClient(NumPyClient):
         """Evaluate the global `parameters` on this client's held-out examples.
 
         Returns the mean loss in nats, the number of examples, and the metrics ``loss``,
-        ``accuracy``, ``seconds`` and, for each label k, the counts ``support-k``, ``predicted-k``
-        and ``correct-k``.
+        ``accuracy`` (0 to 1), ``seconds`` and, for each label k, the counts ``support-k``,
+        ``predicted-k`` and ``correct-k``. Without held-out examples all of these are 0 except
+        ``seconds``. Raises `FrozenMismatchError`, and `ValueError` if an array has the wrong shape.
         """
         start = time.perf_counter()
         self._load(parameters, config)
@@ -132,12 +136,18 @@ class FrozenClient(NumPyClient):
         return result.loss, result.num_examples, metrics
 
     def seed(self, server_round: int) -> int:
-        """Return the seed of this client's random choices in a round, 0 to 2⁶³ - 1."""
+        """Return the seed, 0 to 2⁶³ - 1, for this client's random choices in `server_round`."""
         path = (self.config.federation.seed, server_round, self.partition)
         return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
 
     def _load(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> None:
-        """Set the model to its initial, then its personal, then the global `parameters`."""
+        """Copy the personal parameters and the global `parameters` into the model.
+
+        Personal parameters that have never been saved get their initial values. `parameters` holds
+        the shared arrays, optionally followed by the frozen ones. Raises `FrozenMismatchError` if
+        the ``frozen-fingerprint`` in `config` differs from this client's, and `ValueError` if the
+        number of arrays or a shape is wrong.
+        """
         expected = config.get("frozen-fingerprint")
         if expected is not None and expected != self._start.frozen_fingerprint:
             raise FrozenMismatchError()
@@ -146,7 +156,7 @@ class FrozenClient(NumPyClient):
         copy_arrays(parameters, self._start.views(sent), sent)
 
     def _shared_of(self, parameters: NDArrays) -> NDArrays:
-        """Return the shared arrays among the `parameters` that the server sent."""
+        """Return the shared arrays, which come first in the `parameters` that the server sent."""
         return parameters[: len(self.shared)]
 
     def _training(self, server_round: int) -> TrainingConfig:
@@ -171,29 +181,33 @@ class FrozenClient(NumPyClient):
         return [arrays[name] for name in self.shared], batch or len(self.data.train), result
 
     def _effective_number(self) -> dict[str, Scalar]:
-        """Return the metric ``effective-number`` if replies are weighted by it, else nothing."""
+        """Return the metric ``effective-number`` if `weighting` is "effective", else {}."""
         if self.config.aggregation.weighting != "effective":
             return {}
         counts = np.bincount(self.data.train.labels.numpy(), minlength=len(self.labels))
         return {"effective-number": effective_number(counts)}
 
     def _trained(self) -> NDArrays:
-        """Save the personal arrays of the trained model, then return the shared ones."""
+        """Save the personal arrays of the trained model, then return its shared arrays."""
         trained = get_arrays(self.model, self.trainable)
         self._save_personal(trained)
         self._returned = [trained[name] for name in self.shared]
         return list(self._returned)
 
     def _personal_arrays(self) -> Mapping[str, NDArray]:
-        """Return the personal parameters of earlier rounds."""
+        """Return the personal parameters saved in earlier rounds, by name; {} if there are none."""
         return {}
 
     def _save_personal(self, trained: Mapping[str, NDArray]) -> None:
-        """Save the personal parameters; called before the update is returned."""
+        """Save the personal parameters in `trained`. Called before `fit` returns the update."""
 
 
 def count_metrics(counts: "list[Counts]") -> dict[str, Scalar]:
-    """Return `counts` as metrics ``support-0`` and so on; one (K,) array per `COUNT_NAMES`."""
+    """Return the metrics ``support-k``, ``predicted-k`` and ``correct-k`` for each label k.
+
+    Args:
+        counts: one integer array of shape (K,) for each name in `COUNT_NAMES`, in that order.
+    """
     return {
         f"{name}-{label}": int(counts_of_name[label])
         for label in range(len(counts[0]))

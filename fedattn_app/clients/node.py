@@ -1,4 +1,4 @@
-"""What a client is made from."""
+"""The settings, data and storage of a node, from which its client is constructed."""
 
 import logging
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ log = logging.getLogger("fedattn")
 
 @dataclass(frozen=True)
 class Node:
-    """The arguments of a client.
+    """The settings, data and storage of one node.
 
     Attributes:
         config: the settings of the run.
         labels: the label names, in the order of the model's outputs.
-        data: the examples of the node.
+        data: the examples to train on and those held out.
         partition: the number of the node, from 0.
         context: Flower's context of the message.
     """
@@ -37,7 +37,11 @@ class Node:
 
     @property
     def state(self) -> "NodeState":
-        """Storage for arrays between messages: `state-dir` if it is set, else Flower's context."""
+        """The storage for arrays that must last from one message to the next.
+
+        This is the folder `state-dir` if the node-config sets it. Otherwise it is Flower's context,
+        which does not outlast the run; a real node then logs a warning.
+        """
         from fedattn_app.clients.node_state import ContextState, FolderState
         from fedattn_app.files import user_path
 
@@ -57,5 +61,8 @@ class Node:
 
     @property
     def max_epsilon(self) -> float:
-        """The owner's limit on ε for all runs together, infinite if none is set."""
+        """The owner's limit on ε for all runs together, infinite if none is set.
+
+        Raises `UserError` if the limit is not a number above 0.
+        """
         return limit_of(self.context.node_config, "max-epsilon")

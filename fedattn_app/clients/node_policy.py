@@ -31,16 +31,23 @@ LIMIT_KEYS = ("max-epsilon", "max-delta")
 
 
 def is_real(node: "UserConfig") -> bool:
-    """Return whether the node-config `node` has a key of an owner; simulated nodes have none."""
+    """Return whether `node` is the node-config of a real node.
+
+    A real node has at least one of the keys in `OWNER_KEYS`. A simulated node has none of them.
+    """
     return not OWNER_KEYS.isdisjoint(node)
 
 
 @contextmanager
 def errors_stay_here(node: "UserConfig", task: str) -> Iterator[None]:
-    """On a real node, replace any error with a `UserError` that names only `task`, and log it.
+    """Context manager that replaces any error on a real node with a `UserError`.
 
-    The original text stays in the node's log because it may reveal the content of files. On a
-    simulated node errors are not replaced.
+    The new error names only `task`. The original error is logged on the node and does not leave it,
+    because its text may reveal the content of files. On a simulated node errors pass unchanged.
+
+    Args:
+        node: the node-config.
+        task: what the node was doing, as in "load the model".
     """
     try:
         yield
@@ -52,7 +59,16 @@ def errors_stay_here(node: "UserConfig", task: str) -> Iterator[None]:
 
 
 def check_owner_allows(config: "Config", protection: "Protection", node: "UserConfig") -> None:
-    """Raise `UserError` for a run that the node-config `node` does not allow."""
+    """Raise `UserError` if the node's owner does not allow the run.
+
+    The owner's limits and files come from the node-config `node`. A misspelled key in it raises
+    `UserError` too.
+
+    Args:
+        config: the settings of the run.
+        protection: the protection that the run uses.
+        node: the node-config.
+    """
     for key in node.keys() - NODE_KEYS:  # other keys may belong to another app
         if near := difflib.get_close_matches(key, NODE_KEYS, n=1, cutoff=0.8):
             raise UserError(f"node-config has {key}: did you mean {near[0]}?")
@@ -108,10 +124,11 @@ def _check_files_named_by_the_run(config: "Config", node: "UserConfig") -> None:
 def check_node_kept_what_it_needs(
     config: "Config", protection: "Protection", context: Context
 ) -> None:
-    """Raise `UserError` for a run that the state of this node does not allow.
+    """Raise `UserError` if the state of this node does not allow the run.
 
     A resumed run may need state that only a `state-dir` keeps. If the ledger has entries, a run
-    without protection on the node is refused: ε would no longer cover all that was sent.
+    without protection on the node is refused: ε would no longer cover all that was sent. An
+    unreadable ledger raises `UserError` too.
     """
     node, kept = context.node_config, protection.kept_by_clients
     if config.output.resume_from and kept and not node.get("state-dir"):
@@ -124,7 +141,10 @@ def check_node_kept_what_it_needs(
 
 
 def _has_spent(context: Context) -> bool:
-    """Return whether the ledger in this node's `state-dir` has entries."""
+    """Return whether the ledger in this node's `state-dir` has entries.
+
+    Returns False for a node without `state-dir`. Raises `UserError` if the ledger cannot be read.
+    """
     node = context.node_config
     with errors_stay_here(node, "read its privacy ledger"):
         path = ledger_path(node)
@@ -136,9 +156,9 @@ def _has_spent(context: Context) -> bool:
 
 
 def limit_of(node: "UserConfig", key: str) -> float:
-    """Return the owner's limit `key` from the node-config, infinite if it is not set.
+    """Return the value of `key` in the node-config, or infinity if the owner has not set it.
 
-    Raises `UserError` for a value that is not a number above 0.
+    Raises `UserError` if the value is not a number above 0.
     """
     value = node.get(key, math.inf)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
@@ -149,7 +169,8 @@ def limit_of(node: "UserConfig", key: str) -> float:
 def ledger_path(node: "UserConfig") -> Path | None:
     """Return the path of the privacy ledger, or None for a node without `state-dir`.
 
-    Raises `UserError` if `ledger` is not a name of letters, digits, - and _.
+    Raises `UserError` if the value of `ledger` is not a name of letters, digits, - and _, or if
+    `state-dir` is not a usable path.
     """
     from fedattn_app.files import user_path
 

@@ -15,8 +15,9 @@ from fedattn_app.types import NDArray
 class StartingPoint:
     """A model, its scope, and the initial values of its trainable parameters.
 
-    `arrays` has the trainable parameters by name, and `personal` those that are not shared. The
-    frozen parameters change only if the server sends them, and then every message contains them.
+    `arrays` maps the names of the trainable parameters to their initial values. `personal` is the
+    part of `arrays` that is not shared. The frozen parameters change only if the server sends them,
+    and then every message contains them.
 
     Args:
         config: the settings of the run.
@@ -45,18 +46,28 @@ class StartingPoint:
 
     @cached_property
     def personal_identity(self) -> str:
-        """The SHA-256 (hex) of all initial parameters that are not shared and the LoRA settings."""
+        """The SHA-256 (hex) of the LoRA settings and the initial values of the unshared parameters.
+
+        Frozen parameters are included. Without LoRA, None takes the place of the settings.
+        """
         not_shared = without({**view_arrays(self.model), **self.arrays}, self.scope.shared)
         return sha256(f"{fingerprint(not_shared)} {self.adapters}".encode()).hexdigest()
 
     def views(self, names: Collection[str]) -> list[NDArray]:
-        """Return views of the model's arrays with these `names`, in that order."""
+        """Return the model's arrays with these `names`, in that order.
+
+        The arrays are views: writing to them changes the model. Raises `KeyError` for an unknown
+        name.
+        """
         present = view_arrays(self.model)
         return [present[name] for name in names]
 
 
 def starting_point(config: Config, num_labels: int) -> StartingPoint:
-    """Return the starting point for `config`; it is rebuilt if the model's files have changed."""
+    """Return the starting point for `config` and a model with `num_labels` outputs.
+
+    The last one is cached, and rebuilt if an argument or the model's files have changed.
+    """
     return _cached(config, num_labels, files_of(config.model))
 
 

@@ -33,13 +33,13 @@ LOCK_TIMEOUT_SECONDS = 600
 class Entry:
     """The privacy cost of one message of the server.
 
-    The types are checked exactly: neither True nor 1.0 is accepted for an int. Raises `ValueError`
-    for a value of the wrong type or out of range.
+    Raises `ValueError` if a value has the wrong type or is out of range. Types must match exactly:
+    neither True nor 1.0 is accepted for an int.
 
     Attributes:
         kind: "train" for the training examples, "evaluate" for those held out.
         noise_multiplier: the noise's standard deviation in units of the sensitivity, at least 0.
-        sample_rate: the probability of each example to be in a step, above 0 and at most 1.
+        sample_rate: the probability that a step uses an example, above 0 and at most 1.
         steps: the number of steps, at least 1.
         run: Flower's id of the run.
         server_round: the number of the round.
@@ -74,7 +74,7 @@ class Entry:
 
     @property
     def mechanism(self) -> Steps:
-        """The steps of the entry, for the accountant."""
+        """The steps of this entry, in the form that the accountant takes."""
         return Steps(self.noise_multiplier, self.sample_rate, self.steps)
 
 
@@ -86,7 +86,7 @@ class Ledger:
 
     Args:
         copy: Flower's `context.state`, or any `RecordDict`.
-        path: the file, or None for a node that lasts no longer than `copy`.
+        path: the file. None: the entries are kept in `copy` only, as on a simulated node.
     """
 
     def __init__(self, copy: RecordDict, path: Path | None = None) -> None:
@@ -98,17 +98,22 @@ class Ledger:
 
     @property
     def mechanisms(self) -> list[Steps]:
-        """The steps of all entries, for the accountant."""
+        """The steps of all entries, oldest first, in the form that the accountant takes."""
         return [entry.mechanism for entry in self.entries]
 
     def entries_of(self, kind: str, run: int | None = None) -> list[Entry]:
-        """Return the entries of one kind, from one run or (None) from all runs."""
+        """Return the entries of one kind, oldest first; the list is empty if there are none.
+
+        Args:
+            kind: "train" or "evaluate".
+            run: Flower's id of the run. None: entries of all runs.
+        """
         return [entry for entry in self.entries if entry.kind == kind and run in (None, entry.run)]
 
     def add(self, entry: Entry) -> None:
-        """Add an entry. It is on disk when this returns.
+        """Add an entry. If the ledger has a file, the entry is on disk when this returns.
 
-        Raises `UserError` if the file cannot be read or written.
+        Raises `UserError` if the file cannot be read, written or locked.
         """
         with self.exclusive():
             text = _to_json([*self.entries, entry])
@@ -123,10 +128,11 @@ class Ledger:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lock the ledger on this machine, and read its newest entries.
+        """Context manager that locks the ledger on this machine and reads its newest entries.
 
         The lock is reentrant: `add` takes it too. Raises `UserError` if the folder cannot be
-        written, the file cannot be read, or another process holds the lock for too long.
+        written, the file cannot be read, or another process holds the lock for more than
+        `LOCK_TIMEOUT_SECONDS`.
         """
         with self._thread_lock:
             if self._exclusive:  # entered before by this thread
@@ -163,7 +169,10 @@ class Ledger:
         return kept
 
     def _count(self) -> int:
-        """Return the number of entries ever written, 0 if there is no count."""
+        """Return the number of entries that were ever written, or 0 if no count file exists.
+
+        Raises `UserError` if the count cannot be read.
+        """
         assert self.path
         try:
             return int(_count_path(self.path).read_text())
@@ -212,9 +221,13 @@ def _count_path(path: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that no other thread or process on this machine can hold at the same time.
+    """Context manager that locks the file `path` on this machine.
 
-    The operating system releases it when the process ends, even if the process is killed.
+    No other thread or process on this machine can hold the lock at the same time. The operating
+    system releases the lock when the process ends, even if the process is killed.
+
+    Raises `UserError` if another process holds it for more than `LOCK_TIMEOUT_SECONDS`, or if the
+    lock file cannot be written.
     """
     # Where the file system has no locks, the node stops: a marker file could outlive its holder.
     lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)

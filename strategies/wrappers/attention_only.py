@@ -31,9 +31,10 @@ class AttentionOnly(StrategyWrapper):
 
     Args:
         inner: The strategy that combines the shared arrays.
-        shared: Predicate over a parameter's full dotted name; true for those that are shared.
-        needs_no_replies: Whether to call the inner strategy even if there is no such reply. Else
-            the model stays as it is.
+        shared: Function that takes a parameter's full dotted name and returns whether the parameter
+            is shared.
+        needs_no_replies: Whether to call the inner strategy in a round without any such reply. If
+            false, the model does not change in that round.
         with_rest: Whether to send the other arrays too, in a record ``rest``, for nodes that cannot
             compute them.
     """
@@ -54,7 +55,10 @@ class AttentionOnly(StrategyWrapper):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the inner strategy send the shared arrays."""
+        """Return the inner strategy's training messages, made from the shared arrays only.
+
+        With `with_rest` each message also has the other arrays, in a record ``rest``.
+        """
         self._global = arrays
         selected = self._select(arrays)
         messages = super().configure_train(server_round, selected, config, grid)
@@ -63,7 +67,12 @@ class AttentionOnly(StrategyWrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine the replies, and merge the result into the model."""
+        """Return the model with the shared arrays combined, and the inner strategy's metrics.
+
+        The other arrays are unchanged. The model is None if the inner strategy returns no arrays.
+        Returns (None, None) if no valid reply is from a client with examples, unless
+        `needs_no_replies` is set.
+        """
         usable = _with_examples(replies)
         first = [reply for reply in (next(usable, None),) if reply is not None]
         if not first and not self.needs_no_replies:
@@ -74,7 +83,10 @@ class AttentionOnly(StrategyWrapper):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the inner strategy send the shared arrays."""
+        """Return the inner strategy's evaluation messages, made from the shared arrays only.
+
+        With `with_rest` each message also has the other arrays, in a record ``rest``.
+        """
         selected = self._select(arrays)
         messages = super().configure_evaluate(server_round, selected, config, grid)
         return self._completed(messages, arrays)
@@ -82,7 +94,10 @@ class AttentionOnly(StrategyWrapper):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Let the inner strategy combine the replies; return None if there are none."""
+        """Return the inner strategy's combined metrics.
+
+        Returns None if no valid reply is from a client with examples.
+        """
         usable = list(_with_examples(replies))
         return super().aggregate_evaluate(server_round, usable) if usable else None
 
@@ -90,7 +105,7 @@ class AttentionOnly(StrategyWrapper):
         return ArrayRecord({name: array for name, array in arrays.items() if self.shared(name)})
 
     def _completed(self, messages: Iterable[Message], arrays: ArrayRecord) -> Iterable[Message]:
-        """Add the arrays that are not shared to `messages`, if they are to be sent."""
+        """Return `messages`. If `with_rest` is set, add the unshared `arrays` to each one."""
         if not self.with_rest:
             return messages
         rest = ArrayRecord({k: array for k, array in arrays.items() if not self.shared(k)})
@@ -111,7 +126,11 @@ class AttentionOnly(StrategyWrapper):
 
 
 def _with_examples(replies: Iterable[Message]) -> Iterator[Message]:
-    """Yield the valid replies of clients that have examples, in the order of node ids."""
+    """Yield the valid replies of clients that have examples, ordered by node id.
+
+    A reply without a metric ``num-examples`` counts as one of a client with examples if it has any
+    metrics.
+    """
     for reply in valid_replies(replies):
         if any(record.get("num-examples", 1) for record in reply.content.metric_records.values()):
             yield reply

@@ -32,7 +32,7 @@ class StrategyWrapper(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine the replies."""
+        """Return the arrays and metrics that the inner strategy combines; either may be None."""
         return self.inner.aggregate_train(server_round, replies)
 
     def configure_evaluate(
@@ -44,15 +44,15 @@ class StrategyWrapper(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Let the inner strategy combine the replies."""
+        """Return the metrics that the inner strategy combines, or None if it returns none."""
         return self.inner.aggregate_evaluate(server_round, replies)
 
 
 class ReplyFilter(StrategyWrapper):
-    """Drops the training replies that a subclass refuses, one reply at a time.
+    """Drops the training replies for which `fault` returns a reason, one at a time.
 
-    `dropped` maps the node of each refused reply of the round to the reason. The reply of a node
-    that was sent nothing is refused.
+    Subclasses define `fault`. A reply is also dropped if its node was sent no message. `dropped`
+    maps the node id of each reply dropped in the current round to the reason.
     """
 
     def __init__(self, inner: Strategy) -> None:
@@ -62,18 +62,22 @@ class ReplyFilter(StrategyWrapper):
 
     @abstractmethod
     def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
-        """Return why `reply` is refused; None if the inner strategy is to get it.
+        """Return why `reply` is dropped, or None to pass it to the inner strategy.
 
-        `sent` are the arrays that its node was sent. The reply may be changed in place.
+        This method may change the reply in place.
+
+        Args:
+            reply: The training reply.
+            sent: The arrays that its node was sent.
         """
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the messages of the inner strategy, and keep the arrays that each node is sent.
+        """Return the inner strategy's training messages, and keep the arrays sent to each node.
 
-        `grid` must list only nodes that are not at work, because the arrays they were sent before
-        are forgotten.
+        The arrays kept earlier for the nodes in `grid` are deleted. `grid` must therefore list only
+        nodes that are not working on an earlier message.
         """
         for node in grid.get_node_ids():
             self._sent.pop(node, None)
@@ -82,7 +86,10 @@ class ReplyFilter(StrategyWrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine the replies that are not refused."""
+        """Return the arrays and metrics that the inner strategy combines from the accepted replies.
+
+        Either may be None. Each refused reply is dropped with a warning.
+        """
         return self.inner.aggregate_train(server_round, self._accepted(replies))
 
     def _recorded(self, messages: Iterable[Message]) -> Iterator[Message]:

@@ -86,9 +86,10 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the inner strategy send, and check the round against the privacy budget.
+        """Return the inner strategy's training messages, and check the privacy budget.
 
-        Raises `ValueError` for arrays that cannot be clipped.
+        Raises `PrivacyBudgetExhausted` if the round would exceed `max_epsilon`, and `ValueError`
+        if an array cannot be clipped.
         """
         _check_clippable({name: array.numpy() for name, array in arrays.items()})
         self.current_arrays = arrays
@@ -100,9 +101,10 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Clip, average and add noise, and record the release with the accountant.
+        """Clip the updates, average them, add noise, and record the release with the accountant.
 
-        This happens even if no client answered.
+        This happens even if no client answers. Returns the new global arrays and the inner
+        strategy's metrics, or (None, None) if the round sent no messages.
         """
         answers = {
             reply.metadata.src_node_id: arrays
@@ -117,7 +119,11 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
             return super().aggregate_train(server_round, complete)
 
     def _valid_arrays(self, reply: Message) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the arrays of a reply in the order of the global ones; None if any is invalid."""
+        """Return the arrays of `reply` by name, in the order of the global arrays.
+
+        Returns None if a name, shape or dtype differs from the global arrays, or if the update is
+        not finite.
+        """
         record = next(iter(reply.content.array_records.values()), ArrayRecord())
         if set(record) != set(self.current_arrays):
             return None
@@ -130,7 +136,11 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         return arrays
 
     def _reply(self, node: int, arrays: dict[str, npt.NDArray[Any]]) -> Message:
-        """Make a reply of weight 1 for Flower's wrapper, whose update has a norm above 0."""
+        """Return a reply of weight 1 from `node` with these `arrays`, for Flower's wrapper.
+
+        Flower cannot clip an update of norm 0. If `arrays` equal the global arrays, one value is
+        increased slightly so that the norm is above 0.
+        """
         now = self.current_arrays
         if not _flower_norm([array - now[name].numpy() for name, array in arrays.items()]):
             name = next(iter(arrays))
@@ -148,7 +158,11 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
 
 
 def _check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Raise `ValueError` unless each array is float32 or float64, of at least one dimension."""
+    """Raise `ValueError` if any array cannot be clipped.
+
+    An array can be clipped if it is float32 or float64, has at least one dimension, and is not
+    empty.
+    """
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64) or not array.ndim or not array.size:
             raise ValueError(
@@ -160,7 +174,8 @@ def _check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
 def _flower_norm(arrays: Sequence[npt.NDArray[Any]]) -> float:
     """Return the L2 norm that Flower's clipping divides by.
 
-    It squares in the arrays' own precision, so that the norm of a tiny update underflows to 0.
+    The squares are computed in the arrays' own precision, so the norm of a tiny update underflows
+    to 0.
     """
     norms = [np.linalg.norm(array.flat) for array in arrays]
     return float(np.sqrt(sum([norm**2 for norm in norms])))
@@ -168,9 +183,10 @@ def _flower_norm(arrays: Sequence[npt.NDArray[Any]]) -> float:
 
 @contextmanager
 def _numpy_seeded(seed: int | None, server_round: int) -> Iterator[None]:
-    """Seed numpy's global generator, from which Flower draws its noise, and restore it afterwards.
+    """Context manager that seeds numpy's global generator and restores its state afterwards.
 
-    Without a `seed` its whole state comes from the operating system.
+    Flower draws its noise from this generator. If `seed` is not None, `seed` and `server_round`
+    determine the state. If it is None, the whole state comes from the operating system.
     """
     before = np.random.get_state()
     entropy: Sequence[int] | npt.NDArray[np.uint32] = (

@@ -20,9 +20,8 @@ class DecodedReplies(ReplyFilter):
 
     Args:
         inner: The strategy that reads the decoded replies.
-        decode: Function of two records, the arrays in a reply and the arrays that its node was
-            sent. It returns the decoded arrays. If it raises any exception, that one reply is
-            dropped.
+        decode: Function that takes the arrays in a reply and the arrays that its node was sent,
+            and returns the decoded arrays. If it raises an exception, only that reply is dropped.
     """
 
     def __init__(self, inner: Strategy, decode: Decode) -> None:
@@ -30,7 +29,7 @@ class DecodedReplies(ReplyFilter):
         self.decode = decode
 
     def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
-        """Decode the arrays of `reply` in place, or return why that failed."""
+        """Decode the arrays of `reply` in place and return None, or return why decoding failed."""
         try:
             decoded = self.decode(reply.content.array_records["arrays"], sent)
         except Exception as error:  # one client must not end the run, whatever it sends

@@ -33,10 +33,10 @@ class NormBounds:
     """Bounds on the L2 norm of an update.
 
     Args:
-        drop_norm: Norm above which an update is refused; 0: no bound.
-        clip_norm: Norm to which a longer update is scaled down; 0: no clipping.
-        replies_are_gradients: Whether replies are gradients, whose norm is measured from 0, instead
-            of parameters, whose norm is measured from those that were sent.
+        drop_norm: Maximum norm. An update with a larger norm is refused. 0: no limit.
+        clip_norm: Norm to which an update with a larger norm is scaled down. 0: no clipping.
+        replies_are_gradients: Whether the replies contain gradients. If true, the update is the
+            gradient itself. If false, it is the returned parameters minus those sent.
     """
 
     drop_norm: float = 0.0
@@ -44,7 +44,15 @@ class NormBounds:
     replies_are_gradients: bool = False
 
     def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
-        """Clip the update of a well-formed `reply` in place, or return why it is refused."""
+        """Return why the update in `reply` is refused, or None if it is not.
+
+        An update longer than `clip_norm` is clipped in place, unless it is refused. `reply` must
+        have passed the checks of form.
+
+        Args:
+            reply: The training reply.
+            sent: The arrays that its node was sent.
+        """
         if not (self.drop_norm or self.clip_norm):
             return None
         arrays = reply.content.array_records["arrays"]
@@ -61,9 +69,10 @@ class UpdateChecks(ReplyFilter):
     """Gives the inner strategy only the replies that pass the checks.
 
     Args:
-        inner: The strategy that combines them.
-        norm_bounds: Checks of size; None: checks of form only.
-        min_updates: Minimum number of replies that the rule needs. With fewer, nothing is combined.
+        inner: The strategy that combines the replies.
+        norm_bounds: The checks of size. None: only the checks of form are made.
+        min_updates: Minimum number of replies that the rule needs, at least 1. If fewer pass, none
+            are combined.
     """
 
     def __init__(
@@ -76,9 +85,10 @@ class UpdateChecks(ReplyFilter):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine the replies that pass the checks.
+        """Return the arrays and metrics that the inner strategy combines from the passed replies.
 
-        Returns (None, None) if they are fewer than `min_updates`.
+        Either may be None. Returns (None, None) and logs a warning if fewer than `min_updates`
+        replies pass the checks.
         """
         passed: Iterable[Message] = self._accepted(replies)
         if self.min_updates > 1:
@@ -94,10 +104,15 @@ class UpdateChecks(ReplyFilter):
         return self.inner.aggregate_train(server_round, passed)
 
     def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
-        """Return the first fault of form or size; None if there is none.
+        """Return why `reply` fails a check, or None if it passes all of them.
 
-        The arrays of a reply without fault are put in the order of `sent`, since some of Flower's
-        rules match arrays by position.
+        The checks of form come first, and only the first failure is returned. If the reply passes,
+        its arrays are reordered in place to match `sent`, because some of Flower's rules match
+        arrays by position.
+
+        Args:
+            reply: The training reply.
+            sent: The arrays that its node was sent.
         """
         fault = _form_fault(reply.content, sent)
         if fault is None and self.norm_bounds is not None:

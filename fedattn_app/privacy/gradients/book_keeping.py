@@ -54,8 +54,8 @@ class _ParameterGradients:
     Attributes:
         parameter: the parameter.
         squares: the squared norm of each example's gradient, (B,) float64.
-        bounds: the squared norms as they would be if no terms cancelled, or more, (B,); 0 if `add`
-            adds the very gradients whose norms were computed.
+        bounds: upper bounds on the squared norms that there would be if no terms cancelled, (B,).
+            They are 0 if `add` adds the same gradients from which `squares` were computed.
         add: adds the weighted sum of the gradients to a tensor.
     """
 
@@ -66,13 +66,21 @@ class _ParameterGradients:
 
 
 class _Buffers:
-    """Memory that every pass uses again, because allocating it each time is slow."""
+    """One buffer per parameter, reused in every pass because allocating memory is slow."""
 
     def __init__(self) -> None:
         self._buffers: dict[Tensor, Tensor] = {}
 
     def product(self, parameter: Tensor, a: Tensor, e: Tensor) -> Tensor:
-        """Return eᵀ a of each example, (B, q, p), in the buffer of `parameter`."""
+        """Return the product eᵀ a for each of B examples, (B, q, p).
+
+        The result lies in a buffer that the next call for `parameter` overwrites.
+
+        Args:
+            parameter: the weight, (q, p).
+            a: the inputs of its layer, (B, T, p).
+            e: the gradients of the layer's outputs, (B, T, q), of the same dtype.
+        """
         buffer = self._buffers.get(parameter)
         if buffer is None or len(buffer) < len(a):
             buffer = self._buffers[parameter] = a.new_empty(len(a), *parameter.shape)
@@ -80,7 +88,11 @@ class _Buffers:
 
 
 class BookKeeping:
-    """Supports `nn.Linear`, `nn.LayerNorm` and `nn.Embedding`, each used once in a pass."""
+    """The `GradientEngine` that computes sums of clipped gradients by book-keeping.
+
+    It supports trained parameters of `nn.Linear`, `nn.LayerNorm` and `nn.Embedding`. Each of these
+    layers may be used only once in a pass.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -106,7 +118,11 @@ class BookKeeping:
             parameter.requires_grad_(False)
 
     def add(self, batch: Examples, max_grad_norm: float, sums: Sequence[Tensor]) -> None:
-        """Add the clipped gradients, with one pass per `EXAMPLES_PER_PASS` examples."""
+        """Add the clipped gradients of `batch` to `sums`, `EXAMPLES_PER_PASS` examples at a time.
+
+        An example whose gradient is not finite adds nothing. Raises `TypeError` for a layer that
+        is used twice or has an unsupported option.
+        """
         for index in torch.split(torch.arange(len(batch)), EXAMPLES_PER_PASS):
             self._add_in_one_pass(batch[index], max_grad_norm, sums)
 
@@ -137,7 +153,7 @@ class BookKeeping:
         self._inputs, self._leaves, self._gradients = {}, [], []
 
     def close(self) -> None:
-        """Remove the hooks, and let the parameters require gradients again."""
+        """Remove the hooks, and make the trained parameters require gradients again."""
         for handle in self._handles:
             handle.remove()
         for parameter in self.parameters:
@@ -146,7 +162,10 @@ class BookKeeping:
     def _record_input(
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
-        """Record the input of `module`, and make its output require gradients."""
+        """Forward hook: record the input of `module`, and return an output that requires gradients.
+
+        Raises `TypeError` if `module` is used twice in a pass.
+        """
         if module in self._inputs:
             raise TypeError(f"{type(module).__name__} is used twice")
         (value,) = inputs
@@ -162,7 +181,10 @@ class BookKeeping:
         return output
 
     def _record_gradients(self, module: nn.Module, output_gradient: Tensor) -> None:
-        """Record the gradients of the trained parameters of `module`, and release its input."""
+        """Backward hook: record how to add the gradients of `module`, and release its input.
+
+        Only trained parameters are recorded. `output_gradient` has the shape of the output.
+        """
         gradients_of = _LAYERS[type(module)]
         found = gradients_of(module, self._inputs.pop(module), output_gradient, self._buffers)
         self._gradients += (g for g in found if g.parameter in self._indices)
@@ -181,7 +203,13 @@ def _linear(
 
 
 def _from_factors(parameter: Tensor, a: Tensor, e: Tensor) -> _ParameterGradients:
-    """Return the gradients eᵀ a of a weight, without computing them."""
+    """Return the norms and the weighted sum of the gradients eᵀ a without forming each one.
+
+    Args:
+        parameter: the weight, (q, p).
+        a: the inputs of its layer, (B, T, p).
+        e: the gradients of the layer's outputs, (B, T, q).
+    """
     a_norms, e_norms = (x.norm(dim=2).clamp(min=MIN_FACTOR_NORM) for x in (a, e))  # (B, T)
     bounds = (a_norms * e_norms).sum(1).square()
     squares = _recompute_cancelled(
@@ -197,14 +225,19 @@ def _from_factors(parameter: Tensor, a: Tensor, e: Tensor) -> _ParameterGradient
 
 
 def _pair_sums(products: Tensor, e: Tensor) -> Tensor:
-    """Return Σ_{s,t} products_st ⟨e_s, e_t⟩ of each example, (B,), from (B, T, T) and (B, T, q)."""
+    """Return Σ_{s,t} products_st ⟨e_s, e_t⟩ for each example, (B,).
+
+    Args:
+        products: one factor per pair of positions, (B, T, T).
+        e: one vector per position, (B, T, q).
+    """
     return (products * (e @ e.mT)).sum((1, 2))
 
 
 def _recompute_cancelled(
     squares: Tensor, bounds: Tensor, exact: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return `squares` in float64, with the values of examples whose terms cancel recomputed.
+    """Return `squares` in float64, (B,); recompute the values whose terms largely cancel.
 
     In float32, cancellation could leave nothing of a squared norm, and a gradient that is far too
     long would not be clipped.
@@ -256,7 +289,12 @@ def _embedding(
 
 
 def _from_gradients(parameter: Tensor, gradients: Tensor) -> _ParameterGradients:
-    """Return the gradients (B, ...) of a parameter that were computed per example."""
+    """Return the norms and the weighted sum of `gradients`.
+
+    Args:
+        parameter: the parameter.
+        gradients: the gradient of each example, (B, *shape of the parameter).
+    """
 
     def add(total: Tensor, scale: Tensor) -> object:
         return total.add_((scale @ gradients.flatten(1)).view_as(total))

@@ -50,7 +50,7 @@ class Protection:
 
     @property
     def kept_by_clients(self) -> str:
-        """What clients must keep from round to round, in words; empty if nothing."""
+        """A phrase that names what clients must keep between rounds; empty if nothing."""
         return "personal parameters" if self.config.federation.local == "personal" else ""
 
     # The content of a reply
@@ -79,7 +79,10 @@ class Protection:
 
     @property
     def weighting(self) -> str:
-        """The weighting of replies, with ``auto`` resolved."""
+        """How replies are weighted: ``examples``, ``uniform``, ``loss`` or ``effective``.
+
+        This is the setting `weighting`, or the protection's default if the setting is ``auto``.
+        """
         weighting = self.config.aggregation.weighting
         return self.default_weighting if weighting == "auto" else weighting
 
@@ -91,7 +94,11 @@ class Protection:
         return self.config.federation.fraction_evaluate
 
     def reports_score(self, score: str) -> bool:
-        """Return whether clients report `score`, a value of the key ``score``, after each round."""
+        """Return whether clients report the score named `score` when they evaluate.
+
+        Args:
+            score: a value of the setting `score`.
+        """
         return self.fraction_evaluate > 0
 
     def build_rule(
@@ -114,16 +121,19 @@ class Protection:
         return rule_class(**flower_settings, **rule_settings)
 
     def check_settings(self) -> None:
-        """Raise `UserError` for settings that cannot work; called before any message is sent."""
+        """Raise `UserError` if the settings cannot work. Called before any message is sent."""
 
     def check_num_clients(self, num_clients: int) -> None:
-        """Raise `UserError` for settings that do not suit `num_clients` clients."""
+        """Raise `UserError` if the settings do not allow a run with `num_clients` clients."""
 
     def announce(self) -> None:
-        """Log what the user should know about the protection of this run."""
+        """Log messages about this run's protection for the user. Some protections log none."""
 
     def summary_notes(self) -> dict[str, str]:
-        """Return entries for ``summary.json`` that limit the meaning of its ε."""
+        """Return the entries, by key, that limit the meaning of ε in ``summary.json``.
+
+        The dict is empty if there are none.
+        """
         return {}
 
 

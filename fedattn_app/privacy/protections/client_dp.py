@@ -66,7 +66,7 @@ class ClientDp(NoisyProtection):
         return wrapper
 
     def check_num_clients(self, num_clients: int) -> None:
-        """Raise `UserError` if δ is not below 1 / `num_clients`."""
+        """Raise `UserError` if `target-delta` is not below 1 / `num_clients`."""
         delta = self.settings.target_delta
         if delta * num_clients >= 1:
             raise UserError(
@@ -74,7 +74,10 @@ class ClientDp(NoisyProtection):
             )
 
     def summary_notes(self) -> dict[str, str]:
-        """Return a note that says which files ε covers."""
+        """Return the entry ``privacy_note``, which says which files ε covers.
+
+        With reproducible noise it says instead that ε holds for nobody.
+        """
         return {"privacy_note": COVERED_FILES_NOTE} | super().summary_notes()
 
     def _spent(self, accountant_state: Mapping[str, Any]) -> list[Steps]:

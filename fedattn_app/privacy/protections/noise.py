@@ -20,7 +20,7 @@ class NoisyProtection(Protection):
     default_weighting = "uniform"
 
     def check_settings(self) -> None:
-        """Raise `UserError` for a `target-epsilon` that not even one step can meet."""
+        """Raise `UserError` if `target-epsilon` is too small even for a single step."""
         settings, one_step = self.settings, Steps(0.0, 1.0, 1)
         target, delta = settings.target_epsilon, settings.target_delta
         if target and noise_for(target, delta, one_step, (), settings.accountant) is None:
@@ -30,12 +30,15 @@ class NoisyProtection(Protection):
             )
 
     def announce(self) -> None:
-        """Warn about reproducible noise, which protects nobody."""
+        """Log a warning if the noise is reproducible. Reproducible noise protects nobody."""
         if self.settings.reproducible_noise:
             log.warning("reproducible-noise: %s", REPRODUCIBLE_NOISE_NOTE)
 
     def summary_notes(self) -> dict[str, str]:
-        """Return a note that ε holds for nobody, if the noise is reproducible."""
+        """Return the entry ``privacy_note``, which says that ε holds for nobody.
+
+        Returns an empty dict if the noise is not reproducible.
+        """
         if self.settings.reproducible_noise:
             return {"privacy_note": REPRODUCIBLE_NOISE_NOTE}
         return {}
