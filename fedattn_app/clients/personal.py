@@ -40,7 +40,7 @@ class PersonalClient(FrozenClient):
 
     @classmethod
     def on_node(cls, node: "Node") -> Self:
-        """Make the client of a node."""
+        """Return the client of `node`, with its data, state and limits."""
         return cls(node.config, node.labels, node.data, node.partition, node.state)
 
     @property

@@ -83,7 +83,7 @@ class PrivateClient(PersonalClient):
 
     @classmethod
     def on_node(cls, node: "Node") -> Self:
-        """Make the client of a node."""
+        """Return the client of `node`, with its data, state and limits."""
         return cls(
             node.config,
             node.labels,
