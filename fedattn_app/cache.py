@@ -34,9 +34,5 @@ class ProcessCache:
         for function in self._functions.values():
             function.cache_clear()
 
-    def sizes(self) -> dict[str, int]:
-        """Return the number of results kept for each function, by the function's dotted name."""
-        return {name: kept.cache_info().currsize for name, kept in self._functions.items()}
-
 
 PROCESS_CACHE = ProcessCache()

@@ -30,7 +30,7 @@ from fedattn_app.server.partition_grid import PartitionGrid, Traffic
 from fedattn_app.server.records import client_rows, pooled_scores, round_row
 from fedattn_app.server.reply_checks import number
 from fedattn_app.server.strategy_factory import Phase
-from fedattn_app.types import NDArray
+from fedattn_app.types import NDArray, Row
 
 MAX_FAILURE_REASONS = 3  # distinct ones, in the error of a round that brings nothing
 
@@ -314,10 +314,10 @@ class Rounds:
         taken, self.grid.traffic = self.grid.traffic, Traffic()
         return taken
 
-    def _end(self, outcome: Outcome, clients: Sequence[Mapping[str, object]] = ()) -> RoundEnd:
+    def _end(self, outcome: Outcome, clients: Sequence[Row] = ()) -> RoundEnd:
         return RoundEnd(
             outcome,
-            [dict(row) for row in clients],
+            clients,
             self._changeable_arrays(outcome),
             self._phase(outcome.last_round).state(),
             self.grid.num_partitions,
