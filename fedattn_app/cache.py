@@ -17,21 +17,21 @@ class ProcessCache:
     """A cache of the results of functions, by their arguments, which must be hashable."""
 
     def __init__(self) -> None:
-        self._functions: dict[str, Any] = {}
+        self._functions: list[Any] = []
 
     def keep(self, max_entries: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Return a decorator that keeps the `max_entries` most recently used results."""
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
             kept = lru_cache(maxsize=max_entries)(function)
-            self._functions[f"{function.__module__}.{function.__qualname__}"] = kept
+            self._functions.append(kept)
             return kept  # type: ignore[return-value]
 
         return decorate
 
     def clear(self) -> None:
         """Remove all results, so that the process is as if it had just started."""
-        for function in self._functions.values():
+        for function in self._functions:
             function.cache_clear()
 
 
