@@ -135,13 +135,13 @@ def _failed(
     With ``dp-sgd`` the result is a reply: Flower's simulation discards the state, and so the
     privacy ledger, of a client that raises. On a real node two kinds of texts stay in the node's
     log: that of a `UserError`, which may name files, and with ``dp-sgd`` that of any error, which
-    may depend on examples. A mismatch of the frozen parameters is always reported.
+    may depend on examples. A `MismatchError` is always reported.
     """
-    from fedattn_app.clients.base import FrozenMismatchError
+    from fedattn_app.clients.agreement import MismatchError
     from fedattn_app.errors import UserError
     from fedattn_app.privacy.protections import protection_of
 
-    may_leave = isinstance(error, FrozenMismatchError) or not is_real(context.node_config)
+    may_leave = isinstance(error, MismatchError) or not is_real(context.node_config)
     if protection_of(client.config).protects_on_node:
         log.error("%s: %s", type(error).__name__, error)
         reason = str(error) if may_leave else REASON_STAYS_HERE

@@ -66,11 +66,10 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     setup = preflight.prepare(config)
     preflight.check_patience(config, protection, setup.test is not None)
     protection.check_settings()
-    fingerprint = setup.frozen_fingerprint
     metadata = model_metadata(config, setup)
 
     # 2. The run that this one resumes, if there is one.
-    earlier = earlier_run(config, fingerprint)
+    earlier = earlier_run(config, setup.identity)
     budgets, accountant_state = _spent(protection, earlier)
     warmed_up = config.federation.warmup_rounds > 0
     changeable = frozenset(setup.arrays) if warmed_up else setup.scope.shared
@@ -79,11 +78,11 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     # 3. The strategy, with everything around it.
     num_rounds = config.federation.num_rounds - earlier.last_round
     phases = build_phases(
-        config, protection, setup.scope, fingerprint, accountant_state, num_rounds
+        config, protection, setup.scope, setup.identity, accountant_state, num_rounds
     )
 
     # 4. The folder.
-    folder = RunFolder(config, fingerprint, earlier)
+    folder = RunFolder(config, setup.identity, earlier)
     if protection.has_budget:
         folder.write_budgets(budgets.to_row())
     preflight.log_plan(config, protection, setup)

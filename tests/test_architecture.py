@@ -18,7 +18,7 @@ RANKS = [
     ["errors", "types"],
     [
         *("cache", "console", "files", "flower_compat", "label_text", "metrics"),
-        "optional_dependency",
+        *("optional_dependency", "run_identity"),
     ],
     ["config"],
     ["models", "transport"],

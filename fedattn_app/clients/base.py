@@ -13,12 +13,13 @@ import numpy as np
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
+from fedattn_app.clients.agreement import check_agreement
 from fedattn_app.clients.starting_point import starting_point
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import ClientData
-from fedattn_app.errors import UserError
 from fedattn_app.metrics import COUNT_NAMES, Counts
 from fedattn_app.models.parameters import copy_arrays, get_arrays, set_arrays
+from fedattn_app.run_identity import RunIdentity
 from fedattn_app.training.evaluation import evaluate
 from fedattn_app.training.loop import TrainingResult, gradient, train
 from fedattn_app.training.optimizer import Proximal
@@ -33,9 +34,10 @@ EFFECTIVE_NUMBER_BETA = 0.999
 class FrozenClient(NumPyClient):
     """Trains and returns the shared parameters; all others stay frozen.
 
-    `fit` and `evaluate` read ``server-round`` (int, from 1) and ``frozen-fingerprint`` from their
-    config. The fingerprint is the SHA-256 of the server's frozen parameters and must equal this
-    client's; if it is absent, nothing is compared. After warm-up rounds, which train all
+    `fit` and `evaluate` read ``server-round`` (int, from 1) and the server's fingerprints from
+    their config: of the labels, the tokenizer, the training data and the frozen parameters, each
+    under a key that `agreement.REASONS` lists. They must equal this client's; one that is absent is
+    not compared. After warm-up rounds, which train all
     parameters, the server also sends the frozen ones, after the shared ones, in the order of
     `frozen`.
 
@@ -89,8 +91,7 @@ class FrozenClient(NumPyClient):
 
         Returns the new arrays, the number of examples used, and the metrics ``loss`` and
         ``accuracy`` (means over the last local epoch) and ``seconds``; with `weighting` =
-        "effective" also ``effective-number``. Raises `FrozenMismatchError` and
-        `TrainingDivergedError`.
+        "effective" also ``effective-number``. Raises `MismatchError` and `TrainingDivergedError`.
         """
         start = time.perf_counter()
         self._load(parameters, config)
@@ -125,7 +126,7 @@ class FrozenClient(NumPyClient):
         Returns the mean loss in nats, the number of examples, and the metrics ``loss``,
         ``accuracy`` (0 to 1), ``seconds`` and, for each label k, the counts ``support-k``,
         ``predicted-k`` and ``correct-k``. Without held-out examples all of these are 0 except
-        ``seconds``. Raises `FrozenMismatchError`, and `ValueError` if an array has the wrong shape.
+        ``seconds``. Raises `MismatchError`, and `ValueError` if an array has the wrong shape.
         """
         start = time.perf_counter()
         self._load(parameters, config)
@@ -144,16 +145,20 @@ class FrozenClient(NumPyClient):
         """Copy the personal parameters and the global `parameters` into the model.
 
         Personal parameters that have never been saved get their initial values. `parameters` holds
-        the shared arrays, optionally followed by the frozen ones. Raises `FrozenMismatchError` if
-        the ``frozen-fingerprint`` in `config` differs from this client's, and `ValueError` if the
-        number of arrays or a shape is wrong.
+        the shared arrays, optionally followed by the frozen ones. Raises `MismatchError` if a
+        fingerprint in `config` differs from this client's, and `ValueError` if the number of arrays
+        or a shape is wrong.
         """
-        expected = config.get("frozen-fingerprint")
-        if expected is not None and expected != self._start.frozen_fingerprint:
-            raise FrozenMismatchError()
+        check_agreement(config, self._identity(config))
         set_arrays(self.model, {**self._start.personal, **self._personal_arrays()})
         sent = self.shared if len(parameters) == len(self.shared) else self.shared + self.frozen
         copy_arrays(parameters, self._start.views(sent), sent)
+
+    def _identity(self, config: Mapping[str, Scalar]) -> RunIdentity:
+        """Return what this client has, to be compared with what `config` says of the server's."""
+        frozen = self._start.frozen_fingerprint if "frozen-fingerprint" in config else ""
+        tokenizer, source = self.data.tokenizer_fingerprint, self.data.source_fingerprint
+        return RunIdentity(self.labels, frozen, tokenizer, source)
 
     def _shared_of(self, parameters: NDArrays) -> NDArrays:
         """Return the shared arrays, which come first in the `parameters` that the server sent."""
@@ -223,13 +228,3 @@ def effective_number(counts: Counts) -> float:
     """
     beta = EFFECTIVE_NUMBER_BETA
     return float(np.sum((1 - beta ** counts.astype(np.float64)) / (1 - beta)))
-
-
-class FrozenMismatchError(UserError):
-    """Raised if the frozen parameters of a node differ from the server's."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the frozen parameters of this node differ from the server's: model, its weights, "
-            "labels, seed and the versions of torch, transformers and peft must be the same on both"
-        )

@@ -62,6 +62,7 @@ def _data(
     config: "Config", protection: "Protection", context: Context
 ) -> "tuple[tuple[str, ...], ClientData, int]":
     """Return the label names, this node's examples, and its partition."""
+    from fedattn_app.clients.agreement import check_own_data
     from fedattn_app.data.labels import label_names
     from fedattn_app.data.loading import client_data, private_data
 
@@ -76,7 +77,8 @@ def _data(
     with errors_stay_here(node, "use its data-path"):
         path, secret = str(node["data-path"]), protection.protects_on_node
         data = private_data(config.data, config.model, seed, path, secret)
-    return config.data.label_names, data, partition
+        check_own_data(context.state, path, data.source_fingerprint)
+    return config.data.label_names, replace(data, source_fingerprint=""), partition
 
 
 @PROCESS_CACHE.keep(max_entries=2)

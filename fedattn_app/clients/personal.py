@@ -1,6 +1,7 @@
 """The client with personal parameters, which stay on its node (``local = "personal"``)."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
 from fedattn_app.clients.base import FrozenClient
@@ -8,6 +9,7 @@ from fedattn_app.clients.node_state import NodeState
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
 from fedattn_app.models.parameters import without
+from fedattn_app.run_identity import labels_fingerprint
 from fedattn_app.types import NDArray
 
 if TYPE_CHECKING:
@@ -45,8 +47,13 @@ class PersonalClient(FrozenClient):
 
     @property
     def state_name(self) -> str:
-        """The name of the personal arrays in `state`; it depends on partition, model and seed."""
-        return f"personal-{self.partition}-{self._start.personal_identity[:16]}"
+        """The name of the personal arrays in `state`.
+
+        It depends on the partition, the labels, the tokenizer, the model and the seed.
+        """
+        labels, tokenizer = labels_fingerprint(self.labels), self.data.tokenizer_fingerprint
+        identity = f"{self._start.personal_identity} {labels} {tokenizer}"
+        return f"personal-{self.partition}-{sha256(identity.encode()).hexdigest()[:16]}"
 
     def _personal_arrays(self) -> Mapping[str, NDArray]:
         return self.state.load(self.state_name) or {}

@@ -67,9 +67,13 @@ class PrivateClient(PersonalClient):
         run: int = 0,
         max_epsilon: float = math.inf,
     ) -> None:
-        parts = (data.train, data.validation)
-        padded = (part.pad_independently(config.model.max_length) for part in parts)
-        super().__init__(config, labels, ClientData(*padded), partition, state)
+        max_length = config.model.max_length
+        padded = replace(
+            data,
+            train=data.train.pad_independently(max_length),
+            validation=data.validation.pad_independently(max_length),
+        )
+        super().__init__(config, labels, padded, partition, state)
         self.privacy = config.privacy
         self.ledger = ledger
         self.run = run
@@ -114,7 +118,7 @@ class PrivateClient(PersonalClient):
         Returns the new arrays, the number of examples (1 if that is not public), and the metrics
         ``epsilon`` and ``budget-spent`` (1 if the budget is too small for this round, else 0). A
         client without examples or without budget returns the arrays that it was sent, and 0
-        examples. Raises `FrozenMismatchError`, `TrainingDivergedError`, and `UserError` for a
+        examples. Raises `MismatchError`, `TrainingDivergedError`, and `UserError` for a
         ledger that cannot be read or written.
         """
         self._load(parameters, config)
@@ -153,7 +157,7 @@ class PrivateClient(PersonalClient):
         Returns 0 for the loss, the noisy number of examples, and the metrics ``epsilon``,
         ``budget-spent`` and, for each label k, the noisy counts ``support-k``, ``predicted-k`` and
         ``correct-k``. Without held-out examples or without budget all counts are 0. Raises
-        `FrozenMismatchError`, and `UserError` if `evaluate-epsilon` is 0 or the ledger cannot be
+        `MismatchError`, and `UserError` if `evaluate-epsilon` is 0 or the ledger cannot be
         read or written.
         """
         if not self.privacy.evaluate_epsilon:

@@ -27,6 +27,13 @@ class DatasetKind(ABC):
         Repeated calls return the same object until the data change: it is part of a cache's key.
         """
 
+    def training_fingerprint(self, config: DataConfig) -> str:
+        """Return the SHA-256 (hex) of the training rows that a simulation splits.
+
+        Empty if the rows cannot change during a run, because they are computed from the seed.
+        """
+        return ""
+
     def test_table(self, config: DataConfig, seed: int) -> Table | None:
         """Return the rows that the server evaluates on; None if there are none."""
         return None

@@ -53,6 +53,11 @@ class SplitsDataset(DatasetKind):
         """Return the training rows, which do not depend on `seed` or `num_clients`."""
         return self.splits(config).training()
 
+    def training_fingerprint(self, config: DataConfig) -> str:
+        """Return the SHA-256 (hex) of the training rows; empty if the server has none."""
+        train = self.splits(config).train if self.server_has_data(config) else None
+        return train.fingerprint if train else ""
+
     def test_table(self, config: DataConfig, seed: int) -> Table | None:
         """Return the test rows; None if there are none."""
         return self.splits(config).test if self.server_has_data(config) else None

@@ -35,7 +35,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's examples: those it trains on, and those it holds out for evaluation."""
+    """One client's examples: those it trains on, and those it holds out for evaluation.
+
+    `tokenizer_fingerprint` and `source_fingerprint` are the SHA-256 (hex) of the tokenizer that
+    encoded them and of the rows that they were taken from; each is empty where nothing needs to be
+    compared.
+    """
 
     train: Examples
     validation: Examples
+    tokenizer_fingerprint: str = ""
+    source_fingerprint: str = ""

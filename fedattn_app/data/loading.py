@@ -1,5 +1,7 @@
 """The examples of a client of a simulation, of a node with its own file, and of the server."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -20,6 +22,17 @@ MAX_CACHED_CLIENTS = 1024
 def server_has_data(config: DataConfig) -> bool:
     """Whether the server can read the data set, so that a simulation splits it."""
     return kind_of(config).server_has_data(config)
+
+
+def data_fingerprints(config: DataConfig, seed: int) -> tuple[str, str]:
+    """Return the SHA-256 (hex) of the training rows that are split, and of the test rows.
+
+    Each is empty if the server has no such rows, or if they are computed from the seed.
+    """
+    kind = kind_of(config)
+    training = kind.training_fingerprint(config)
+    test = kind.test_table(config, seed)
+    return training, test.fingerprint if test else ""
 
 
 def server_test_set(config: DataConfig, model: ModelConfig, seed: int) -> Examples | None:
@@ -101,8 +114,14 @@ def private_data(
     splits, tokenizer = load_files(own, secret), build_tokenizer(model)
     train = _examples(splits.training(), config.label_names, tokenizer, secret)
     if splits.test is None:
-        return _hold_out(train, config.validation_fraction, seed, 0)
-    return ClientData(train, _examples(splits.test, config.label_names, tokenizer, secret))
+        data = _hold_out(train, config.validation_fraction, seed, 0)
+    else:
+        data = ClientData(train, _examples(splits.test, config.label_names, tokenizer, secret))
+    return replace(
+        data,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        source_fingerprint=splits.fingerprint,
+    )
 
 
 # The tokenizer and the table are part of the key: after a change on disk they are other objects.
@@ -120,7 +139,12 @@ def _client_data(
     else:
         share = table.take(rows_by_client(config, table, num_partitions, seed)[partition])
     examples = _examples(share, label_names(config), tokenizer)
-    return _hold_out(examples, config.validation_fraction, seed, partition)
+    data = _hold_out(examples, config.validation_fraction, seed, partition)
+    return replace(
+        data,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        source_fingerprint=table.fingerprint if table else "",
+    )
 
 
 def _hold_out(examples: Examples, fraction: float, seed: int, partition: int) -> ClientData:

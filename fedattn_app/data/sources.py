@@ -4,6 +4,8 @@ Nothing here writes to disk, so no copy of private text is left in a cache. Loca
 with `datasets`, which reports each load over the network.
 """
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -38,6 +40,14 @@ class Table:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 (hex) of all cells, in their order."""
+        digest = hashlib.sha256()
+        for column in (self.texts, self.labels, self.groups or ()):
+            digest.update(json.dumps(list(column)).encode())
+        return digest.hexdigest()
+
     def take(self, rows: Sequence[int]) -> Self:
         """Return the texts and labels of `rows`, in their order, without groups."""
         texts, labels = ([column[row] for row in rows] for column in (self.texts, self.labels))
@@ -56,6 +66,12 @@ class Splits:
         if self.train is None:
             raise UserError("data-path: no train.csv, .jsonl or .parquet in the folder")
         return self.train
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 (hex) of all rows."""
+        tables = [table.fingerprint if table else "" for table in (self.train, self.test)]
+        return hashlib.sha256(" ".join(tables).encode()).hexdigest()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ local folder is read without any network access.
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any, Self
@@ -111,6 +111,12 @@ class PretrainedTokenizer(Tokenizer):
     def to_json(self) -> str:
         """Return the whole tokenizer, vocabulary included, as JSON."""
         return json.dumps({"tokenizer": self.backend.to_str(), "padding": self.padding})
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The id of each token, added tokens included."""
+        vocabulary: Mapping[str, int] = self.backend.get_vocab()
+        return vocabulary
 
     def tokens(self, text: str) -> list[str]:
         """Split `text` into tokens, special ones included."""

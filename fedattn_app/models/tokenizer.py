@@ -4,11 +4,12 @@ The built-in tokenizer is a stateless hash. It learns no vocabulary, so it canno
 """
 
 import hashlib
+import json
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +32,37 @@ _TOKEN = re.compile(
 )
 
 
+# Tokenizers that split, normalise or cut these texts in the same way count as the same.
+_LONG_TEXT = "long " * 8192
+_PROBE_TEXTS = (
+    "",
+    "The MRI was\tNORMAL; don't re-test (2.5mg)!",
+    "ÄÖÜ ß cafe\u0301 心電図 😀",
+    _LONG_TEXT,
+)
+
+
 class Tokenizer(ABC):
     """Turns texts into token ids. `padding` is the id that fills up short texts."""
 
     padding: int = PADDING_ID
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 (hex) that differs for tokenizers that encode texts differently.
+
+        It covers the vocabulary and the ids of a few texts, one of them longer than any
+        `max-length`, and does not depend on the version of a library.
+        """
+        ids, lengths = self.encode(_PROBE_TEXTS)
+        probe = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+        known = json.dumps([sorted(self.vocabulary.items()), probe, self.padding])
+        return hashlib.sha256(known.encode()).hexdigest()
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The id of each token; empty for a tokenizer that computes ids from the tokens."""
+        return {}
 
     @abstractmethod
     def tokens(self, text: str) -> list[str]:

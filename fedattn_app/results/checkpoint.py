@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from fedattn_app.errors import UserError
 from fedattn_app.files import read_arrays, write_arrays, write_atomically
+from fedattn_app.run_identity import RunIdentity
 from fedattn_app.types import NDArray, Row
 
 CHECKPOINT = Path("checkpoint", "model.safetensors")
@@ -44,21 +45,21 @@ class Checkpoint:
         arrays: the parameters that training may change, by name.
         rule_state: the arrays that the rule keeps from round to round.
         num_partitions: the number of clients that the data are split over; 0: they are not split.
-        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty if there are none.
+        identity: what must be the same in every round.
     """
 
     server_round: int
     arrays: Mapping[str, NDArray]
     rule_state: Mapping[str, NDArray]
     num_partitions: int
-    frozen_fingerprint: str
+    identity: RunIdentity
 
     def write(self, run: Path) -> None:
         """Replace the checkpoint in the folder `run`; raises `OSError`."""
         about = {
             "round": str(self.server_round),
             "num-partitions": str(self.num_partitions),
-            "frozen-fingerprint": self.frozen_fingerprint,
+            **self.identity.to_metadata(),
         }
         state = {f"{RULE_PREFIX}{name}": array for name, array in self.rule_state.items()}
         write_arrays(run / CHECKPOINT, {**self.arrays, **state}, about)
@@ -80,8 +81,15 @@ class Checkpoint:
                 if k.startswith(RULE_PREFIX)
             },
             int(about.get("num-partitions", 0)),
-            about.get("frozen-fingerprint", ""),
+            _identity_of(run, about),
         )
+
+
+def _identity_of(run: Path, about: Mapping[str, str]) -> RunIdentity:
+    try:
+        return RunIdentity.from_metadata(about)
+    except ValueError as error:
+        raise UserError(f"{run / CHECKPOINT}: its labels cannot be read ({error})") from None
 
 
 def write_best(run: Path, best: BestModel) -> None:

@@ -9,6 +9,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
 from fedattn_app.results.checkpoint import CHECKPOINT, BestModel, Checkpoint, read_best
 from fedattn_app.results.run_result import RunResult
+from fedattn_app.run_identity import RunIdentity
 from fedattn_app.types import NDArray, Row
 
 # A resumed run may change these settings; any other change would make it another run.
@@ -43,22 +44,18 @@ class EarlierRun:
     clients: list[Row] = field(default_factory=list)
 
 
-def earlier_run(config: Config, frozen_fingerprint: str) -> EarlierRun:
+def earlier_run(config: Config, identity: RunIdentity) -> EarlierRun:
     """Return the run that the key ``resume-from`` names; the default `EarlierRun` without the key.
 
-    Raises `UserError` for a run that cannot be read, that has other settings or frozen parameters
-    than `frozen_fingerprint` (SHA-256, hex), or that already has `num-rounds` rounds.
+    Raises `UserError` for a run that cannot be read, that has other settings or another identity
+    than `identity`, or that already has `num-rounds` rounds.
     """
     if not config.output.resume_from:
         return EarlierRun()
     path = user_path("resume-from", config.output.resume_from)
     _check_settings(config, path)
     checkpoint, result = Checkpoint.read(path), RunResult(path)
-    if checkpoint.frozen_fingerprint != frozen_fingerprint:
-        raise UserError(
-            f"resume-from = {path}: its frozen parameters are not those of the model = "
-            f"{config.model.model!r} that is here now"
-        )
+    _check_identity(config, path, checkpoint.identity, identity)
     last = checkpoint.server_round
     if last >= config.federation.num_rounds:
         raise UserError(
@@ -85,6 +82,22 @@ def settings_of(run: Path) -> dict[str, ConfigValue]:
     if not (run / CHECKPOINT).exists():
         raise UserError(f"resume-from = {run}: holds no checkpoint")
     return parse_run_config([str(run / "config.toml")])
+
+
+def _check_identity(config: Config, path: Path, before: RunIdentity, now: RunIdentity) -> None:
+    """Raise `UserError` if the run in the folder `path` began with something else than `now`."""
+    model = f"model = {config.model.model!r}"
+    reasons = {
+        "labels": f"its labels are {', '.join(before.labels) or 'not recorded'}, and those of the "
+        f"data are now {', '.join(now.labels)}",
+        "tokenizer": f"its tokenizer is not that of the {model} that is here now",
+        "training_data": "the training data have changed since it began",
+        "test_data": "the test data have changed since it began",
+        "frozen": f"its frozen parameters are not those of the {model} that is here now",
+    }
+    for part, reason in reasons.items():
+        if getattr(before, part) != getattr(now, part):
+            raise UserError(f"resume-from = {path}: {reason}")
 
 
 def _check_settings(config: Config, path: Path) -> None:

@@ -22,6 +22,7 @@ from fedattn_app.results.checkpoint import (
     write_spending,
 )
 from fedattn_app.results.resume import EarlierRun
+from fedattn_app.run_identity import RunIdentity
 from fedattn_app.types import NDArray, Row
 
 FINAL_FILES = ("summary.json", "model.safetensors", "best.safetensors")
@@ -36,7 +37,7 @@ class RunFolder:
 
     Args:
         config: the settings of the run.
-        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters; empty if there are none.
+        identity: what must be the same in every round; the checkpoint records it.
         earlier: the run that this one resumes.
 
     Attributes:
@@ -45,11 +46,14 @@ class RunFolder:
     """
 
     def __init__(
-        self, config: Config, frozen_fingerprint: str = "", earlier: EarlierRun | None = None
+        self,
+        config: Config,
+        identity: RunIdentity | None = None,
+        earlier: EarlierRun | None = None,
     ) -> None:
         earlier = earlier or EarlierRun()
         self.path = _new_path(config)
-        self.frozen_fingerprint = frozen_fingerprint
+        self.identity = identity or RunIdentity()
         self.best = earlier.best
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -107,9 +111,9 @@ class RunFolder:
         rule_state: Mapping[str, NDArray] | None = None,
     ) -> None:
         """Replace the checkpoint by the state after `server_round`; see `Checkpoint`."""
-        Checkpoint(
-            server_round, arrays, rule_state or {}, num_partitions, self.frozen_fingerprint
-        ).write(self.path)
+        Checkpoint(server_round, arrays, rule_state or {}, num_partitions, self.identity).write(
+            self.path
+        )
 
     def write_best(self, server_round: int, arrays: Mapping[str, NDArray]) -> None:
         """Replace the best model by `arrays`, the parameters after the round `server_round`."""

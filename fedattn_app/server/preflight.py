@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import Examples
 from fedattn_app.data.labels import label_names
-from fedattn_app.data.loading import server_has_data, server_test_set
+from fedattn_app.data.loading import data_fingerprints, server_has_data, server_test_set
 from fedattn_app.errors import UserError
 from fedattn_app.metrics import Scores
 from fedattn_app.models.classifier import Classifier
-from fedattn_app.models.factory import build_classifier
+from fedattn_app.models.factory import build_classifier, build_tokenizer
 from fedattn_app.models.parameters import fingerprint, set_arrays, view_arrays, without
 from fedattn_app.models.scopes import Scope, scope_of
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.results.resume import EarlierRun
+from fedattn_app.run_identity import RunIdentity
 from fedattn_app.training.evaluation import evaluate
 from fedattn_app.types import NDArray
 
@@ -31,24 +32,19 @@ class Setup:
         model: the classifier; `score` copies the arrays to be scored into it.
         scope: which parameters are shared, personal and frozen.
         test: the server's test set; None if there is none, or if the server has no complete model.
+        identity: what must be the same in every round and on every node.
     """
 
     labels: tuple[str, ...]
     model: Classifier
     scope: Scope
     test: Examples | None
+    identity: RunIdentity
 
     @property
     def arrays(self) -> dict[str, NDArray]:
         """The model's parameters by name, without copying."""
         return view_arrays(self.model)
-
-    @property
-    def frozen_fingerprint(self) -> str:
-        """The SHA-256 (hex) of the frozen parameters; empty if there are none."""
-        if not self.scope.frozen:
-            return ""
-        return fingerprint(without(self.arrays, self.scope.trainable))
 
     def score(self, arrays: Mapping[str, NDArray]) -> Scores:
         """Return the scores of the model with these `arrays` on the test set."""
@@ -69,7 +65,14 @@ def prepare(config: Config) -> Setup:
         test = None
     model = _build_classifier(config, len(labels))
     scope = scope_of(federation.shared, federation.local, model.family, view_arrays(model))
-    return Setup(labels, model, scope, test)
+    frozen = without(view_arrays(model), scope.trainable)
+    identity = RunIdentity(
+        labels,
+        fingerprint(frozen) if frozen else "",
+        build_tokenizer(config.model).fingerprint,
+        *data_fingerprints(config.data, federation.seed),
+    )
+    return Setup(labels, model, scope, test, identity)
 
 
 def restore(setup: Setup, changeable: frozenset[str], earlier: EarlierRun) -> None:

@@ -1,7 +1,7 @@
 """Make the strategy of a run: the rule that its settings name, inside its wrappers."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.serverapp import PrivacyAccountant
@@ -11,6 +11,7 @@ import strategies
 from fedattn_app.config import Config
 from fedattn_app.models.scopes import Scope
 from fedattn_app.privacy.protections import Protection
+from fedattn_app.run_identity import RunIdentity
 from fedattn_app.transport.codec import codec_of
 from fedattn_app.types import NDArray
 from strategies import (
@@ -70,7 +71,7 @@ def build_phases(
     config: Config,
     protection: Protection,
     scope: Scope,
-    frozen_fingerprint: str,
+    identity: RunIdentity,
     accountant_state: Mapping[str, Any],
     num_rounds: int,
 ) -> list[Phase]:
@@ -80,26 +81,25 @@ def build_phases(
         config: the settings of the run.
         protection: the protection of the run.
         scope: which parameters are shared.
-        frozen_fingerprint: the SHA-256 (hex) of the frozen parameters, which every client checks;
-            empty if there are none.
+        identity: the labels and fingerprints, which every client compares with its own.
         accountant_state: the server's accountant in the run that is resumed, else empty.
         num_rounds: the number of rounds still to run.
     """
     rule = make_rule(config, protection, accountant_state, num_rounds)
     warmup_rounds = config.federation.warmup_rounds
     if not warmup_rounds:
-        checked = {"frozen-fingerprint": frozen_fingerprint} if frozen_fingerprint else {}
-        return [build_pipeline(config, rule, scope.shared, checked)]
+        return [build_pipeline(config, rule, scope.shared, identity.to_message_config())]
+    checked = replace(identity, frozen="").to_message_config()  # they change in the warm-up
     # One accountant must count the noise of all rounds; any other rule begins anew.
     second_rule = rule
     if not isinstance(rule, ClientLevelDP):
         second_rule = make_rule(config, protection, accountant_state, num_rounds)
     return [
-        build_pipeline(config, rule, scope.shared | scope.frozen),
+        build_pipeline(config, rule, scope.shared | scope.frozen, checked),
         # Clients that join after the warm-up have not seen the warmed-up parameters, so the server
         # sends them too.
         build_pipeline(
-            config, second_rule, scope.shared, first_round=warmup_rounds + 1, sends_rest=True
+            config, second_rule, scope.shared, checked, warmup_rounds + 1, sends_rest=True
         ),
     ]
 

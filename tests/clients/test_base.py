@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedattn_app.clients.base import FrozenClient, FrozenMismatchError
+from fedattn_app.clients.agreement import MismatchError
+from fedattn_app.clients.base import FrozenClient
 from fedattn_app.clients.node_state import ContextState, FolderState
 from fedattn_app.clients.personal import PersonalClient
 from fedattn_app.config import Config
@@ -99,7 +100,7 @@ def test_equal_frozen_parameters_are_accepted_and_others_refused():
     frozen["embedding.weight"] = frozen["embedding.weight"].copy()
     frozen["embedding.weight"][5, 5] += 1e-6
     for call in (client.fit, client.evaluate):
-        with pytest.raises(FrozenMismatchError, match="frozen parameters of this node differ"):
+        with pytest.raises(MismatchError, match="frozen parameters of this node differ"):
             call(start, {"frozen-fingerprint": fingerprint(frozen)})
 
 

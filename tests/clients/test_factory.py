@@ -36,7 +36,7 @@ def test_personal_parameters_are_saved_in_the_state_dir(site, tmp_path, node_log
     client_app.app(message(run_config=PERSONAL), node)
     (file,) = (tmp_path / "state").iterdir()
     assert file.name.startswith("personal-3-")
-    assert not node.state
+    assert not node.state.array_records
     assert node_log.text == ""
 
 

@@ -6,7 +6,7 @@ from flwr.app import RecordDict
 from helpers.dp_sgd_clients import DELTA, client_of, equal, evaluate, fit
 
 from fedattn_app.clients import private as private_client
-from fedattn_app.clients.base import FrozenMismatchError
+from fedattn_app.clients.agreement import MismatchError
 from fedattn_app.clients.node_state import FolderState
 from fedattn_app.clients.private import PrivateClient
 from fedattn_app.data.triage import LABELS
@@ -116,7 +116,7 @@ def test_personal_parameters_are_trained_with_noise_and_saved(tmp_path):
 def test_different_frozen_parameters_cost_nothing(trainings):
     client = client_of(evaluate_epsilon=1.0)
     for call in (client.fit, client.evaluate):
-        with pytest.raises(FrozenMismatchError):
+        with pytest.raises(MismatchError):
             call(client.get_parameters({}), {"server-round": 1, "frozen-fingerprint": "other"})
     assert trainings == client.ledger.entries == []
 

@@ -107,3 +107,9 @@ def test_a_long_text_keeps_its_first_tokens(kept):
 def test_no_texts_give_no_rows():
     ids, lengths = HashingTokenizer(BUCKETS, 64).encode([])
     assert (len(ids), len(lengths)) == (0, 0)
+
+
+def test_tokenizers_that_encode_differently_have_different_fingerprints():
+    tokenizers = [HashingTokenizer(8192, 64), HashingTokenizer(8192, 32), HashingTokenizer(512, 64)]
+    assert len({tokenizer.fingerprint for tokenizer in tokenizers}) == 3
+    assert HashingTokenizer(8192, 64).fingerprint == tokenizers[0].fingerprint

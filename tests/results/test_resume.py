@@ -8,13 +8,14 @@ from fedattn_app.models.parameters import fingerprint
 from fedattn_app.results.resume import earlier_run
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
+from fedattn_app.run_identity import RunIdentity
 
 
 def resume(path, **settings):
     """Return the folder of a run that resumes the one at `path`, and what it takes from it."""
     config = make_config(**{"resume_from": str(path), "num_rounds": 5, "dropout": 0.25, **settings})
-    earlier = earlier_run(config, "")
-    return RunFolder(config, "", earlier), earlier
+    earlier = earlier_run(config, RunIdentity())
+    return RunFolder(config, RunIdentity(), earlier), earlier
 
 
 def test_a_run_is_resumed_from_its_checkpoint_in_its_own_folder(interrupted):

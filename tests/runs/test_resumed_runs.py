@@ -60,8 +60,8 @@ def test_a_checkpoint_has_only_the_shared_parameters(ran):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda arrays, about: about.update({"frozen-fingerprint": "0" * 64}), "frozen parameters"),
-        (lambda arrays, about: about.pop("frozen-fingerprint"), "frozen parameters"),
+        (lambda arrays, about: about.update({"frozen": "0" * 64}), "frozen parameters"),
+        (lambda arrays, about: about.pop("frozen"), "frozen parameters"),
         (lambda arrays, about: arrays.pop("head.bias"), "head.bias"),
         (lambda arrays, about: arrays.update(x=np.zeros(1)), "x"),
         (lambda arrays, about: arrays.update({"head.bias": np.zeros(7)}), "head.bias"),

@@ -1,0 +1,61 @@
+"""What a client compares with the server before it uses a message, and with its own past.
+
+Without these checks a client whose labels, tokenizer, data or frozen parameters are others would
+train and score without a word, and the result would mean nothing.
+"""
+
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.common import Scalar
+
+from fedattn_app.errors import UserError
+from fedattn_app.run_identity import RunIdentity
+
+# Which one is named first if several differ: changed data often bring other labels, and other
+# labels another head.
+REASONS: Mapping[str, str] = {
+    "data-fingerprint": "the training data of this client are not those that the server split when "
+    "the run began: put the files back as they were, or start a new run",
+    "labels-fingerprint": "the labels of this client differ from the server's in name or order",
+    "tokenizer-fingerprint": "the tokenizer of this client differs from the server's: model or "
+    "model-path must name the same model on both",
+    "frozen-fingerprint": "the frozen parameters of this node differ from the server's: model, its "
+    "weights, labels, seed and the versions of torch, transformers and peft must be the same on "
+    "both",
+}
+
+_OWN_DATA = "own-data"
+
+
+class MismatchError(UserError):
+    """Raised if something that must be the same differs between this client and the server."""
+
+
+def check_agreement(config: Mapping[str, Scalar], own: RunIdentity) -> None:
+    """Raise `MismatchError` if a fingerprint in `config` differs from the client's `own`.
+
+    What either of the two does not have is not compared.
+    """
+    here = own.to_message_config()
+    for key, reason in REASONS.items():
+        if config.get(key, here.get(key)) != here.get(key, config.get(key)):
+            raise MismatchError(reason)
+
+
+def check_own_data(state: RecordDict, path: str, fingerprint: str) -> None:
+    """Raise `UserError` if the node's own data have changed since its first message of the run.
+
+    Other rows would be held out then, among them some that the model was trained on.
+
+    Args:
+        state: Flower's state of this node in this run, where the first call keeps `fingerprint`.
+        path: the `data-path` of the node, for the error text.
+        fingerprint: the SHA-256 (hex) of the rows as they are now.
+    """
+    record = state.config_records.setdefault(_OWN_DATA, ConfigRecord({"sha256": fingerprint}))
+    if record["sha256"] != fingerprint:
+        raise UserError(
+            f"data-path = {path}: has changed since this node's first message of the run; put it "
+            "back as it was, or wait for the next run"
+        )

@@ -1,0 +1,85 @@
+"""A client refuses a message of a server with other labels, data, tokenizer or parameters."""
+
+import logging
+
+import pytest
+from flwr.app import RecordDict
+from helpers.data_files import write
+from helpers.nodes import PERSONAL, PRIVATE, SETTINGS, context, message
+
+from fedattn_app import client_app
+from fedattn_app.clients.agreement import REASONS, MismatchError, check_agreement, check_own_data
+from fedattn_app.clients.factory import make_client
+from fedattn_app.errors import UserError
+from fedattn_app.run_identity import RunIdentity
+
+SERVER = RunIdentity(("no", "yes"), "a" * 64, "b" * 64, "c" * 64)
+OTHER = {
+    "labels-fingerprint": RunIdentity(("yes", "no"), SERVER.frozen, SERVER.tokenizer, "c" * 64),
+    "frozen-fingerprint": RunIdentity(SERVER.labels, "0" * 64, SERVER.tokenizer, "c" * 64),
+    "tokenizer-fingerprint": RunIdentity(SERVER.labels, SERVER.frozen, "0" * 64, "c" * 64),
+    "data-fingerprint": RunIdentity(SERVER.labels, SERVER.frozen, SERVER.tokenizer, "0" * 64),
+}
+
+
+def test_equal_identities_agree():
+    check_agreement(SERVER.to_message_config(), SERVER)
+
+
+@pytest.mark.parametrize("key", REASONS)
+def test_a_difference_is_named(key):
+    with pytest.raises(MismatchError, match=REASONS[key]):
+        check_agreement(SERVER.to_message_config(), OTHER[key])
+
+
+@pytest.mark.parametrize("key", REASONS)
+def test_what_one_side_does_not_have_is_not_compared(key):
+    config = SERVER.to_message_config()
+    del config[key]
+    check_agreement(config, OTHER[key])
+
+
+def test_an_identity_survives_its_metadata():
+    identity = RunIdentity(("a, b", "ü"), "1", "2", "3", "4")
+    assert RunIdentity.from_metadata(identity.to_metadata()) == identity
+
+
+def test_every_message_of_a_run_is_compared_with_the_tokenizer_of_the_node(site):
+    client = make_client(context(SETTINGS, data_path=site))
+    parameters = client.get_parameters({})
+    for call in (client.fit, client.evaluate):
+        with pytest.raises(MismatchError, match="tokenizer"):
+            call(parameters, {"server-round": 1, "tokenizer-fingerprint": "0" * 64})
+
+
+def test_a_node_with_its_own_data_does_not_compare_them_with_the_servers(site):
+    client = make_client(context(SETTINGS, data_path=site))
+    config = {"server-round": 1, "data-fingerprint": "0" * 64}
+    assert client.evaluate(client.get_parameters({}), config)[1] > 0
+
+
+@pytest.mark.parametrize("run_config", [SETTINGS, PERSONAL, PRIVATE])
+def test_own_data_that_change_during_a_run_stop_the_node(tmp_path, task_id, caplog, run_config):
+    file = write(tmp_path / "site.csv", ["good", "bad"] * 20, ["yes", "no"] * 20)
+    state = str(tmp_path / "state")
+    node = context(run_config, data_path=str(file), partition_id=0, state_dir=state)
+    assert not client_app.app(message(run_config=run_config), node).has_error()
+    write(file, ["good", "bad"] * 21, ["yes", "no"] * 21)
+    with caplog.at_level(logging.ERROR, "fedattn"), pytest.raises(UserError) as error:
+        client_app.app(message(run_config=run_config), node)
+    assert str(error.value) == "this node cannot use its data-path; its own log says why"
+    write(file, ["good", "bad"] * 20, ["yes", "no"] * 20)
+    assert not client_app.app(message(run_config=run_config), node).has_error()
+
+
+def test_the_next_run_takes_the_data_as_they_are_then():
+    check_own_data(RecordDict(), "site.csv", "0" * 64)
+    check_own_data(RecordDict(), "site.csv", "1" * 64)
+
+
+def test_personal_parameters_belong_to_the_order_of_the_labels(site):
+    names = [
+        make_client(context(PERSONAL | {"labels": labels}, data_path=site)).state_name
+        for labels in ("no,yes", "yes,no")
+    ]
+    assert names[0] != names[1]
