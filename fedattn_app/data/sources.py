@@ -17,6 +17,7 @@ from fedattn_app.config import DataConfig, as_toml
 from fedattn_app.data.readers import READERS, Columns, first_line, read_columns
 from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
+from fedattn_app.label_text import normalise_label, sort_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +26,23 @@ class Table:
 
     Args:
         texts: N texts.
-        labels: N label names; an empty text stands for a missing label.
+        labels: N label names, which are normalised here; an empty text stands for a missing label.
+            None at all if the table has no column of labels, as only test rows may.
         source: The name of the table in error messages, for example the file's path.
-        groups: N values of the column ``partition-by``; None if the table has no such column.
+        groups: N values of the column ``partition-by``, which are normalised like labels; None if
+            the table has no such column.
     """
 
     texts: Sequence[str]
     labels: Sequence[str]
     source: str
     groups: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "groups"):
+            if column := getattr(self, name):
+                label = {cell: normalise_label(cell) for cell in set(column)}
+                object.__setattr__(self, name, [label[cell] for cell in column])
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -59,17 +68,21 @@ class Splits:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels that occur in any row, in alphabetical order."""
-        tables = [table for table in (self.train, self.test) if table is not None]
-        return tuple(sorted({label for table in tables for label in table.labels}))
+        """The labels of the training rows, or of the test rows if only these are there.
+
+        Numbers come first, by value, then all others by alphabet.
+        """
+        table = self.test if self.train is None else self.train
+        assert table is not None
+        return tuple(sort_labels(set(table.labels)))
 
 
 def load_files(config: DataConfig, secret: bool = False) -> Splits:
     """Load the file or folder `data_path`. The result is cached until the files change on disk.
 
-    Raises `UserError` for files that cannot be found or read, for a missing column, and for a row
-    without a label or with lists in a cell. With `secret`, an error about a single row would reveal
-    something about that row, so such a cell counts as empty.
+    Raises `UserError` for files that cannot be found or read, for a missing column, for a training
+    row without a label, and for lists in a cell. With `secret`, an error about a single row would
+    reveal something about that row, so such a cell counts as empty.
     """
     return _load_files(config, secret, _file_states(config))
 
@@ -88,7 +101,7 @@ def load_hub(config: DataConfig) -> Splits:
     """Load the splits ``train`` and ``test`` of a hub data set; `dataset` is its id.
 
     Raises `UserError` for a data set that cannot be loaded, for a missing ``train`` split or
-    column, and for a row without a label.
+    column, and for a training row without a label.
     """
     import datasets
 
@@ -141,6 +154,8 @@ def _make_table(
         needed["partition-by"] = config.partition_by
     if secret:
         columns = _without_lists(columns, needed.values(), Path(source).suffix.lower())
+    if split == "test" and config.label_column not in columns:
+        del needed["label-column"]
     for key, column in needed.items():
         if column not in columns:
             raise UserError(
@@ -151,10 +166,12 @@ def _make_table(
     for column in needed.values():
         if any(isinstance(value, (list, dict)) for value in columns[column]):
             raise UserError(f"{source}: column {column!r} holds lists, not single values")
-    labels = _as_strings(columns[config.label_column])
-    if "" in labels and not secret:
+    labels = [normalise_label(cell) for cell in columns.get(config.label_column, ())]
+    if "" in labels and split == "train" and not secret:
         raise UserError(f"{source}: row {labels.index('') + 1} has no label")
-    groups = _as_strings(columns[config.partition_by]) if has_groups else None
+    groups = None
+    if has_groups:
+        groups = [normalise_label(cell) for cell in columns[config.partition_by]]
     if groups and "" in groups:
         raise UserError(
             f"{source}: row {groups.index('') + 1} has no {config.partition_by!r} (partition-by)"
