@@ -29,7 +29,11 @@ def label_names(config: DataConfig) -> tuple[str, ...]:
     They come from the key `labels`, or from the data set if that is empty. Raises `UserError` if
     neither names them.
     """
-    return config.label_names or tuple(map(normalise_label, kind_of(config).label_names(config)))
+    return config.label_names or _names_in_data(config)
+
+
+def _names_in_data(config: DataConfig) -> tuple[str, ...]:
+    return tuple(map(normalise_label, kind_of(config).label_names(config)))
 
 
 def log_doubtful_labels(config: DataConfig, names: Sequence[str]) -> None:
@@ -38,9 +42,8 @@ def log_doubtful_labels(config: DataConfig, names: Sequence[str]) -> None:
     That is labels of the data that differ in nothing but upper and lower case, very many of them,
     and a label in the key `labels` that the data do not have.
     """
-    kind = kind_of(config)
     if config.label_names:
-        found = kind.label_names(config) if kind.server_has_data(config) else names
+        found = _names_in_data(config) if kind_of(config).server_has_data(config) else names
         if absent := [name for name in names if name not in found]:
             log.warning(
                 "labels: no training example that the server reads has the label %s",
@@ -106,7 +109,7 @@ def check_labels(table: Table, names: Sequence[str]) -> None:
     by_case = {name.casefold(): name for name in names}
     found = []
     for label in sort_labels(unknown)[:MAX_UNKNOWN_LABELS]:
-        near = get_close_matches(label.casefold(), by_case, n=1, cutoff=0.75)
+        near = get_close_matches(label.casefold(), by_case, n=1)
         hint = f", perhaps {by_case[near[0]]!r}" if near else ""
         found.append(f"{label!r} ({unknown[label]} of {len(table)} rows{hint})")
     more = len(unknown) - len(found)

@@ -82,8 +82,8 @@ def pathological(
         sharing = sum((place - client) % num_labels < per_client for client in range(num_clients))
         if num_rows[label] < sharing:
             raise UserError(
-                f"classes-per-client = {per_client}: label {label!r} has {num_rows[label]} training "
-                f"examples, too few for the {sharing} of {num_clients} clients that would share them"
+                f"classes-per-client = {per_client}: label {label!r} has too few training examples "
+                f"({num_rows[label]}) for the {sharing} clients that would share them"
             )
     partitioner = fds.PathologicalPartitioner(
         num_clients, "label", per_client, class_assignment_mode="deterministic", seed=seed
