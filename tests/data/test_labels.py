@@ -209,7 +209,7 @@ def test_in_private_training_a_header_without_labels_counts_and_a_json_row_does_
 @pytest.mark.parametrize("cell", ["", " ", "\ufeff"])
 def test_a_training_row_without_a_label_is_refused(refused, tmp_path, cell):
     config = split(tmp_path, ["a", "b", cell], ["a"])
-    with refused("train.csv", "row 3 has no label"):
+    with refused("train.csv", "line 4 has no label"):
         label_names(config)
 
 

@@ -159,13 +159,21 @@ def test_real_data_are_read_as_pythons_csv_module_reads_them(shared_data, name):
         ("x.csv", b"text,label\na,b,c\nd,e,f\n", "x.csv"),
         ("x.csv", b"text;label\na;b\n", "'text' (text-column)"),
         ("x.csv", b"text,other\na,b\n", "'label' (label-column); there are text, other"),
-        ("x.csv", b"text,label\na,b\nc,\n", "row 2 has no label"),
-        ("x.csv", b"text,label\na,b\nc\n", "row 2 has no label"),
+        ("x.csv", b"text,label\na,b\nc,\n", "line 3 has no label"),
+        ("x.csv", b"text,label\na,b\nc\n", "line 3 has 1 cell for 2 columns"),
         ("x.jsonl", b"", "x.jsonl"),
         ("x.jsonl", b"not json\n", "x.jsonl"),
         ("x.jsonl", '{"text": "café", "label": "b"}\n'.encode("latin-1"), "UTF-8"),
-        ("x.jsonl", b'{"text": "a", "label": "b"}\n{"text": "c"}\n', "row 2 has no label"),
-        ("x.jsonl", b'{"text": "a", "label": 1}\n{"text": "c", "label": null}\n', "row 2"),
+        (
+            "x.jsonl",
+            b'{"text": "a", "label": "b"}\n{"text": "c"}\n',
+            "line 2: 'label' (label-column)",
+        ),
+        (
+            "x.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": "c", "label": null}\n',
+            "line 2 has no label",
+        ),
         ("x.jsonl", b'{"text": "a"}\n', "'label' (label-column); there are text"),
         ("x.parquet", b"PAR1 or so", "x.parquet"),
         ("train.csv/x", b"", "train.csv"),
@@ -186,7 +194,11 @@ def test_an_invalid_file_is_refused(refused, tmp_path, name, content, reason):
     ("name", "content", "parts"),
     [
         ("x.jsonl", '{"text": ["a", "b"], "label": ["x", "y"]}\n', ["'text'", "lists"]),
-        ("x.csv", "text,label,text\na,b,c\n", ["occurs twice in the header"]),
+        (
+            "x.csv",
+            "text,label,text\na,b,c\n",
+            ["'text' occurs twice in the header (columns 1 and 3)"],
+        ),
         ("x.json", "[" * 100_000, ["cannot be read as .json"]),
     ],
 )
