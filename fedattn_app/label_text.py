@@ -1,4 +1,4 @@
-"""The one spelling of a label, however a file, a setting or a data frame wrote it.
+"""The one spelling of a label, however a file, a setting or a data frame wrote it; lists of labels.
 
 Programs rewrite labels on their way into a file: pandas turns 1 into 1.0 as soon as a value is
 missing, Python writes True and JSON true, a spreadsheet leaves a space behind. Two spellings of one
@@ -6,19 +6,23 @@ label would be two classes. So every label passes `normalise_label` before it is
 data files, of the key `labels` and of a checkpoint's head.
 """
 
+import csv
 import math
 import re
 import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 
-# Characters without width that mean nothing: zero-width space, word joiner, byte order mark. The
-# zero-width joiners stay, because some scripts need them.
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
+# Characters without width that mean nothing in a name: zero-width space, word joiner, byte order
+# mark, direction marks, soft hyphen, and the padding of fixed-width text. The zero-width joiners
+# stay, because some scripts need them.
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u200e\u200f\u061c\xad\0"))
 # 1.0 as pandas writes it. Several decimals, as in the diagnosis code 250.00, are left alone, and so
 # are leading zeros.
 _WHOLE_NUMBER = re.compile(r"([+-]?)(0|[1-9][0-9]*)(\.0)?")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+
+QUOTE = '"'
 
 
 def normalise_label(value: object) -> str:
@@ -63,3 +67,25 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
         return not is_number, Decimal(label if is_number else 0), label
 
     return sorted(labels, key=key)
+
+
+def split_labels(text: str) -> list[str]:
+    """Return the names in `text`, one line of CSV, as they are written there.
+
+    Blank names are left out. A name with a comma is in double quotes, and a quote within these is
+    doubled. Raises `ValueError` for wrong quoting.
+    """
+    line = " ".join(text.split())
+    try:
+        names = next(csv.reader([line], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    return [name for name in names if normalise_label(name)]
+
+
+def join_labels(labels: Iterable[str]) -> str:
+    """Return `labels` as one line that `split_labels` reads."""
+    return ", ".join(
+        f'"{label.replace(QUOTE, 2 * QUOTE)}"' if QUOTE in label or "," in label else label
+        for label in labels
+    )

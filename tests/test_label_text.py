@@ -1,11 +1,17 @@
-"""The spellings of one label become one text, and nothing else does."""
+"""The spellings of one label become one text, and nothing else does; lists of labels."""
 
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
-from fedattn_app.label_text import normalise_label, sort_labels, without_surrogates
+from fedattn_app.label_text import (
+    join_labels,
+    normalise_label,
+    sort_labels,
+    split_labels,
+    without_surrogates,
+)
 
 # Spellings that stand for one label, after the programs that write them.
 SAME = {
@@ -15,7 +21,17 @@ SAME = {
     "10000000000000000000000": [1e22],
     "true": [True, np.True_, "true", "True", "TRUE"],
     "false": [False, "false", "False", " FALSE "],
-    "neg": ["neg", " neg", "neg ", "neg\u00a0", "\ufeffneg", "n\u200beg", "\tneg\r"],
+    "neg": [
+        "neg",
+        " neg",
+        "neg ",
+        "neg\u00a0",
+        "\ufeffneg",
+        "n\u200beg",
+        "\tneg\r",
+        "neg\u200e",
+        "neg\0\0",
+    ],
     "not good": ["not good", "not  good", "not\u00a0good", "not\u3000good", "not\tgood"],
     "café": ["café", "cafe\u0301"],
     "": [None, float("nan"), np.float64("nan"), Decimal("NaN"), "", " ", "\u00a0", "\ufeff"],
@@ -55,3 +71,32 @@ def test_numbers_come_first_and_in_the_order_of_their_values():
 def test_the_order_of_labels_does_not_depend_on_the_order_in_which_they_come():
     labels = ["7", "07", "007", "World", "world"]
     assert sort_labels(labels) == sort_labels(reversed(labels))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", []),
+        (" , ", []),
+        ("a, b c ,", ["a", "b c "]),
+        ('"yes, surely",no', ["yes, surely", "no"]),
+        ('no, "yes, surely"', ["no", "yes, surely"]),
+        ("no,\n  yes\n", ["no", "yes"]),
+        ('no,\u00a0"a,b"', ["no", "a,b"]),
+        ('"say ""hi""",5" pipe', ['say "hi"', '5" pipe']),
+    ],
+)
+def test_a_list_of_labels_is_a_line_of_csv(text, names):
+    assert split_labels(text) == names
+
+
+@pytest.mark.parametrize("text", ['"no, yes', 'no,"yes', '"no" or,yes'])
+def test_wrong_quoting_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected|unexpected"):
+        split_labels(text)
+
+
+def test_labels_that_are_joined_can_be_split_again():
+    labels = ["a", "b c", "yes, surely", 'say "hi"', '"', ",", '",', "-1", "é痛😀", "it's"]
+    assert split_labels(join_labels(labels)) == labels
+    assert join_labels(["no", "yes, surely", 'a "b"']) == 'no, "yes, surely", "a ""b"""'

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from fedattn_app.config.schema import Registered, Section, as_toml, setting, split_names
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import normalise_label, split_labels
 
 PARTITIONERS: Mapping[str, Registered] = {
     "iid": Registered("fedattn_app.data.partition:iid"),
@@ -46,7 +47,9 @@ class DataConfig(Section):
     text_column: str = setting("text", "name of the column that holds the text")
     label_column: str = setting("label", "name of the column that holds the label")
     labels: str = setting(
-        "", "names of the labels, separated by commas; empty: the labels that the data set has"
+        "",
+        "names of the labels, separated by commas; a name with a comma is in double quotes, as in "
+        '`"yes, surely", no`; empty: the labels of the training rows',
     )
     partitioner: str = setting(
         "auto",
@@ -83,10 +86,11 @@ class DataConfig(Section):
         super().__post_init__()
         if self.partitioner == "label-shares":
             self._check_shares()
-        twice = [name for name in self.label_names if self.label_names.count(name) > 1]
-        if twice:
+        self._check_labels()
+        if self.text_column == self.label_column:
             raise UserError(
-                f"labels = {as_toml(self.labels)}: must name each label once, not {twice[0]} twice"
+                f"text-column = {as_toml(self.text_column)}: must not be the label-column too, "
+                "because the text would give the label away"
             )
         if not self.dataset:
             raise UserError('dataset = "": must be triage, file, or the id of a hub data set')
@@ -99,6 +103,25 @@ class DataConfig(Section):
                     f"label-shares = {as_toml(self.label_shares)}: must give each client shares of "
                     "the labels that sum to 100, such as 50/50, 20/80"
                 )
+
+    def _check_labels(self) -> None:
+        try:
+            names = split_labels(self.labels)
+        except ValueError as error:
+            raise UserError(
+                f"labels = {as_toml(self.labels)}: must be names separated by commas, one with a "
+                f'comma in double quotes, such as "yes, surely", no ({error})'
+            ) from None
+        earlier: dict[str, str] = {}  # each name as it is written, by its normalised form
+        for name in names:
+            label = normalise_label(name)
+            if label in earlier:
+                same = f"{earlier[label]} and {name}, which are the same"
+                both = f"{name} twice" if name == earlier[label] else same
+                raise UserError(
+                    f"labels = {as_toml(self.labels)}: must name each label once, not {both}"
+                )
+            earlier[label] = name
 
     @property
     def shares_per_client(self) -> list[tuple[float, ...]]:
@@ -115,5 +138,5 @@ class DataConfig(Section):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names in the key `labels`; empty if they come from the data."""
-        return split_names(self.labels)
+        """The normalised names in the key `labels`; empty if they come from the data."""
+        return tuple(map(normalise_label, split_labels(self.labels)))

@@ -17,7 +17,7 @@ class DatasetKind(ABC):
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
         """Return the label names in the order of the model's outputs.
 
-        They are used if the key `labels` is empty.
+        They are used, normalised, if the key `labels` is empty.
         """
 
     @abstractmethod
@@ -35,7 +35,10 @@ class DatasetKind(ABC):
         return ""
 
     def test_table(self, config: DataConfig, seed: int) -> Table | None:
-        """Return the rows that the server evaluates on; None if there are none."""
+        """Return the rows that the server evaluates on; None if there are none.
+
+        A run does not use test rows of which none has a label.
+        """
         return None
 
     def server_has_data(self, config: DataConfig) -> bool:

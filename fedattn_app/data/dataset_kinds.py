@@ -7,11 +7,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 from fedattn_app.cache import PROCESS_CACHE
-from fedattn_app.config import DataConfig
+from fedattn_app.config import DataConfig, as_toml
 from fedattn_app.data import triage
 from fedattn_app.data.dataset_kind import DatasetKind
 from fedattn_app.data.sources import Splits, Table, load_files, load_hub
 from fedattn_app.errors import UserError
+
+# With more labels than this, a column where more than half of the rows have a label of their own
+# holds texts or numbers of rows.
+MAX_LABELS_OF_FEW_ROWS = 20
 
 
 class TriageCorpus(DatasetKind):
@@ -46,8 +50,14 @@ class SplitsDataset(DatasetKind):
         """Load the tables. Repeated calls return the same object until the data change."""
 
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
-        """Return the labels that occur in the data, in alphabetical order."""
-        return self.splits(config).labels
+        """Return the labels of the training rows: numbers by value, then others by alphabet.
+
+        Raises `UserError` if there are so many that the column does not hold labels.
+        """
+        splits = self.splits(config)
+        if splits.train is not None and not config.label_names:
+            _check_label_column(config, splits.train, len(splits.labels))
+        return splits.labels
 
     def training_table(self, config: DataConfig, seed: int, num_clients: int) -> Table:
         """Return the training rows, which do not depend on `seed` or `num_clients`."""
@@ -75,9 +85,10 @@ class FileDataset(SplitsDataset):
         return bool(config.data_path)
 
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
-        """Return the labels that occur in the files, in alphabetical order.
+        """Return the labels of the training rows: numbers by value, then others by alphabet.
 
-        Raises `UserError` without a `data-path`: the key `labels` must then name them.
+        Raises `UserError` if there are so many that the column does not hold labels, and without a
+        `data-path`: the key `labels` must then name them.
         """
         if not self.server_has_data(config):
             raise UserError(
@@ -93,6 +104,15 @@ class HubDataset(SplitsDataset):
     def splits(self, config: DataConfig) -> Splits:
         """Load the data set from the hub."""
         return load_hub(config)
+
+
+def _check_label_column(config: DataConfig, table: Table, num_labels: int) -> None:
+    if num_labels > MAX_LABELS_OF_FEW_ROWS and 2 * num_labels > len(table):
+        raise UserError(
+            f"label-column = {as_toml(config.label_column)}: {table.source} has {num_labels} "
+            f"different labels in {len(table)} rows; name the column that holds the labels, or, if "
+            "this is the one, name all labels in the key labels"
+        )
 
 
 # By the value of `dataset`. Every other value is the id of a hub data set.

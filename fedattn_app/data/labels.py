@@ -1,36 +1,123 @@
-"""The label names of a run, and the number of each label."""
+"""The label names of a run, the number of each label, and the errors about labels."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
-from fedattn_app.config import DataConfig
+from fedattn_app.config import DataConfig, as_toml
 from fedattn_app.data.dataset_kinds import kind_of
 from fedattn_app.data.examples import UNKNOWN_LABEL
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import join_labels, normalise_label, sort_labels
 
 log = logging.getLogger("fedattn")
 
+NO_LABEL = "-1"  # in the test split of many public data sets, unless it is the name of a label
+MAX_LABELS_LISTED = 10  # in an error or a line of the log
+MAX_UNKNOWN_LABELS = 3  # that one error names
+MANY_LABELS = 1000  # more of them are rarely meant
+
 
 def label_names(config: DataConfig) -> tuple[str, ...]:
-    """Return the label names in the order of the model's outputs.
+    """Return the normalised label names in the order of the model's outputs.
 
     They come from the key `labels`, or from the data set if that is empty. Raises `UserError` if
     neither names them.
     """
-    return config.label_names or kind_of(config).label_names(config)
+    return config.label_names or _names_in_data(config)
+
+
+def _names_in_data(config: DataConfig) -> tuple[str, ...]:
+    return tuple(map(normalise_label, kind_of(config).label_names(config)))
+
+
+def log_doubtful_labels(config: DataConfig, names: Sequence[str]) -> None:
+    """Log a warning for each thing about the label `names` of a run that is rarely meant.
+
+    That is labels of the data that differ in nothing but upper and lower case, very many of them,
+    and a label in the key `labels` that the data do not have.
+    """
+    if config.label_names:
+        found = _names_in_data(config) if kind_of(config).server_has_data(config) else names
+        if absent := [name for name in names if name not in found]:
+            log.warning(
+                "labels: no training example that the server reads has the label %s",
+                list_labels(absent),
+            )
+        return
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(name.casefold(), []).append(name)
+    if alike := [same for same in spellings.values() if len(same) > 1]:
+        log.warning(
+            "labels: %s are different labels, though they differ in nothing but case",
+            "; ".join(" and ".join(map(repr, same)) for same in alike[:MAX_UNKNOWN_LABELS]),
+        )
+    if len(names) > MANY_LABELS:
+        log.warning(
+            "label-column = %s: there are %d different labels; is it the right column?",
+            as_toml(config.label_column),
+            len(names),
+        )
+
+
+def list_labels(names: Sequence[str]) -> str:
+    """Return `names` as one line, as the key `labels` takes them, or the first and their number."""
+    if len(names) <= MAX_LABELS_LISTED:
+        return join_labels(names)
+    return f"{join_labels(names[:MAX_LABELS_LISTED])} and {len(names) - MAX_LABELS_LISTED} more"
+
+
+def has_labels(table: Table, config: DataConfig, secret: bool = False) -> bool:
+    """Return whether the rows of a test split have labels; log a warning if none has.
+
+    A row has no label if its cell is empty, or if it is -1 and no label of the run is called so.
+    With `secret`, only a missing column counts, because cells would reveal something about rows.
+
+    Raises `UserError` if some rows have a label and others do not, unless `secret`.
+    """
+    if secret and table.labels:
+        return True
+    no_label = {"", NO_LABEL}.difference(label_names(config))
+    missing = [row for row, label in enumerate(table.labels, 1) if label in no_label]
+    if len(missing) == len(table.labels):
+        log.warning(
+            "%s: not used as test split, because no row has a label (label-column = %s)",
+            table.source,
+            as_toml(config.label_column),
+        )
+        return False
+    if missing:
+        raise UserError(
+            f"{table.source}: {len(missing)} of {len(table)} test rows have no label, the first is "
+            f"row {missing[0]}; give all of them a label or remove these"
+        )
+    return True
 
 
 def check_labels(table: Table, names: Sequence[str]) -> None:
     """Raise `UserError` if a label of `table` is not one of `names`."""
-    unknown = sorted(set(table.labels) - set(names))
-    if unknown:
-        raise UserError(
-            f"{table.source}: label {unknown[0]!r} is unknown; the labels are {', '.join(names)}"
-        )
+    known = set(names)
+    unknown = Counter(label for label in table.labels if label not in known)
+    if not unknown:
+        return
+    by_case = {name.casefold(): name for name in names}
+    found = []
+    for label in sort_labels(unknown)[:MAX_UNKNOWN_LABELS]:
+        near = get_close_matches(label.casefold(), by_case, n=1)
+        hint = f", perhaps {by_case[near[0]]!r}" if near else ""
+        found.append(f"{label!r} ({unknown[label]} of {len(table)} rows{hint})")
+    more = len(unknown) - len(found)
+    raise UserError(
+        f"{table.source}: unknown label {', '.join(found)}{f' and {more} more' * bool(more)}; the "
+        f"labels are {list_labels(names)}; correct the spelling, or name all labels in the key "
+        "labels (by default, the labels of the training rows)"
+    )
 
 
 def label_numbers(table: Table, names: Sequence[str], secret: bool = False) -> Tensor:
@@ -50,6 +137,6 @@ def label_numbers(table: Table, names: Sequence[str], secret: bool = False) -> T
             table.source,
             num_unknown,
             len(table),
-            ", ".join(names),
+            list_labels(names),
         )
     return torch.tensor(numbers, dtype=torch.int64)

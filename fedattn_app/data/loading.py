@@ -9,7 +9,7 @@ from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.data.dataset_kinds import kind_of
 from fedattn_app.data.examples import ClientData, Examples
-from fedattn_app.data.labels import check_labels, label_names, label_numbers
+from fedattn_app.data.labels import check_labels, has_labels, label_names, label_numbers
 from fedattn_app.data.partition import rows_by_client
 from fedattn_app.data.sources import Table, load_files
 from fedattn_app.errors import UserError
@@ -36,12 +36,13 @@ def data_fingerprints(config: DataConfig, seed: int) -> tuple[str, str]:
 
 
 def server_test_set(config: DataConfig, model: ModelConfig, seed: int) -> Examples | None:
-    """Return the examples that the server evaluates on, or None if the data has no test split.
+    """Return the examples that the server evaluates on, or None if there are none with labels.
 
-    Raises `UserError` for data that cannot be read and for an unknown label.
+    Raises `UserError` for data that cannot be read, for an unknown label, and for a test split of
+    which only some rows have a label.
     """
     table = kind_of(config).test_table(config, seed)
-    if table is None:
+    if table is None or not has_labels(table, config):
         return None
     return _examples(table, label_names(config), build_tokenizer(model))
 
@@ -84,8 +85,8 @@ def private_data(
 ) -> ClientData:
     """Return all examples of a node's own file or folder.
 
-    The held-out examples are those of ``test.*`` in the folder, or else a share of the training
-    examples.
+    The held-out examples are those of ``test.*`` in the folder if these have labels, or else a
+    share of the training examples.
 
     Args:
         config: The columns, the label names and the share to hold out.
@@ -97,7 +98,8 @@ def private_data(
 
     Raises:
         UserError: If `config` does not name the labels, because a node does not know the labels of
-            other nodes; if the data cannot be read; and for an unknown label unless `secret`.
+            other nodes; if the data cannot be read; and for an unknown or missing label unless
+            `secret`.
     """
     if not config.label_names:
         raise UserError(
@@ -113,7 +115,7 @@ def private_data(
     )
     splits, tokenizer = load_files(own, secret), build_tokenizer(model)
     train = _examples(splits.training(), config.label_names, tokenizer, secret)
-    if splits.test is None:
+    if splits.test is None or not has_labels(splits.test, own, secret):
         data = _hold_out(train, config.validation_fraction, seed, 0)
     else:
         data = ClientData(train, _examples(splits.test, config.label_names, tokenizer, secret))

@@ -5,6 +5,7 @@ function with the signature `Partitioner` and add a row to `PARTITIONERS` in
 `fedattn_app.config.data`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -17,6 +18,7 @@ from fedattn_app.config import PARTITIONERS, DataConfig, as_toml
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import sort_labels
 
 if TYPE_CHECKING:
     from flwr_datasets import partitioner as fds
@@ -75,6 +77,14 @@ def pathological(
             f"{num_labels - per_client * num_clients} of {num_labels} labels"
         )
     _require_rows(table, num_clients, [1] * num_clients)
+    num_rows = Counter(table.labels)
+    for place, label in enumerate(sort_labels(num_rows)):
+        sharing = sum((place - client) % num_labels < per_client for client in range(num_clients))
+        if num_rows[label] < sharing:
+            raise UserError(
+                f"classes-per-client = {per_client}: label {label!r} has too few training examples "
+                f"({num_rows[label]}) for the {sharing} clients that would share them"
+            )
     partitioner = fds.PathologicalPartitioner(
         num_clients, "label", per_client, class_assignment_mode="deterministic", seed=seed
     )
@@ -176,15 +186,21 @@ def _require_rows(table: Table, num_clients: int, proportions: Sequence[int]) ->
         )
 
 
+def _ranks(cells: Sequence[str]) -> list[int]:
+    """Return each cell's place in the standard order, by which partitioners deal out labels."""
+    rank = {cell: place for place, cell in enumerate(sort_labels(set(cells)))}
+    return [rank[cell] for cell in cells]
+
+
 class _FlowerRows(Sequence[Sequence[int]]):
     """The row numbers of each client by a flwr-datasets partitioner, computed on access."""
 
     def __init__(self, partitioner: "fds.Partitioner", table: Table, seed: int) -> None:
         import datasets
 
-        columns: dict[str, Any] = {"row": np.arange(len(table)), "label": table.labels}
+        columns: dict[str, Any] = {"row": np.arange(len(table)), "label": _ranks(table.labels)}
         if table.groups is not None:
-            columns["group"] = table.groups
+            columns["group"] = _ranks(table.groups)
         # Some partitioners cut slices and expect the rows in random order.
         partitioner.dataset = datasets.Dataset.from_dict(columns).shuffle(seed=seed)
         self._partitioner = partitioner

@@ -4,21 +4,31 @@ Nothing here writes to disk, so no copy of private text is left in a cache. Loca
 with `datasets`, which reports each load over the network.
 """
 
-import hashlib
-import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import DataConfig, as_toml
-from fedattn_app.data.readers import READERS, Columns, first_line, read_columns
+from fedattn_app.data.files.cells import Cells, FaultyRows, Request, count
+from fedattn_app.data.files.layout import describe, file_states, find_splits
+from fedattn_app.data.files.parquet_reader import values_of
+from fedattn_app.data.files.readers import first_line, read_cells
 from fedattn_app.errors import UserError
-from fedattn_app.files import user_path
+from fedattn_app.files import folder_of
+from fedattn_app.label_text import normalise_label, sort_labels, without_surrogates
+
+log = logging.getLogger("fedattn")
+
+# How test splits without labels are published: empty, or with the class number -1.
+NO_LABELS = {"", "-1"}
+NESTED = {dict, list, tuple}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +37,11 @@ class Table:
 
     Args:
         texts: N texts.
-        labels: N label names; an empty text stands for a missing label.
+        labels: N label names, which are normalised here; an empty text stands for a missing label.
+            None at all if the table has no column of labels, as only test rows may.
         source: The name of the table in error messages, for example the file's path.
-        groups: N values of the column ``partition-by``; None if the table has no such column.
+        groups: N values of the column ``partition-by``, which are normalised like labels; None if
+            the table has no such column.
     """
 
     texts: Sequence[str]
@@ -37,15 +49,24 @@ class Table:
     source: str
     groups: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("labels", "groups"):
+            if column := getattr(self, name):
+                label = {cell: normalise_label(cell) for cell in set(column)}
+                object.__setattr__(self, name, [label[cell] for cell in column])
+
     def __len__(self) -> int:
         return len(self.texts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 (hex) of all cells, in their order."""
-        digest = hashlib.sha256()
+        """The SHA-256, in hexadecimal, of the texts, labels and groups: equal for equal rows."""
+        digest = sha256()
         for column in (self.texts, self.labels, self.groups or ()):
-            digest.update(json.dumps(list(column)).encode())
+            cells = [cell.encode("utf-8", "surrogatepass") for cell in column]
+            lengths = (len(cell).to_bytes(8, "big") for cell in cells)
+            digest.update(len(cells).to_bytes(8, "big"))
+            digest.update(b"".join(chain.from_iterable(zip(lengths, cells, strict=True))))
         return digest.hexdigest()
 
     def take(self, rows: Sequence[int]) -> Self:
@@ -71,171 +92,206 @@ class Splits:
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of all rows."""
         tables = [table.fingerprint if table else "" for table in (self.train, self.test)]
-        return hashlib.sha256(" ".join(tables).encode()).hexdigest()
+        return sha256(" ".join(tables).encode()).hexdigest()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels that occur in any row, in alphabetical order."""
-        tables = [table for table in (self.train, self.test) if table is not None]
-        return tuple(sorted({label for table in tables for label in table.labels}))
+        """The labels of the training rows, or of the test rows if only these are there.
+
+        Numbers come first, by value, then all others by alphabet.
+        """
+        table = self.test if self.train is None else self.train
+        assert table is not None
+        return tuple(sort_labels(set(table.labels)))
 
 
 def load_files(config: DataConfig, secret: bool = False) -> Splits:
     """Load the file or folder `data_path`. The result is cached until the files change on disk.
 
-    Raises `UserError` for files that cannot be found or read, for a missing column, and for a row
-    without a label or with lists in a cell. With `secret`, an error about a single row would reveal
-    something about that row, so such a cell counts as empty.
+    The validation split serves as test split if there is no other; a line in the log says so.
+
+    Raises `UserError` for files that cannot be found or read, for a missing column, for a training
+    row without a label, and for lists in a cell. With `secret`, an error about a single row would
+    reveal something about that row, so such a cell counts as empty.
     """
-    return _load_files(config, secret, _file_states(config))
+    return _load_files(config, secret, file_states(find_splits(config.data_path)))
 
 
 @PROCESS_CACHE.keep(max_entries=2)
-def _load_files(config: DataConfig, secret: bool, states: tuple[int, ...]) -> Splits:
-    tables = {
-        split: _make_table(read_columns(file), config, str(file), split, secret)
-        for split, file in _split_files(config.data_path).items()
-    }
-    return Splits(tables.get("train"), tables.get("test"))
+def _load_files(
+    config: DataConfig, secret: bool, states: tuple[tuple[str, int, int], ...]
+) -> Splits:
+    found = find_splits(config.data_path)
+    if found.unused:
+        log.warning(
+            "data-path = %s: not used: %s", as_toml(config.data_path), ", ".join(found.unused)
+        )
+
+    def load(split: str) -> Table:
+        request = _request(config, split, secret)
+        files = found.files[split]
+        parts = [_Rows(read_cells(file, request), request, str(file)) for file in files]
+        return _make_table(parts, config, request, describe(files), split)
+
+    return _splits(found.files, load, f"data-path = {as_toml(config.data_path)}", secret)
 
 
 @PROCESS_CACHE.keep(max_entries=2)
 def load_hub(config: DataConfig) -> Splits:
-    """Load the splits ``train`` and ``test`` of a hub data set; `dataset` is its id.
+    """Load a hub data set; `dataset` is its id.
+
+    The validation split serves as test split if there is no other; a line in the log says so.
 
     Raises `UserError` for a data set that cannot be loaded, for a missing ``train`` split or
-    column, and for a row without a label.
+    column, for a training row without a label, and if a local folder has the name `dataset`.
     """
     import datasets
 
-    source = f"dataset {config.dataset}"
+    key = f"dataset = {as_toml(config.dataset)}"
+    if folder_of(config.dataset) or Path(config.dataset).is_file():
+        # `datasets` would read it, and keep a copy of its texts in a cache.
+        raise UserError(
+            f'{key}: is a file or folder here; to read it, set dataset = "file" and data-path = '
+            f"{as_toml(config.dataset)}; for the hub's data set, start the run in another folder"
+        )
     try:
         logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it raises as well
         splits = datasets.load_dataset(config.dataset)
     except Exception as error:  # the hub, the network and the format raise many types
         raise UserError(
-            f"dataset = {as_toml(config.dataset)}: cannot be loaded from the hub "
-            f"({first_line(error)}); "
+            f"{key}: cannot be loaded from the hub ({first_line(error)}); "
             'offline, use dataset = "file" with data-path, or "triage"'
         ) from None
     if "train" not in splits:
-        raise UserError(
-            f"dataset = {as_toml(config.dataset)}: has no train split, only {', '.join(splits)}"
-        )
-    tables = {
-        split: _make_table(_hub_columns(splits[split]), config, f"{source}, split {split}", split)
-        for split in ("train", "test")
-        if split in splits
-    }
-    return Splits(tables["train"], tables.get("test"))
+        raise UserError(f"{key}: has no train split, only {', '.join(splits)}")
+
+    def load(split: str) -> Table:
+        request, source = _request(config, split), f"dataset {config.dataset}, split {split}"
+        rows = _Rows(_hub_cells(splits[split], request, source), request, source)
+        return _make_table([rows], config, request, source, split)
+
+    return _splits(splits, load, key)
 
 
-def _hub_columns(split: Any) -> Columns:
-    """Return the columns of a `datasets.Dataset`, with class names in place of class numbers.
+def _splits(
+    names: Mapping[str, object], load: Callable[[str], Table], given: str, secret: bool = False
+) -> Splits:
+    """Load the splits among `names`, with the validation split as test split if need be."""
+    train = load("train") if "train" in names else None
+    test = load("test") if "test" in names else None
+    if "validation" not in names or train is None:
+        return Splits(train, test)
+    # Under `secret`, whether rows have labels must not decide what is read.
+    if test is not None and (test.labels if secret else _has_labels(test, train)):
+        log.warning("%s: the validation split is not used, because there is a test split", given)
+        return Splits(train, test)
+    reason = "there is no test split" if test is None else "the test split has no labels"
+    log.warning("%s: the validation split is used as test split, because %s", given, reason)
+    return Splits(train, load("validation"))
 
-    The class number -1 means that there is no label.
-    """
-    columns: dict[str, Sequence[Any]] = {}
-    for name, feature in split.features.items():
-        values = split[name][:]
-        names = getattr(feature, "names", None)
-        if names:
-            values = [None if k is None or k < 0 else names[k] for k in values]
-        columns[name] = values
-    return columns
+
+def _has_labels(test: Table, train: Table) -> bool:
+    return bool(set(test.labels) - (NO_LABELS - set(train.labels)))
+
+
+def _request(config: DataConfig, split: str, secret: bool = False) -> Request:
+    """Return the columns of a split that `config` names. Only training rows need them all."""
+    columns = {"text-column": config.text_column, "label-column": config.label_column}
+    if split != "train":
+        return Request(columns, frozenset(["label-column"]), secret)
+    if config.partition_by:
+        columns["partition-by"] = config.partition_by
+    return Request(columns, secret=secret)
+
+
+def _hub_cells(split: Any, request: Request, source: str) -> Cells:
+    """Return the wanted columns of a `datasets.Dataset`, with the names of its classes."""
+    stored = list(split.features)
+    found = {name: stored[at] for name, at in request.find(stored, source).items()}
+    table = split.select_columns(list(found.values())).with_format("arrow")[:]
+    faulty = FaultyRows(source, secret=False)
+    columns = {}
+    for name, column in found.items():
+        classes = getattr(split.features[column], "names", None) or ()
+        columns[name] = values_of(table.column(column), classes, name, faulty)
+    return Cells(columns)
+
+
+class _Rows:
+    """The cells of one file, checked and turned into text."""
+
+    def __init__(self, cells: Cells, request: Request, source: str) -> None:
+        self._cells = cells
+        self._secret = request.secret
+        self._source = source
+        if cells.malformed:
+            log.warning(
+                "%s: %s could not be read and count as empty; the first is %s",
+                source,
+                count(len(cells.malformed), "row"),
+                cells.place(cells.malformed[0]),
+            )
+        for name in cells.columns:
+            if not request.secret and NESTED & set(map(type, cells.columns[name])):
+                raise UserError(f"{source}: column {name!r} holds lists, not single values")
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def texts(self, column: str) -> list[str]:
+        """Return the texts of a column; cells without a value are empty."""
+        return [
+            "" if _is_missing(cell) else without_surrogates(str(cell))
+            for cell in self._cells.columns[column]
+        ]
+
+    def labels(self, column: str, name: str | None) -> list[str]:
+        """Return the normalised labels of a column; none if there is no such column.
+
+        Raises `UserError` for the first missing one, which is called `name` in the error, unless
+        that is None.
+        """
+        cells = self._cells.columns.get(column, ())
+        keys = [(type(cell), None if _is_missing(cell) else cell) for cell in cells]
+        spelling = {key: normalise_label(key[1]) for key in set(keys)}  # 1 and True are equal
+        labels = [spelling[key] for key in keys]
+        if name and not self._secret and "" in labels:
+            place = self._cells.place(labels.index(""))
+            others = labels.count("") - 1
+            raise UserError(
+                f"{self._source}: {place} has no {name}"
+                f"{f', nor have {others} other rows' * bool(others)}"
+            )
+        return labels
 
 
 def _make_table(
-    columns: Columns, config: DataConfig, source: str, split: str, secret: bool = False
+    parts: Sequence[_Rows], config: DataConfig, request: Request, source: str, split: str
 ) -> Table:
-    """Return a table of the columns that `config` names, after checking them."""
-    has_groups = bool(config.partition_by) and split == "train"
-    if not columns:
-        raise UserError(f"{source}: is empty")
-    needed = {"text-column": config.text_column, "label-column": config.label_column}
-    if has_groups:
-        needed["partition-by"] = config.partition_by
-    if secret:
-        columns = _without_lists(columns, needed.values(), Path(source).suffix.lower())
-    for key, column in needed.items():
-        if column not in columns:
-            raise UserError(
-                f"{source}: no column {column!r} ({key}); there are {', '.join(columns)}"
-            )
-    if not len(columns[config.text_column]):
+    """Return one table of the rows of all files of a split."""
+    is_train = split == "train"
+
+    def joined(column: Callable[[_Rows], list[str]]) -> list[str]:
+        return list(chain.from_iterable(map(column, parts)))
+
+    texts = joined(lambda part: part.texts(config.text_column))
+    if not texts:
         raise UserError(f"{source}: holds no examples")
-    for column in needed.values():
-        if any(isinstance(value, (list, dict)) for value in columns[column]):
-            raise UserError(f"{source}: column {column!r} holds lists, not single values")
-    labels = _as_strings(columns[config.label_column])
-    if "" in labels and not secret:
-        raise UserError(f"{source}: row {labels.index('') + 1} has no label")
-    groups = _as_strings(columns[config.partition_by]) if has_groups else None
-    if groups and "" in groups:
+    num_empty = texts.count("")
+    if num_empty == len(texts) and not request.secret:
         raise UserError(
-            f"{source}: row {groups.index('') + 1} has no {config.partition_by!r} (partition-by)"
+            f"{source}: column {config.text_column!r} (text-column) is empty in every row"
         )
-    return Table(_as_strings(columns[config.text_column]), labels, source, groups)
-
-
-def _without_lists(columns: Columns, needed: Iterable[str], suffix: str) -> Columns:
-    """Return `columns` where every list or object in a `needed` column is None.
-
-    A JSON file has a column as soon as one row has it. Whether it is there would reveal something
-    about that row, so a missing column is added, all None.
-    """
-    num_rows = len(next(iter(columns.values())))
-    names = [name for name in needed if name in columns or suffix in (".json", ".jsonl")]
-    single_values = {
-        name: [
-            None if isinstance(value, (list, dict)) else value
-            for value in columns.get(name, [None] * num_rows)
-        ]
-        for name in names
-    }
-    return {**columns, **single_values}
-
-
-def _as_strings(values: Sequence[Any]) -> list[str]:
-    return ["" if _is_missing(value) else str(value) for value in values]
+    if num_empty:
+        log.warning("%s: %d of %d texts are empty", source, num_empty, len(texts))
+    labels = joined(lambda part: part.labels(config.label_column, "label" if is_train else None))
+    groups = None
+    if "partition-by" in request.columns:
+        name = f"{config.partition_by!r} (partition-by)"
+        groups = joined(lambda part: part.labels(config.partition_by, name))
+    return Table(texts, labels, source, groups)
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _file_states(config: DataConfig) -> tuple[int, ...]:
-    """Return the modification time (ns) and size of each file: the key of the cache."""
-    stats = [file.stat() for file in _split_files(config.data_path).values()]
-    return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
-
-
-def _split_files(data_path: str) -> dict[str, Path]:
-    """Return the file of each split: the path itself, or train.* and test.* in the folder."""
-    if not data_path:
-        raise UserError('data-path = "": dataset = "file" needs the path of a file or folder')
-    path = user_path("data-path", data_path)
-    if not path.exists():
-        raise UserError(f"data-path = {data_path}: does not exist ({path})")
-    if not path.is_dir():
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"data-path = {data_path}: must end in {', '.join(READERS)}")
-        return {"train": path}
-    files: dict[str, Path] = {}
-    for file in _list_folder(path):
-        if file.stem in ("train", "test") and file.suffix.lower() in READERS:
-            if file.stem in files:
-                raise UserError(
-                    f"data-path = {data_path}: holds both {files[file.stem].name} and {file.name}"
-                )
-            files[file.stem] = file
-    if not files:
-        raise UserError(f"data-path = {data_path}: no train.csv, .jsonl or .parquet in it")
-    return files
-
-
-def _list_folder(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"data-path = {folder}: cannot be listed ({error.strerror})") from None
+    kind = type(value)
+    return value is None or (kind is float and math.isnan(value)) or kind in NESTED

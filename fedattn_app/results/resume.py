@@ -7,6 +7,7 @@ from pathlib import Path
 from fedattn_app.config import Config, ConfigValue, parse_run_config
 from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
+from fedattn_app.label_text import join_labels
 from fedattn_app.results.checkpoint import CHECKPOINT, BestModel, Checkpoint, read_best
 from fedattn_app.results.run_result import RunResult
 from fedattn_app.run_identity import RunIdentity
@@ -88,8 +89,8 @@ def _check_identity(config: Config, path: Path, before: RunIdentity, now: RunIde
     """Raise `UserError` if the run in the folder `path` began with something else than `now`."""
     model = f"model = {config.model.model!r}"
     reasons = {
-        "labels": f"its labels are {', '.join(before.labels) or 'not recorded'}, and those of the "
-        f"data are now {', '.join(now.labels)}",
+        "labels": f"its labels are {join_labels(before.labels) or 'not recorded'}, and those of "
+        f"the data are now {join_labels(now.labels)}",
         "tokenizer": f"its tokenizer is not that of the {model} that is here now",
         "training_data": "the training data have changed since it began",
         "test_data": "the test data have changed since it began",

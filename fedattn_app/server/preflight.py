@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import Examples
-from fedattn_app.data.labels import label_names
+from fedattn_app.data.labels import label_names, list_labels, log_doubtful_labels
 from fedattn_app.data.loading import data_fingerprints, server_has_data, server_test_set
 from fedattn_app.errors import UserError
 from fedattn_app.metrics import Scores
@@ -57,7 +57,8 @@ def prepare(config: Config) -> Setup:
     """Build the model and load the test set; raises `UserError` if that is not possible."""
     labels = label_names(config.data)
     if len(labels) < 2:
-        raise UserError(f"labels: a classifier needs at least 2, there are {len(labels)}")
+        named = f": {list_labels(labels)}" * bool(labels)
+        raise UserError(f"labels: a classifier needs at least 2, there are {len(labels)}{named}")
     federation = config.federation
     test = server_test_set(config.data, config.model, federation.seed)
     if federation.local == "personal" and test is not None:
@@ -161,6 +162,7 @@ def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
         f"{total:,}",
         warmup,
     )
+    log_doubtful_labels(config.data, setup.labels)
     protection.announce()
     if config.model.pretrained and config.training.learning_rate == TrainingConfig.learning_rate:
         log.warning(

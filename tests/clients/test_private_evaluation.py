@@ -9,6 +9,7 @@ from scipy.stats import chi2
 
 from fedattn_app.clients.base import FrozenClient
 from fedattn_app.config import Config
+from fedattn_app.data.examples import UNKNOWN_LABEL
 from fedattn_app.data.triage import LABELS
 from fedattn_app.privacy.accounting import epsilon_of
 
@@ -66,3 +67,13 @@ def test_noisy_scores_do_not_repeat():
     first, second = (evaluate(client)[2] for _ in range(2))
     assert first.pop("epsilon") < second.pop("epsilon")
     assert first != second
+
+
+def test_held_out_examples_without_a_label_have_no_counts():
+    client = client_of(evaluate_epsilon=20.0, reproducible_noise=True)
+    client.data.validation.labels.fill_(UNKNOWN_LABEL)
+    _, _, metrics = evaluate(client)
+    (noise,) = {entry.noise_multiplier for entry in client.ledger.entries_of("evaluate")}
+    counts = [count for key, count in metrics.items() if key.startswith("support-")]
+    assert len(counts) == 6
+    assert max(map(abs, counts)) <= 6 * math.sqrt(3) * noise

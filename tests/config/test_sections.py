@@ -24,6 +24,9 @@ from fedattn_app.config import (
         ({"heads": 3}, ["width = 128", "heads", "6"]),
         ({"width": 6, "heads": 2}, ["width = 6", "4"]),
         ({"labels": "no,yes,no"}, ['labels = "no,yes,no"', "once", "not no twice"]),
+        ({"labels": "1, 1.0"}, ['labels = "1, 1.0"', "1 and 1.0", "the same"]),
+        ({"labels": 'no,"yes'}, ["labels = ", "in double quotes"]),
+        ({"text-column": "label"}, ['text-column = "label"', "label-column"]),
         ({"dataset": ""}, ['dataset = ""', "triage"]),
         (
             {"partitioner": "label-shares", "label-shares": "50/60"},
@@ -73,7 +76,13 @@ def test_warm_up_rounds_share_everything():
 
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [("", ()), ("no,yes", ("no", "yes")), (" no , not yet ,", ("no", "not yet"))],
+    [
+        ("", ()),
+        ("no,yes", ("no", "yes")),
+        (" no , not yet ,", ("no", "not yet")),
+        ('"yes, surely", no', ("yes, surely", "no")),
+        ("1.0, True,no\u00a0way", ("1", "true", "no way")),
+    ],
 )
 def test_labels_are_separated_by_commas(labels, names):
     assert Config.from_run_config({"labels": labels}).data.label_names == names

@@ -48,12 +48,12 @@ def test_every_format_gives_the_same_examples(tmp_path, suffix, folder):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_folder_may_hold_a_test_file(tmp_path, suffix):
     write(tmp_path / f"train.{suffix}", TEXTS, LABELS)
-    write(tmp_path / f"test.{suffix}", ["only here"], ["c"])
+    write(tmp_path / f"test.{suffix}", ["only here"], ["b"])
     write(tmp_path / f"other.{suffix}", ["nowhere"], ["d"])
     config = DataConfig(dataset="file", data_path=str(tmp_path))
-    names = ("NA", "a", "b", "c")
+    names = ("NA", "a", "b")
     assert label_names(config) == names
-    assert rows(server_test_set(config, MODEL, 1)) == rows_of(["only here"], ["c"], names)
+    assert rows(server_test_set(config, MODEL, 1)) == rows_of(["only here"], ["b"], names)
     assert shares(config, 1)[0] == rows_of(TEXTS, LABELS, names)
 
 
@@ -84,7 +84,7 @@ def test_cells_stay_text_whatever_they_look_like(tmp_path, suffix, column):
     if "" not in column:
         path = write(tmp_path / f"labels.{suffix}", list("abab"), column)
         config = DataConfig(dataset="file", data_path=str(path))
-        assert label_names(config) == tuple(sorted(set(column)))
+        assert set(label_names(config)) == set(column)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -159,13 +159,21 @@ def test_real_data_are_read_as_pythons_csv_module_reads_them(shared_data, name):
         ("x.csv", b"text,label\na,b,c\nd,e,f\n", "x.csv"),
         ("x.csv", b"text;label\na;b\n", "'text' (text-column)"),
         ("x.csv", b"text,other\na,b\n", "'label' (label-column); there are text, other"),
-        ("x.csv", b"text,label\na,b\nc,\n", "row 2 has no label"),
-        ("x.csv", b"text,label\na,b\nc\n", "row 2 has no label"),
+        ("x.csv", b"text,label\na,b\nc,\n", "line 3 has no label"),
+        ("x.csv", b"text,label\na,b\nc\n", "line 3 has 1 cell for 2 columns"),
         ("x.jsonl", b"", "x.jsonl"),
         ("x.jsonl", b"not json\n", "x.jsonl"),
         ("x.jsonl", '{"text": "café", "label": "b"}\n'.encode("latin-1"), "UTF-8"),
-        ("x.jsonl", b'{"text": "a", "label": "b"}\n{"text": "c"}\n', "row 2 has no label"),
-        ("x.jsonl", b'{"text": "a", "label": 1}\n{"text": "c", "label": null}\n', "row 2"),
+        (
+            "x.jsonl",
+            b'{"text": "a", "label": "b"}\n{"text": "c"}\n',
+            "line 2: 'label' (label-column)",
+        ),
+        (
+            "x.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": "c", "label": null}\n',
+            "line 2 has no label",
+        ),
         ("x.jsonl", b'{"text": "a"}\n', "'label' (label-column); there are text"),
         ("x.parquet", b"PAR1 or so", "x.parquet"),
         ("train.csv/x", b"", "train.csv"),
@@ -186,7 +194,11 @@ def test_an_invalid_file_is_refused(refused, tmp_path, name, content, reason):
     ("name", "content", "parts"),
     [
         ("x.jsonl", '{"text": ["a", "b"], "label": ["x", "y"]}\n', ["'text'", "lists"]),
-        ("x.csv", "text,label,text\na,b,c\n", ["occurs twice in the header"]),
+        (
+            "x.csv",
+            "text,label,text\na,b,c\n",
+            ["'text' occurs twice in the header (columns 1 and 3)"],
+        ),
         ("x.json", "[" * 100_000, ["cannot be read as .json"]),
     ],
 )
@@ -269,10 +281,19 @@ def test_a_hub_data_set_without_train_is_refused(refused, monkeypatch):
         label_names(DataConfig(dataset="a/b"))
 
 
-def test_a_hub_data_set_without_labels_is_refused(refused, monkeypatch):
-    put_on_hub(monkeypatch, train=(["good", "bad"], [0, 1]), test=(["fine"], [-1]))
-    with refused("a/b", "row 1 has no label"):
-        server_test_set(DataConfig(dataset="a/b"), MODEL, 1)
+def test_hub_training_rows_without_a_label_are_refused(refused, monkeypatch):
+    put_on_hub(monkeypatch, train=(["good", "bad"], [-1, 1]), test=(["fine"], [0]))
+    with refused("a/b", "split train", "row 1 has no label"):
+        label_names(DataConfig(dataset="a/b"))
+
+
+def test_a_hub_test_split_without_labels_is_not_used(monkeypatch, caplog):
+    put_on_hub(monkeypatch, train=(["good", "bad"], [0, 1]), test=(["fine", "so"], [-1, -1]))
+    assert server_test_set(DataConfig(dataset="a/b"), MODEL, 1) is None
+    assert caplog.messages == [
+        "dataset a/b, split test: not used as test split, because no row has a label "
+        '(label-column = "label")'
+    ]
 
 
 @pytest.mark.parametrize(

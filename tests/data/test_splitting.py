@@ -139,6 +139,36 @@ def test_a_pathological_split_that_omits_labels_is_refused(refused):
         check_split(config, 1, 2)
 
 
+def test_a_label_that_is_too_rare_for_a_pathological_split_is_refused(refused, tmp_path):
+    path = write(tmp_path / "x.csv", NUMBERED, ["a", "b"] * 29 + ["a", "rare"])
+    config = DataConfig(dataset="file", data_path=str(path), partitioner="pathological")
+    check_split(config, 1, 2)
+    with refused("classes-per-client = 2", "'rare' has too few", "(1) for the 2 clients"):
+        check_split(config, 1, 3)
+
+
+def test_labels_and_groups_that_are_numbers_are_dealt_out_by_value(tmp_path):
+    numbers = [str(number % 12) for number in range(60)]
+    path = write(tmp_path / "x.csv", NUMBERED, numbers, ward=numbers)
+    of = partial(DataConfig, dataset="file", data_path=str(path))
+    for config in (
+        of(partitioner="natural", partition_by="ward"),
+        of(partitioner="pathological", classes_per_client=1),
+    ):
+        assert [{label for _, label in share} for share in shares(config, 12)] == [
+            {number} for number in range(12)
+        ]
+
+
+def test_spellings_of_one_group_are_one_client(tmp_path):
+    wards = ["1", "1.0", " 2", "2\u00a0"] * 15
+    path = write(tmp_path / "x.csv", NUMBERED, THREE, ward=wards)
+    config = DataConfig(
+        dataset="file", data_path=str(path), partitioner="natural", partition_by="ward"
+    )
+    assert [len(share) for share in shares(config, 2)] == [30, 30]
+
+
 def test_a_site_of_the_corpus_is_a_natural_partition_of_all_sites():
     sites = 3
     notes = [note for site in range(sites) for note in triage.site_notes(5, site)]

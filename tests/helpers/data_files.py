@@ -10,6 +10,7 @@ import torch
 from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.data.examples import Examples
 from fedattn_app.data.loading import client_data, private_data
+from fedattn_app.data.sources import load_files
 from fedattn_app.models.tokenizer import HashingTokenizer
 
 MODEL = ModelConfig(max_length=16)
@@ -83,3 +84,23 @@ def shares(config, clients, seed=1):
 def together(parts):
     """The rows of all clients in one sorted list."""
     return sorted(row for part in parts for row in part)
+
+
+def load(path, **settings):
+    """The training and test tables of the file or folder `path`."""
+    return load_files(DataConfig(dataset="file", data_path=str(path), **settings))
+
+
+def pairs(table):
+    """The texts and labels of a table, row by row."""
+    return list(zip(table.texts, table.labels, strict=True))
+
+
+def sentences(number):
+    """A list of `number` rows (text, label), with two labels."""
+    return [(f"sentence number {row}", ("neg", "pos")[row % 2]) for row in range(number)]
+
+
+def csv_text(rows, header="text,label"):
+    """The lines of a CSV file without quotes."""
+    return "".join(f"{line}\n" for line in [header, *map(",".join, rows)])

@@ -1,0 +1,236 @@
+"""Read CSV and TSV files strictly: no row is lost, and no cell gets another's content.
+
+Python's `csv` module reads any text as some rows. So a row with too few or too many cells is a
+fault here, and so is a quoted cell that does not end where a cell may end. That leaves two stray
+quotes in two rows, where the second happens to stand before a comma: they make one cell of all
+rows between them. Its lines then look like rows of their own, which is a fault too.
+"""
+
+import csv
+import logging
+import re
+import sys
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from fedattn_app.data.files.cells import (
+    Cells,
+    FaultyRows,
+    Request,
+    count,
+)
+from fedattn_app.data.files.layout import suffix_of
+from fedattn_app.data.files.opening import open_text
+from fedattn_app.errors import UserError
+
+log = logging.getLogger("fedattn")
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+REMEDY = "write a text with a quote in it in quotes, and the quote itself twice"
+QUOTE_FAULT = f"a quote opens a cell here, and none closes it at the end of a cell; {REMEDY}"
+OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+
+
+def read_csv(file: Path, request: Request) -> Cells:
+    """Return the wanted columns of a CSV or TSV file with a header, without its blank rows.
+
+    Raises `UserError` if the header lacks a column, and for a malformed row unless the request is
+    secret. Raises `UnicodeDecodeError`, `OSError` or `EOFError` if the text cannot be read.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    delimiter = "\t" if suffix_of(file.name).startswith(".tsv") else ","
+    with open_text(file) as stream:
+        records = _records(stream, delimiter)
+        names: Sequence[str] = ()
+        for line, _, cells in records:
+            if cells is None:
+                raise UserError(f"{file}: line {line}, the header: {QUOTE_FAULT}")
+            if any(map(str.strip, cells)):
+                names = cells
+                break
+        if not names:
+            raise UserError(f"{file}: is empty")
+        return _Rows(file, request, names, delimiter).read(records)
+
+
+class _Rows:
+    """Gathers the wanted cells of the rows below the header."""
+
+    def __init__(self, file: Path, request: Request, names: Sequence[str], delimiter: str) -> None:
+        self.file = file
+        self.secret = request.secret
+        self.delimiter = delimiter
+        self.width = len(names)
+        # Spreadsheets end the header with columns that have no name.
+        self.num_named = max(at for at, name in enumerate(names, 1) if name.strip())
+        self.unnamed = [at for at, name in enumerate(names) if at and not name.strip()]
+        self.positions = _positions(file, request, names, delimiter)
+        self.label_position = self.positions.get(request.columns["label-column"])
+        self.columns: dict[str, list[str | None]] = {name: [] for name in self.positions}
+        self.lines = array("Q")
+        self.faulty = FaultyRows(file, request.secret)
+        self.multiline: list[tuple[int, list[str]]] = []  # row numbers, and all cells
+
+    def read(self, records: "Iterator[tuple[int, int, list[str] | None]]") -> Cells:
+        num_blank, unnamed_lines = 0, array("Q")
+        targets = [(at, self.columns[name].append) for name, at in self.positions.items()]
+        for line, num_lines, cells in records:
+            if cells == [] or (cells and not any(cells) and not self.secret):
+                num_blank += bool(cells)
+                continue
+            if cells is None or len(cells) != self.width:
+                fault = self._fault(line, cells)
+                if fault:
+                    self.faulty.add(len(self.lines), fault)
+                    cells = None
+            self.lines.append(line)
+            if cells is None:
+                for _, append in targets:
+                    append(None)
+                continue
+            for at, append in targets:
+                append(cells[at])
+            if num_lines > 1:
+                self.multiline.append((len(self.lines) - 1, cells))
+            if self.unnamed and any(cells[at] for at in self.unnamed if at < len(cells)):
+                unnamed_lines.append(line)
+        self._check_multiline()
+        self._check_nul()
+        if num_blank:
+            log.warning("%s: %s without content left out", self.file, count(num_blank, "row"))
+        if unnamed_lines:
+            log.warning(
+                "%s: columns without a name are not used, though %s in them, the first in line %d",
+                self.file,
+                "1 row has a value"
+                if len(unnamed_lines) == 1
+                else f"{len(unnamed_lines)} rows have values",
+                unnamed_lines[0],
+            )
+        return Cells(self.columns, self.faulty.numbers, self.lines)
+
+    def _fault(self, line: int, cells: list[str] | None) -> str:
+        """Return why a row cannot be used; empty if only unnamed columns make it odd."""
+        if cells is None:
+            return f"line {line}: {QUOTE_FAULT}"
+        extra = any(cells[self.width :])
+        if len(cells) < self.num_named or extra:
+            columns = self.width if extra else self.num_named
+            return f"line {line} has {count(len(cells), 'cell')} for {count(columns, 'column')}"
+        return ""
+
+    def _check_multiline(self) -> None:
+        """Find cells that have swallowed rows."""
+        if self.label_position is None:
+            return
+        name = next(n for n, at in self.positions.items() if at == self.label_position)
+        labels = {label for label in self.columns[name] if label and not _LINE_END.search(label)}
+        for row, cells in self.multiline:
+            if num_rows := self._num_rows_inside(cells, labels):
+                self.faulty.add(
+                    row,
+                    f"line {self.lines[row]}: a quote opens a cell here that contains {num_rows} "
+                    f"lines like rows of their own; {REMEDY}; if it is one text, save the file as "
+                    "JSON Lines or Parquet",
+                )
+                for column in self.columns.values():
+                    column[row] = None
+
+    def _num_rows_inside(self, cells: Sequence[str], labels: Collection[str | None]) -> int:
+        """Return how many lines of a multi-line row are complete rows; 0 if it is one row."""
+        lines = [line for line in _LINE_END.split(self.delimiter.join(cells)) if line.strip()]
+        complete = [self._is_row(line.split(self.delimiter), labels) for line in lines]
+        is_several = complete[0] and complete[-1] and 2 * sum(complete) >= len(complete)
+        return sum(complete) if is_several and len(lines) > 1 else 0
+
+    def _is_row(self, cells: Sequence[str], labels: Collection[str | None]) -> bool:
+        assert self.label_position is not None
+        return len(cells) in (self.num_named, self.width) and cells[self.label_position] in labels
+
+    def _check_nul(self) -> None:
+        for column in self.columns.values():
+            if not self.secret and any(cell and "\0" in cell for cell in column):
+                row = next(row for row, cell in enumerate(column) if cell and "\0" in cell)
+                raise UserError(
+                    f"{self.file}: line {self.lines[row]} holds a NUL character; "
+                    "the file is damaged or not text"
+                )
+
+
+def _positions(
+    file: Path, request: Request, names: Sequence[str], delimiter: str
+) -> dict[str, int]:
+    try:
+        return request.find(names, str(file))
+    except UserError as error:
+        for other, plural in OTHER_DELIMITERS.items():
+            if other != delimiter and other in names[0]:
+                raise UserError(
+                    f"{error}; the cells seem to be separated by {plural}: "
+                    f"save the file with {OTHER_DELIMITERS[delimiter]}"
+                ) from None
+        raise
+
+
+class _Lines:
+    """The lines of a file, of which those of the current record can be read again."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._next = stream.__next__
+        self._again: list[str] = []  # from the last to the first
+        self.record: list[str] = []
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.pop() if self._again else self._next()
+        self.record.append(line)
+        return line
+
+    def read_again(self, first: int) -> None:
+        """Go back to the line number `first`, from 0, of the record."""
+        self._again += reversed(self.record[first:])
+
+
+def _records(stream: TextIO, delimiter: str) -> Iterator[tuple[int, int, list[str] | None]]:
+    """Yield the first line, the number of lines, and the cells of each record.
+
+    The cells are None if a quoted cell ends wrongly. Such a record is the one line where this cell
+    begins, and the next record begins on the line below: a stray quote takes no other row with it.
+    """
+    lines = _Lines(stream)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    first = 1
+    while True:
+        lines.record.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            before = _lines_before_fault(lines.record, delimiter)
+            lines.read_again(before + 1)
+            yield first + before, 1, None
+            first += before + 1
+        else:
+            num_lines = len(lines.record)
+            yield first, num_lines, cells
+            first += num_lines
+
+
+def _lines_before_fault(record: Sequence[str], delimiter: str) -> int:
+    """Return the number of lines above the one where the quoted cell with a wrong end begins."""
+    cell = re.compile(rf'"(?:[^"]|"")*+"(?={delimiter}|[\r\n]|\Z)|(?!")[^{delimiter}\r\n]*+')
+    text, at = "".join(record), 0
+    while match := cell.match(text, at):
+        at = match.end() + 1
+    num_lines = 0
+    for line in record:
+        at -= len(line)
+        if at < 0:
+            break
+        num_lines += 1
+    return min(num_lines, len(record) - 1)

@@ -1,0 +1,300 @@
+"""CSV and TSV files, as programs and people write them, give all of their rows or an error."""
+
+import csv
+import io
+
+import pytest
+from helpers.data_files import csv_text, load, pairs, sentences
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedattn_app.config import DataConfig
+from fedattn_app.data.sources import load_files
+
+pytestmark = pytest.mark.usefixtures("fresh_caches")
+
+ROWS = sentences(12)
+
+
+def put(folder, content, name="train.csv"):
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def secretly(path, **columns):
+    """The training table of a node that trains privately, where rows must not cause errors."""
+    config = DataConfig(dataset="file", data_path=str(path), labels="neg,pos", **columns)
+    return load_files(config, secret=True).train
+
+
+def with_line(number, line, header="text,label", rows=ROWS):
+    """A file in which the line `number` (the header is line 1) is another one."""
+    lines = csv_text(rows, header).splitlines()
+    lines[number - 1] = line
+    return "\n".join(lines) + "\n"
+
+
+# What is read
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('text,label\n5" pipe,a\n6"" x,b\n', [('5" pipe', "a"), ('6"" x', "b")]),
+        ('text,label\n"say ""hi"", now",a\n"""",b\n', [('say "hi", now', "a"), ('"', "b")]),
+        ('text,label\r\n"two\r\nlines",a\r\nx,b\r\n', [("two\r\nlines", "a"), ("x", "b")]),
+        ('text,label\n"\n\n",a\n"x\n",b\n', [("\n\n", "a"), ("x\n", "b")]),
+        ("text,label\rx,a\ry,b\r", [("x", "a"), ("y", "b")]),
+        ("text,label\nx,a\n\n\ny,b\n\n", [("x", "a"), ("y", "b")]),
+        ('"text","label"\n"x","a"\n"y","b"', [("x", "a"), ("y", "b")]),
+        ("text,label\n,a\ny,b\n", [("", "a"), ("y", "b")]),
+        ("\n\ntext,label\nx,a\ny,b\n", [("x", "a"), ("y", "b")]),
+        (",,\ntext,label,\nx,a,\ny,b,\n", [("x", "a"), ("y", "b")]),
+        (" text , label\nx,a\ny,b\n", [("x", "a"), ("y", "b")]),
+        ("\ufeff\ufefftext,label\nx,a\ny,b\n", [("x", "a"), ("y", "b")]),
+        ("text,label,,\nx,a,,\ny,b,,\n", [("x", "a"), ("y", "b")]),
+        ("text,label\nx,a,\ny,b,\n", [("x", "a"), ("y", "b")]),
+        ("text,label,,\nx,a\ny,b,\n", [("x", "a"), ("y", "b")]),
+        (",text,label\n0,x,a\n1,y,b\n", [("x", "a"), ("y", "b")]),
+        ("id,text,label,id2\n0,x,a,\n1,y,b,3\n", [("x", "a"), ("y", "b")]),
+    ],
+    ids=[
+        *("quotes in a cell", "doubled quotes", "CRLF", "blank lines in a cell", "CR"),
+        *("blank lines", "all quoted", "empty text", "blank first lines", "empty first row"),
+        *("spaces in the header", "two byte order marks", "unnamed columns"),
+        *("delimiter at the end", "fewer delimiters", "index", "other columns"),
+    ],
+)
+def test_odd_but_clear_files_are_read(tmp_path, caplog, content, expected):
+    assert pairs(load(put(tmp_path, content)).train) == expected
+    assert [line for line in caplog.messages if "texts are empty" not in line] == []
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.text('ab ,"\r\n\té', min_size=1).filter(str.strip),
+            st.sampled_from(["neg", "pos", "a,b", 'x"y']),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    swapped=st.booleans(),
+)
+def test_all_that_a_correct_program_writes_is_read(tmp_path, rows, quoting, line_end, swapped):
+    # A text with lines like rows is refused, on purpose: see below.
+    rows = [(text.replace("\r", " "), label) for text, label in rows]
+    rows = [(text if "," not in text else text.replace("\n", " "), label) for text, label in rows]
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, quoting=quoting, lineterminator=line_end)
+    writer.writerow(["label", "text"] if swapped else ["text", "label"])
+    writer.writerows([row[::-1] for row in rows] if swapped else rows)
+    assert pairs(load(put(tmp_path, file.getvalue())).train) == rows
+
+
+def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
+    content = 'label\ttext\nneg\tone, two\npos\t"a\ttab"\n'
+    path = put(tmp_path, content, "x.TSV")
+    assert pairs(load(path).train) == [("one, two", "neg"), ("a\ttab", "pos")]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("text,label,,\nx,a,,\ny,b,lost,\nz,a,,too\n", ["2 rows have values in them", "line 3"]),
+        ("text,label,\nx,a,lost\n\ny,b,\n", ["1 row has a value in them", "line 2"]),
+        ("text,label\nx,a\n,\ny,b\n,\n", ["2 rows without content left out"]),
+        ("text,label\n,a\ny,b\n", ["1 of 2 texts are empty"]),
+    ],
+)
+def test_a_line_says_what_is_not_used(tmp_path, caplog, content, lines):
+    path = put(tmp_path, content)
+    assert len(load(path).train) == content.count(",a") + content.count(",b")
+    assert len(caplog.messages) == 1
+    for part in [str(path), *lines]:
+        assert part in caplog.messages[0]
+
+
+# Rows with too few or too many cells
+
+
+@pytest.mark.parametrize("header", ["text,label", "label,text"])
+@pytest.mark.parametrize(
+    ("line", "cells"), [("short", "1 cell"), ("one,neg,three", "3 cells"), ("a,b,c,,", "5 cells")]
+)
+def test_another_number_of_cells_is_refused_with_its_line(refused, tmp_path, header, line, cells):
+    path = put(tmp_path, with_line(9, line, header))
+    with refused(path, f"line 9 has {cells} for 2 columns"):
+        load(path)
+
+
+def test_the_line_is_that_of_the_file_whatever_came_before(refused, tmp_path):
+    content = '\ntext,label\n"two\nlines",neg\n\n,\n"three\n\nlines",pos\nshort\n'
+    path = put(tmp_path, content)
+    with refused(path, "line 10 has 1 cell for 2 columns"):
+        load(path)
+    path = put(tmp_path, content.replace("short", "x,"))
+    with refused(path, "line 10 has no label"):
+        load(path)
+
+
+# Quotes
+
+BEGIN, END = '"a fine start,pos', '"an early end" they said,neg'
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["text first", "label first"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize(
+    "second",
+    [
+        None,
+        '"an early end" they said',
+        '"another start',
+        'an early end"',
+        '"',
+        '""',
+        'an "early", "end"',
+    ],
+    ids=["alone", "before text", "at a start", "at an end", "single", "empty", "pairs"],
+)
+def test_a_stray_quote_is_refused_with_its_line(refused, tmp_path, swapped, line_end, second):
+    def row(text, label):
+        return f"{label},{text}" if swapped else f"{text},{label}"
+
+    lines = [row(*pair) for pair in sentences(60)]
+    lines[5] = row('"a fine start', "pos")
+    if second:
+        lines[50] = row(second, "neg")
+    path = put(tmp_path, line_end.join([row("text", "label"), *lines, ""]))
+    with refused(path, "line 7"):
+        load(path)
+
+
+def test_the_line_is_that_where_the_quote_opens_within_a_row_of_several_lines(refused, tmp_path):
+    path = put(tmp_path, 'a,text,label\n"fine\ncell","stray,pos\nx,y,neg\n')
+    with refused(path, "line 3: a quote opens a cell here"):
+        load(path)
+    path = put(tmp_path, 'a,text,label\n"fine\ncell","also\nfine",pos\n"fine\n","s" x,pos\n')
+    with refused(path, "line 6: a quote opens a cell here"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dear Sir, \nyes, no\nno",
+        "well, no\nI think so",
+        "yes,no,maybe\nand a line",
+        "a line\nyes,no\nanother",
+        "first\nmaybe,no",
+        "one\n\n\ntwo, three, four",
+    ],
+)
+@pytest.mark.parametrize("header", ["text,label", "label,text"])
+def test_texts_of_several_lines_with_commas_and_labels_are_read(tmp_path, header, text):
+    rows = [(text, "no"), ("x", "yes"), ("y", "no")]
+    lines = [
+        ",".join(f'"{cell}"' for cell in (row if header == "text,label" else row[::-1]))
+        for row in rows
+    ]
+    assert pairs(load(put(tmp_path, "\n".join([header, *lines]))).train) == rows
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_two_stray_quotes_around_whole_rows_are_refused(refused, tmp_path, columns):
+    """The second stands before a comma, so a correct reader takes all between them as one cell."""
+    start = "1," if columns == 3 else ""
+    lines = [f"{start}{text},{label}" for text, label in sentences(60)]
+    lines[5], lines[50] = f'{start}"a fine start,pos', f'{start}an early end",neg'
+    header = "id,text,label" if columns == 3 else "text,label"
+    path = put(tmp_path, "\n".join([header, *lines]))
+    with refused(path, "line 7", "46 lines like rows"):
+        load(path)
+
+
+def test_a_quote_in_the_header_that_is_not_closed_is_refused(refused, tmp_path):
+    path = put(tmp_path, '"text,label\nx,a\ny,b\n')
+    with refused(path, "line 1, the header", "quote"):
+        load(path)
+
+
+# Other accidents
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("text;label\na;b\n", ["'text' (text-column)", "semicolons", "commas"]),
+        ("text\tlabel\na\tb\n", ["'text' (text-column)", "tabs", "commas"]),
+        ("Text,label\na,b\n", ["no column 'text'", 'text-column = "Text"']),
+        ("text,LABEL\na,b\n", ["no column 'label'", 'label-column = "LABEL"']),
+        ("a great film,pos\nnot so great,neg\n", ["no column 'text'", "a great film, pos"]),
+        ("text,label,note,note\na,b,c,d\n", ["'note' occurs twice", "columns 3 and 4"]),
+        ("text,label, text\na,b,c\n", ["'text' occurs twice", "columns 1 and 3"]),
+        ("text,label\n\n\n", ["no examples"]),
+        ("\n\n", ["is empty"]),
+        (",,,\n", ["is empty"]),
+        ("text,label\n,a\n,b\n", ["'text' (text-column) is empty in every row"]),
+        ("text,label\nx,a\ny\0z,b\n", ["line 3", "NUL"]),
+        ("text,label\nx,a\n\0\0\0\n", ["line 3 has 1 cell"]),
+        (b"text,label\nx,a\ny,b\ncaf\xe9,a\n", ["line 4 is not UTF-8 text"]),
+        ("x,text,label\n" + "a,b\n" * 3, ["line 2 has 2 cells for 3 columns"]),
+    ],
+)
+def test_other_accidents_give_one_line(refused, tmp_path, content, parts):
+    path = put(tmp_path, content)
+    with refused(path, *parts):
+        load(path)
+
+
+def test_an_error_lists_few_and_short_names(refused, tmp_path):
+    names = [f"column {number} {'x' * 100}" for number in range(50)]
+    path = put(tmp_path, ",".join(names) + "\n")
+    with refused(path, "…, column 1 x", "and 30 more"):
+        load(path)
+
+
+# Private training
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("short", "one,neg,three", BEGIN, '"', ",", '"x" y,pos', "\0,neg"),
+        "an early end,unknown",
+    ],
+)
+def test_under_secret_a_malformed_row_is_one_example_without_effect(tmp_path, caplog, line):
+    path = put(tmp_path, with_line(7, line))
+    table = secretly(path)
+    rows = pairs(table)
+    assert len(rows) == len(ROWS)
+    assert rows[:5] + rows[6:] == ROWS[:5] + ROWS[6:]
+    assert rows[5][1] not in ("pos", "neg") or line == "\0,neg"
+    malformed = [text for text in caplog.messages if "could not be read" in text]
+    expected = 0 if line in (",", "\0,neg", "an early end,unknown") else 1
+    assert len(malformed) == expected
+    if expected:
+        assert f"{path}: 1 row could not be read" in malformed[0]
+        assert "line 7" in malformed[0]
+
+
+def test_under_secret_two_stray_quotes_take_no_other_row_with_them(tmp_path):
+    content = csv_text(ROWS).replace(",".join(ROWS[3]), BEGIN).replace(",".join(ROWS[8]), END)
+    rows = pairs(secretly(put(tmp_path, content)))
+    assert len(rows) == len(ROWS)
+    assert [row for row in rows if row[1]] == [*ROWS[:3], *ROWS[4:8], *ROWS[9:]]
+
+
+def test_under_secret_cells_with_many_rows_inside_count_as_empty(tmp_path):
+    lines = csv_text(ROWS).splitlines()
+    lines[3], lines[8] = '"a fine start,pos', 'an early end",neg'
+    rows = pairs(secretly(put(tmp_path, "\n".join(lines))))
+    assert rows == [*ROWS[:2], ("", ""), *ROWS[8:]]

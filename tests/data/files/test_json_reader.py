@@ -1,0 +1,146 @@
+"""JSON Lines and JSON arrays: each row is an object with the wanted keys, or there is an error."""
+
+import gzip
+import json
+
+import pytest
+from helpers.data_files import load, pairs, sentences
+
+from fedattn_app.config import DataConfig
+from fedattn_app.data.sources import load_files
+
+pytestmark = pytest.mark.usefixtures("fresh_caches")
+
+OBJECTS = [{"text": text, "label": label} for text, label in sentences(9)]
+
+
+def put(folder, lines, name="x.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(map(as_line, lines)) + "\n", encoding="utf-8")
+    return path
+
+
+def as_line(row):
+    return row if isinstance(row, str) else json.dumps(row)
+
+
+def test_an_array_is_read_like_lines(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("\ufeff\n " + json.dumps(OBJECTS, indent=2), encoding="utf-8")
+    assert pairs(load(path).train) == sentences(9)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.ndjson", "X.JSONL", "x.jsonl.gz", "x.json.gz"])
+def test_lines_are_read_from_files_of_every_suffix(tmp_path, name):
+    content = "\n\n".join(map(json.dumps, OBJECTS)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert pairs(load(tmp_path / name).train) == sentences(9)
+
+
+def test_half_of_a_character_is_a_question_mark(tmp_path):
+    lines = [*OBJECTS, '{"text": "cut \\ud83d", "label": "n\\udc00"}', '{"text":"","label":"neg"}']
+    rows = pairs(load(put(tmp_path, lines)).train)
+    assert rows[-2:] == [("cut ?", "n?"), ("", "neg")]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("null", 'line 5: an object such as {"text": …, "label": …} is expected, not null'),
+        ("1", "line 5: an object such as"),
+        ("1.5", "not a number"),
+        ("true", "not true or false"),
+        ('"text"', "not a text"),
+        ('["text", "label"]', "not a list"),
+        ("[]", "not a list"),
+        ("{'text': 'a'}", "line 5: not JSON"),
+        ('{"text": "a", "label": "neg"} {"text": "b"}', "line 5: not JSON (Extra data)"),
+        ('{"text": "a", "label": "neg", "text": "b"}', "line 5: cannot be read as JSON (an object"),
+        ('{"text": "a", "label": "neg", "label": "neg"}', "the key 'label' twice"),
+        ("[" * 100_000, "line 5: "),
+        ('{"text": "a", "label": 1' + "0" * 5000 + "}", "line 5: cannot be read as JSON"),
+        ('{"text": {"a": 1}, "label": "neg"}', "'text' holds lists"),
+        ('{"text": "a", "label": ["neg"]}', "'label' holds lists"),
+        ('{"text": "a", "label": null}', "line 5 has no label"),
+        ('{"text": "a", "label": NaN}', "line 5 has no label"),
+        ('{"sentence": "a", "label": "neg"}', "line 5: 'text' (text-column) is missing; the keys"),
+        ('{"text": "a"}', "line 5: 'label' (label-column) is missing"),
+        ('{"Text": "a", "label": "neg"}', "the keys in the file are text, label, Text"),
+        ("{}", "line 5: 'text' (text-column) is missing"),
+    ],
+)
+def test_a_line_that_is_not_such_an_object_is_refused_with_its_number(
+    refused, tmp_path, line, part
+):
+    path = put(tmp_path, [*OBJECTS[:3], "", line, *OBJECTS[3:]])
+    with refused(path, part):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        (None, "row 3: an object such as"),
+        ({"label": "neg"}, "row 3: 'text' (text-column) is missing"),
+        ({"text": "a", "label": None}, "row 3 has no label"),
+    ],
+)
+def test_an_element_of_an_array_is_refused_with_its_number(refused, tmp_path, value, part):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([*OBJECTS[:2], value, *OBJECTS[2:]]))
+    with refused(path, part):
+        load(path)
+
+
+def test_an_array_with_a_repeated_key_is_refused(refused, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"text": "a", "label": "b", "text": "c", "text": "d"}]')
+    with refused(path, "the key 'text' twice"):
+        load(path)
+
+
+def test_a_key_is_no_repetition_where_it_is_part_of_a_text(tmp_path):
+    row = {"text": 'the keys "text" and "label"', "label": "neg", "other": {"text": 1}}
+    assert pairs(load(put(tmp_path, [row])).train) == [(row["text"], "neg")]
+
+
+def test_the_error_says_how_many_rows_lack_the_key(refused, tmp_path):
+    rows = [
+        {"sentence" if number % 3 == 2 else "text": text, "label": label}
+        for number, (text, label) in enumerate(sentences(60))
+    ]
+    path = put(tmp_path, rows)
+    with refused(path, "line 3: 'text' (text-column) is missing, as in 19 other rows", "sentence"):
+        load(path)
+    with refused(path, "no column 'Text'", 'is it text-column = "text"?'):
+        load(path, text_column="Text")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]", "{}\n", "[{}]"])
+def test_no_rows_are_refused(refused, tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with refused("x.json: is empty"):
+        load(tmp_path / "x.json")
+
+
+def test_null_texts_are_counted(tmp_path, refused, caplog):
+    path = put(tmp_path, [*OBJECTS, {"text": None, "label": "pos"}, {"text": "", "label": "pos"}])
+    assert pairs(load(path).train)[9:] == [("", "pos"), ("", "pos")]
+    assert caplog.messages == [f"{path}: 2 of 11 texts are empty"]
+    path = put(tmp_path, [{"text": None, "label": "neg"}] * 3)
+    with refused(path, "column 'text' (text-column) is empty in every row"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["null", "no JSON", '{"text": "a", "label": "neg", "text": "b"}', "[" * 100_000, "{}", "[1]"],
+)
+def test_under_secret_a_malformed_line_is_one_example_without_effect(tmp_path, caplog, line):
+    path = put(tmp_path, [*OBJECTS[:3], line, *OBJECTS[3:]])
+    config = DataConfig(dataset="file", data_path=str(path), labels="neg,pos")
+    rows = pairs(load_files(config, secret=True).train)
+    assert rows == [*sentences(9)[:3], ("", ""), *sentences(9)[3:]]
+    counted = [text for text in caplog.messages if "1 row could not be read" in text]
+    assert len(counted) == (line != "{}")
+    assert all("the first is line 4" in text for text in counted)
