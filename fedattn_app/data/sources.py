@@ -102,7 +102,7 @@ class Splits:
         """
         table = self.test if self.train is None else self.train
         assert table is not None
-        return tuple(sort_labels(set(table.labels)))
+        return tuple(sort_labels(set(table.labels) - {""}))
 
 
 def load_files(config: DataConfig, secret: bool = False) -> Splits:

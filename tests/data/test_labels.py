@@ -172,6 +172,11 @@ def test_a_test_split_without_labels_is_not_used(tmp_path, caplog, suffix, cells
         assert rows(getattr(held, part)) == rows(getattr(expected, part))
 
 
+def test_a_missing_label_is_not_a_label_of_the_run(tmp_path):
+    write(tmp_path / "test.csv", ["one", "two"], ["a", ""])
+    assert label_names(DataConfig(dataset="file", data_path=str(tmp_path))) == ("a",)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_test_split_with_some_labels_is_refused(refused, tmp_path, suffix):
     config = unlabelled(tmp_path, suffix, ["a", ""])
