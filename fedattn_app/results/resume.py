@@ -13,10 +13,11 @@ from fedattn_app.results.run_result import RunResult
 from fedattn_app.run_identity import RunIdentity
 from fedattn_app.types import NDArray, Row
 
-# A resumed run may change these settings; any other change would make it another run.
+# A resumed run may change these settings; any other change would make it another run. Whether
+# another data-path has the same rows is checked by their fingerprints.
 CHANGEABLE_KEYS = {
     *("num-rounds", "fraction-evaluate", "min-clients", "round-timeout", "patience"),
-    *("output-dir", "resume-from", "target-epsilon"),
+    *("data-path", "output-dir", "resume-from", "target-epsilon"),
 }
 
 

@@ -99,6 +99,16 @@ def test_a_run_is_resumed_on_the_same_rows_in_another_format(settings, tmp_path)
     assert result.summary["rounds"] == 3
 
 
+def test_a_run_is_resumed_where_its_data_have_moved_to(settings, tmp_path, refused):
+    run = simulate(settings, 2, workers=1, quiet=True).path
+    (tmp_path / "data").rename(tmp_path / "moved")
+    resumed = {"resume-from": str(run), "num-rounds": 3, "data-path": str(tmp_path / "moved")}
+    assert simulate(resumed, workers=1, quiet=True).summary["rounds"] == 3
+    write_data(tmp_path / "other", *CHANGES["a label has another name"])
+    with refused("neg, pos", "a-pos, neg"):
+        simulate(resumed | {"data-path": str(tmp_path / "other")}, workers=1, quiet=True)
+
+
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
