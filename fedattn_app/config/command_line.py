@@ -10,6 +10,9 @@ from fedattn_app.config.schema import ConfigValue
 from fedattn_app.config.settings import with_current_names
 from fedattn_app.errors import UserError
 
+BACKSLASH_HINT = "in double quotes, write a backslash twice or as /, or use single quotes"
+_BACKSLASH_FAULT = re.compile(r"Unescaped|hex value")  # in the text of a TOML error
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _PAIR = re.compile(r"""\s*([^\s=]+)\s*=\s*('[^']*'|"[^"]*"|\S+)\s*""")
 
 
@@ -37,7 +40,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file ({error})") from None
+        hint = f"; {BACKSLASH_HINT}" if _BACKSLASH_FAULT.search(str(error)) else ""
+        raise UserError(f"{path}: not a TOML file ({error}){hint}") from None
     if table.pop("versions", None):  # only a run's own config.toml has this table
         table.pop("output-dir", None)
         table.pop("resume-from", None)
@@ -53,5 +57,13 @@ def _read_pairs(text: str) -> dict[str, Any]:
         try:
             values[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            raise UserError(f"{key} = {value}: not a TOML value; put text in quotes") from None
+            hint = BACKSLASH_HINT if _is_path_like(value) else "put text in quotes"
+            raise UserError(f"{key} = {value}: not a TOML value; {hint}") from None
+        if _is_path_like(value) and _CONTROL_CHARACTER.search(values[key]):
+            raise UserError(f"{key} = {value}: holds a control character; {BACKSLASH_HINT}")
     return values
+
+
+def _is_path_like(value: str) -> bool:
+    """Whether the TOML text has double quotes with a backslash in them, as in a path of Windows."""
+    return value.startswith('"') and "\\" in value

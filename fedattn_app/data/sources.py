@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
-from pathlib import Path
+from os.path import exists
 from typing import Any, Self
 
 from fedattn_app.cache import PROCESS_CACHE
@@ -21,7 +21,6 @@ from fedattn_app.data.files.layout import describe, file_states, find_splits
 from fedattn_app.data.files.parquet_reader import values_of
 from fedattn_app.data.files.readers import first_line, read_cells
 from fedattn_app.errors import UserError
-from fedattn_app.files import folder_of
 from fedattn_app.label_text import normalise_label, sort_labels, without_surrogates
 
 log = logging.getLogger("fedattn")
@@ -148,7 +147,7 @@ def load_hub(config: DataConfig) -> Splits:
     import datasets
 
     key = f"dataset = {as_toml(config.dataset)}"
-    if folder_of(config.dataset) or Path(config.dataset).is_file():
+    if exists(config.dataset):
         # `datasets` would read it, and keep a copy of its texts in a cache.
         raise UserError(
             f'{key}: is a file or folder here; to read it, set dataset = "file" and data-path = '

@@ -42,6 +42,36 @@ def test_text_that_is_neither_pairs_nor_a_file_is_refused(refused, text, part):
         parse_run_config([text])
 
 
+WINDOWS_PATHS = [
+    r"C:\Users\me\x.csv",
+    r"C:\me\data",
+    r"C:\data" + "\\",
+    r"C:\temp\new.csv",
+    r"\\nas\x",
+]
+
+
+@pytest.mark.parametrize("path", WINDOWS_PATHS[:4])
+def test_a_backslash_in_double_quotes_is_explained(refused, path):
+    with refused(f'data-path = "{path}"', "write a backslash twice or as /, or use single quotes"):
+        parse_run_config([f'seed=1 data-path="{path}"'])
+
+
+@pytest.mark.parametrize("path", WINDOWS_PATHS)
+def test_a_path_of_windows_can_be_given_in_three_ways(path):
+    doubled, slashes = path.replace("\\", 2 * "\\"), path.replace("\\", "/")
+    for text, value in ((f"'{path}'", path), (f'"{doubled}"', path), (f'"{slashes}"', slashes)):
+        assert parse_run_config([f"data-path={text} seed=1"]) == {"data-path": value, "seed": 1}
+
+
+@pytest.mark.parametrize("path", WINDOWS_PATHS[:2])
+def test_a_backslash_in_a_toml_file_is_explained(refused, tmp_path, path):
+    file = tmp_path / "run.toml"
+    file.write_text(f'data-path = "{path}"\n')
+    with refused(file, "not a TOML file", "write a backslash twice"):
+        parse_run_config([str(file)])
+
+
 def test_a_toml_file_is_read_and_later_items_win(tmp_path):
     file = tmp_path / "run config.toml"
     file.write_text('seed = 5  # five\nalpha = 2.0\nlabels = "né,oui"\n', encoding="utf-8")

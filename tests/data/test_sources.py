@@ -1,6 +1,7 @@
 """Files of every format and the hub give the same examples."""
 
 import csv
+import hashlib
 import socket
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.data_files import FORMATS, MODEL, own, rows, rows_of, shares, together, write
+from helpers.data_files import FORMATS, MODEL, load, own, rows, rows_of, shares, together, write
 
+from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import DataConfig
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.loading import server_test_set
+from fedattn_app.data.sources import Table, load_hub
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 
@@ -234,6 +237,41 @@ def test_a_folder_without_permission_is_refused(refused, tmp_path, monkeypatch, 
             label_names(config)
 
 
+# Fingerprints
+
+
+def table(**changes):
+    columns = {"texts": ["a", "bc"], "labels": ["x", "y"], "groups": ["1", "2"]} | changes
+    return Table(source="here", **columns)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"texts": ["ab", "c"]},
+        {"texts": ["bc", "a"]},
+        {"labels": ["y", "x"]},
+        {"labels": ["xy", ""]},
+        {"labels": []},
+        {"groups": ["12", ""]},
+        {"groups": None},
+        {"texts": ["a", "bc", ""], "labels": ["x"]},
+    ],
+)
+def test_a_fingerprint_depends_on_every_cell_and_its_place(changes):
+    assert table(**changes).fingerprint != table().fingerprint == table().fingerprint
+
+
+def test_a_fingerprint_does_not_depend_on_the_file(tmp_path):
+    found = {
+        load(write(tmp_path / f"x.{suffix}", TEXTS, LABELS)).train.fingerprint for suffix in FORMATS
+    }
+    assert len(found) == 1
+    one = (1).to_bytes(8, "big")  # a number of cells, and the length of a cell
+    expected = hashlib.sha256(one + one + b"a" + one + one + b"x" + bytes(8)).hexdigest()
+    assert table(texts=["a"], labels=["x"], groups=None).fingerprint == expected
+
+
 # The hub
 
 
@@ -273,6 +311,43 @@ def test_a_hub_data_set_can_be_split_by_its_label(monkeypatch):
         rows_of(["bad"], ["neg"], names),
         rows_of(["good", "fine"], ["pos"] * 2, names),
     ]
+
+
+def test_a_hub_validation_split_counts_as_one_in_a_folder(monkeypatch, caplog):
+    train, validation = (["good", "bad"], [0, 1]), (["fine"], [1])
+    config = DataConfig(dataset="a/b")
+    put_on_hub(monkeypatch, train=train, validation=validation)
+    assert list(load_hub(config).test.labels) == ["neg"]
+    PROCESS_CACHE.clear()
+    put_on_hub(monkeypatch, train=train, validation=validation, test=(["so", "la"], [-1, -1]))
+    assert list(load_hub(config).test.labels) == ["neg"]
+    PROCESS_CACHE.clear()
+    put_on_hub(monkeypatch, train=train, validation=validation, test=(["so"], [0]))
+    assert list(load_hub(config).test.labels) == ["pos"]
+    used, used_too, unused = caplog.messages
+    assert "there is no test split" in used
+    assert "the test split has no labels" in used_too
+    assert "the validation split is not used" in unused
+
+
+def test_only_the_wanted_columns_of_a_hub_data_set_are_read(monkeypatch):
+    data = datasets.Dataset.from_dict(
+        {"text": [b"caf\xc3\xa9", b"x"], "label": [1.0, 0.0], "seen": pa.array([2**62] * 2)},
+    ).cast_column("seen", datasets.Value("timestamp[us]"))
+    found = datasets.DatasetDict({"train": data})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: found)
+    table = load_hub(DataConfig(dataset="a/b")).train
+    assert (list(table.texts), list(table.labels)) == (["café", "x"], ["1", "0"])
+
+
+@pytest.mark.parametrize("name", ["imdb", "a/imdb", "./imdb", "imdb.csv"])
+def test_a_folder_with_the_name_of_a_hub_data_set_is_refused(refused, monkeypatch, tmp_path, name):
+    """`datasets` would read it in place of the hub's, and keep a copy of its texts."""
+    write(tmp_path / name / ("." if name.endswith("csv") else "train.csv"), ["a"], ["b"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: pytest.fail("it was loaded"))
+    with refused(f'dataset = "{name}"', f'dataset = "file" and data-path = "{name}"'):
+        label_names(DataConfig(dataset=name))
 
 
 def test_a_hub_data_set_without_train_is_refused(refused, monkeypatch):

@@ -11,16 +11,12 @@ import logging
 import re
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from fedattn_app.data.files.cells import (
-    Cells,
-    FaultyRows,
-    Request,
-    count,
-)
+from fedattn_app.data.files.cells import Cells, FaultyRows, Request, bare_name, count
 from fedattn_app.data.files.layout import suffix_of
 from fedattn_app.data.files.opening import open_text
 from fedattn_app.errors import UserError
@@ -30,6 +26,9 @@ log = logging.getLogger("fedattn")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 REMEDY = "write a text with a quote in it in quotes, and the quote itself twice"
 QUOTE_FAULT = f"a quote opens a cell here, and none closes it at the end of a cell; {REMEDY}"
+NUL_FAULT = "holds NUL characters: it is UTF-16, damaged, or not text; save it as UTF-8"
+SPACE_FAULT = "a space stands between a comma and a quote; remove it"
+EXCEL_DELIMITER_MARK = "sep="  # the first cell of a first line "sep=,"
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 
@@ -47,11 +46,13 @@ def read_csv(file: Path, request: Request) -> Cells:
         for line, _, cells in records:
             if cells is None:
                 raise UserError(f"{file}: line {line}, the header: {QUOTE_FAULT}")
-            if any(map(str.strip, cells)):
+            if any(map(str.strip, cells)) and cells[0] != EXCEL_DELIMITER_MARK:
                 names = cells
                 break
         if not names:
             raise UserError(f"{file}: is empty")
+        if any("\0" in name for name in names):
+            raise UserError(f"{file}: {NUL_FAULT}")
         return _Rows(file, request, names, delimiter).read(records)
 
 
@@ -62,6 +63,7 @@ class _Rows:
         self.file = file
         self.secret = request.secret
         self.delimiter = delimiter
+        self.names = names
         self.width = len(names)
         # Spreadsheets end the header with columns that have no name.
         self.num_named = max(at for at, name in enumerate(names, 1) if name.strip())
@@ -72,17 +74,16 @@ class _Rows:
         self.lines = array("Q")
         self.faulty = FaultyRows(file, request.secret)
         self.multiline: list[tuple[int, list[str]]] = []  # row numbers, and all cells
+        self.left_out = Counter[str]()
 
     def read(self, records: "Iterator[tuple[int, int, list[str] | None]]") -> Cells:
-        num_blank, unnamed_lines = 0, array("Q")
+        unnamed_lines, last_name = array("Q"), self.names[-1]
         targets = [(at, self.columns[name].append) for name, at in self.positions.items()]
         for line, num_lines, cells in records:
-            if cells == [] or (cells and not any(cells) and not self.secret):
-                num_blank += bool(cells)
-                continue
-            if cells is None or len(cells) != self.width:
-                fault = self._fault(line, cells)
-                if fault:
+            if cells is None or len(cells) != self.width or not cells[0] or cells[-1] == last_name:
+                if cells is not None and self._is_left_out(cells):
+                    continue
+                if fault := self._fault(line, cells):
                     self.faulty.add(len(self.lines), fault)
                     cells = None
             self.lines.append(line)
@@ -94,22 +95,42 @@ class _Rows:
                 append(cells[at])
             if num_lines > 1:
                 self.multiline.append((len(self.lines) - 1, cells))
-            if self.unnamed and any(cells[at] for at in self.unnamed if at < len(cells)):
+            if self.unnamed and any(cells[at].strip() for at in self.unnamed if at < len(cells)):
                 unnamed_lines.append(line)
         self._check_multiline()
-        self._check_nul()
-        if num_blank:
-            log.warning("%s: %s without content left out", self.file, count(num_blank, "row"))
+        self._check_characters()
+        self._log_unused(unnamed_lines)
+        return Cells(self.columns, self.faulty.numbers, self.lines)
+
+    def _is_left_out(self, cells: Sequence[str]) -> bool:
+        """Whether a row is blank, or the header again, as where files were put together.
+
+        Under `secret` only blank lines are left out: other cells would decide about the number of
+        examples.
+        """
+        if len(cells) < 2 <= self.num_named and not "".join(cells).strip(" \t\x1a"):
+            return True  # \x1a ended the files of DOS
+        if not cells or self.secret:
+            return not cells
+        if not any(cells):
+            what = "without content"
+        elif list(map(bare_name, cells)) == list(map(bare_name, self.names)):
+            what = "equal to the header"
+        else:
+            return False
+        self.left_out[what] += 1
+        return True
+
+    def _log_unused(self, unnamed_lines: Sequence[int]) -> None:
+        for what, number in self.left_out.items():
+            log.warning("%s: %s %s left out", self.file, count(number, "row"), what)
         if unnamed_lines:
             log.warning(
-                "%s: columns without a name are not used, though %s in them, the first in line %d",
+                "%s: columns without a name are not used, though %s cells there, first in line %d",
                 self.file,
-                "1 row has a value"
-                if len(unnamed_lines) == 1
-                else f"{len(unnamed_lines)} rows have values",
+                "1 row has" if len(unnamed_lines) == 1 else f"{len(unnamed_lines)} rows have",
                 unnamed_lines[0],
             )
-        return Cells(self.columns, self.faulty.numbers, self.lines)
 
     def _fault(self, line: int, cells: list[str] | None) -> str:
         """Return why a row cannot be used; empty if only unnamed columns make it odd."""
@@ -149,19 +170,29 @@ class _Rows:
         assert self.label_position is not None
         return len(cells) in (self.num_named, self.width) and cells[self.label_position] in labels
 
-    def _check_nul(self) -> None:
-        for column in self.columns.values():
-            if not self.secret and any(cell and "\0" in cell for cell in column):
-                row = next(row for row, cell in enumerate(column) if cell and "\0" in cell)
-                raise UserError(
-                    f"{self.file}: line {self.lines[row]} holds a NUL character; "
-                    "the file is damaged or not text"
-                )
+    def _check_characters(self) -> None:
+        """Find NUL characters, and labels with quotes that are not quotes for the reader."""
+        if self.secret:
+            return
+        for name, column in self.columns.items():
+            is_label = self.positions[name] == self.label_position
+            for cell in set(column) if is_label else column:
+                if cell is None:
+                    continue
+                if "\0" in cell:
+                    raise self._error_at(column.index(cell), NUL_FAULT)
+                if is_label and cell[:1].isspace() and cell.lstrip()[:1] == '"':
+                    raise self._error_at(column.index(cell), SPACE_FAULT)
+
+    def _error_at(self, row: int, fault: str) -> UserError:
+        return UserError(f"{self.file}: line {self.lines[row]}: {fault}")
 
 
 def _positions(
     file: Path, request: Request, names: Sequence[str], delimiter: str
 ) -> dict[str, int]:
+    if any(name[:1].isspace() and name.lstrip()[:1] == '"' for name in names):
+        raise UserError(f"{file}: the header: {SPACE_FAULT}")
     try:
         return request.find(names, str(file))
     except UserError as error:

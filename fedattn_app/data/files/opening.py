@@ -18,8 +18,8 @@ OTHER_CONTENT: Mapping[bytes, str] = {
     b"ARROW1": "is an Arrow file; save it as Parquet",
     b"%PDF": "is a PDF document",
     b"version https://git-lfs": "is a Git LFS pointer, not the data; fetch them: git lfs pull",
-    b"\xff\xfe": "is UTF-16 text, not UTF-8; save it as UTF-8",
-    b"\xfe\xff": "is UTF-16 text, not UTF-8; save it as UTF-8",
+    b"\xff\xfe": "is UTF-16 or UTF-32 text, not UTF-8; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16 or UTF-32 text, not UTF-8; save it as UTF-8",
 }
 WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
 

@@ -57,13 +57,16 @@ def with_line(number, line, header="text,label", rows=ROWS):
         ("text,label\nx,a,\ny,b,\n", [("x", "a"), ("y", "b")]),
         ("text,label,,\nx,a\ny,b,\n", [("x", "a"), ("y", "b")]),
         (",text,label\n0,x,a\n1,y,b\n", [("x", "a"), ("y", "b")]),
+        ("text,label\nx,a\n   \ny,b\n\x1a", [("x", "a"), ("y", "b")]),
+        ("sep=,\ntext,label\nx,a\ny,b\n", [("x", "a"), ("y", "b")]),
         ("id,text,label,id2\n0,x,a,\n1,y,b,3\n", [("x", "a"), ("y", "b")]),
     ],
     ids=[
         *("quotes in a cell", "doubled quotes", "CRLF", "blank lines in a cell", "CR"),
         *("blank lines", "all quoted", "empty text", "blank first lines", "empty first row"),
         *("spaces in the header", "two byte order marks", "unnamed columns"),
-        *("delimiter at the end", "fewer delimiters", "index", "other columns"),
+        *("delimiter at the end", "fewer delimiters", "index", "end of DOS"),
+        *("mark of Excel", "other columns"),
     ],
 )
 def test_odd_but_clear_files_are_read(tmp_path, caplog, content, expected):
@@ -107,9 +110,10 @@ def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "lines"),
     [
-        ("text,label,,\nx,a,,\ny,b,lost,\nz,a,,too\n", ["2 rows have values in them", "line 3"]),
-        ("text,label,\nx,a,lost\n\ny,b,\n", ["1 row has a value in them", "line 2"]),
+        ("text,label,,\nx,a,,\ny,b,lost,\nz,a,,too\n", ["2 rows have cells there", "line 3"]),
+        ("text,label,\nx,a,lost\n\ny,b,\n", ["1 row has cells there", "line 2"]),
         ("text,label\nx,a\n,\ny,b\n,\n", ["2 rows without content left out"]),
+        ("text,label\nx,a\n\ufefftext,label\ny,b\n", ["1 row equal to the header left out"]),
         ("text,label\n,a\ny,b\n", ["1 of 2 texts are empty"]),
     ],
 )
@@ -244,6 +248,9 @@ def test_a_quote_in_the_header_that_is_not_closed_is_refused(refused, tmp_path):
         ("text,label\n,a\n,b\n", ["'text' (text-column) is empty in every row"]),
         ("text,label\nx,a\ny\0z,b\n", ["line 3", "NUL"]),
         ("text,label\nx,a\n\0\0\0\n", ["line 3 has 1 cell"]),
+        ("t\0e\0x\0t\0,\0l\0", ["NUL", "UTF-16"]),
+        ('"text", "label"\n"x", "a"\n', ["the header: a space stands between"]),
+        ('text, label\n"x", a\n"y", "b"\n', ["line 3: a space stands between"]),
         (b"text,label\nx,a\ny,b\ncaf\xe9,a\n", ["line 4 is not UTF-8 text"]),
         ("x,text,label\n" + "a,b\n" * 3, ["line 2 has 2 cells for 3 columns"]),
     ],
@@ -267,7 +274,7 @@ def test_an_error_lists_few_and_short_names(refused, tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        *("short", "one,neg,three", BEGIN, '"', ",", '"x" y,pos', "\0,neg"),
+        *("short", "one,neg,three", BEGIN, '"', ",", '"x" y,pos', "\0,neg", "text,label"),
         "an early end,unknown",
     ],
 )
@@ -279,7 +286,7 @@ def test_under_secret_a_malformed_row_is_one_example_without_effect(tmp_path, ca
     assert rows[:5] + rows[6:] == ROWS[:5] + ROWS[6:]
     assert rows[5][1] not in ("pos", "neg") or line == "\0,neg"
     malformed = [text for text in caplog.messages if "could not be read" in text]
-    expected = 0 if line in (",", "\0,neg", "an early end,unknown") else 1
+    expected = 0 if line in (",", "\0,neg", "an early end,unknown", "text,label") else 1
     assert len(malformed) == expected
     if expected:
         assert f"{path}: 1 row could not be read" in malformed[0]

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from helpers.data_files import load, pairs, sentences
+from helpers.data_files import PARTITIONERS, load, pairs, rows_of, sentences, shares, together
 
 from fedattn_app.config import DataConfig
 from fedattn_app.data.sources import load_files
@@ -41,6 +41,20 @@ def test_half_of_a_character_is_a_question_mark(tmp_path):
     lines = [*OBJECTS, '{"text": "cut \\ud83d", "label": "n\\udc00"}', '{"text":"","label":"neg"}']
     rows = pairs(load(put(tmp_path, lines)).train)
     assert rows[-2:] == [("cut ?", "n?"), ("", "neg")]
+
+
+@pytest.mark.parametrize("partitioner", PARTITIONERS)
+def test_every_partitioner_splits_texts_and_labels_with_half_of_a_character(tmp_path, partitioner):
+    lines = [
+        f'{{"text": "cut {number} \\ud83d", "label": "{"ab"[number % 2]}\\ud83d", '
+        f'"ward": "w{number % 2}\\udc00"}}'
+        for number in range(20)
+    ]
+    settings = {"partitioner": partitioner, **PARTITIONERS[partitioner]}
+    config = DataConfig(dataset="file", data_path=str(put(tmp_path, lines)), **settings)
+    texts = [f"cut {number} ?" for number in range(20)]
+    labels = ["ab"[number % 2] + "?" for number in range(20)]
+    assert together(shares(config, 2)) == rows_of(texts, labels, ["a?", "b?"])
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def zip_archive():
         (b"<!DOCTYPE html>\n<html><title>a,b</title>", "web page"),
         (b"\n  <HTML lang='en'>", "web page"),
         (b"<?xml version='1.0'?><Error/>", "web page"),
-        (TEXT.decode().encode("utf-16"), "UTF-16 text, not UTF-8"),
+        (TEXT.decode().encode("utf-16"), "text, not UTF-8"),
         (TEXT.decode().encode("utf-16-be").join([b"\xfe\xff", b""]), "UTF-16"),
         (b"%PDF-1.7", "PDF"),
         (b"ARROW1\0\0", "Arrow file"),
