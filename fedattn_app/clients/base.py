@@ -230,6 +230,7 @@ class FrozenMismatchError(UserError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the frozen parameters of this node differ from the server's: model, its weights, "
-            "labels, seed and the versions of torch, transformers and peft must be the same on both"
+            "the frozen parameters of this node differ from the server's: both need the same "
+            "settings, labels and version of fedattn, for a pretrained model also the same weights "
+            "and transformers, and for LoRA the same peft"
         )
