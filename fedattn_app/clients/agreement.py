@@ -20,9 +20,9 @@ REASONS: Mapping[str, str] = {
     "labels-fingerprint": "the labels of this client differ from the server's in name or order",
     "tokenizer-fingerprint": "the tokenizer of this client differs from the server's: model or "
     "model-path must name the same model on both",
-    "frozen-fingerprint": "the frozen parameters of this node differ from the server's: model, its "
-    "weights, labels, seed and the versions of torch, transformers and peft must be the same on "
-    "both",
+    "frozen-fingerprint": "the frozen parameters of this node differ from the server's: both need "
+    "the same settings and version of fedattn, for a pretrained model also the same weights and "
+    "transformers, and for LoRA the same peft",
 }
 
 _OWN_DATA = "own-data"

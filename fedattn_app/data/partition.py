@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
+from random import Random
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import PARTITIONERS, DataConfig, as_toml
+from fedattn_app.data.dirichlet import dirichlet_counts
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
@@ -53,13 +55,14 @@ def dirichlet(
     config: DataConfig, table: Table, num_clients: int, seed: int
 ) -> Sequence[Sequence[int]]:
     """Split each label's rows over the clients, by shares drawn from Dirichlet(alpha)."""
-    from flwr_datasets import partitioner as fds
-
     _require_rows(table, num_clients, [1] * num_clients)
-    partitioner = fds.DirichletPartitioner(
-        num_clients, "label", config.alpha, min_partition_size=0, seed=seed
-    )
-    return _FlowerRows(partitioner, table, seed)
+    random = Random(f"dirichlet/{seed}")
+    clients: list[list[int]] = [[] for _ in range(num_clients)]
+    for candidates in _rows_by_label(table, sorted(set(table.labels)), seed).values():
+        counts = dirichlet_counts(len(candidates), config.alpha, num_clients, random)
+        for rows, count in zip(clients, counts, strict=True):
+            rows += [candidates.pop() for _ in range(count)]
+    return clients
 
 
 def pathological(
@@ -144,9 +147,7 @@ def label_shares(
     """
     labels = label_names(config)
     _check_label_shares(config, num_clients, len(labels))
-    remaining: dict[str, list[int]] = {name: [] for name in labels}
-    for row in np.random.default_rng(seed).permutation(len(table)):
-        remaining[table.labels[row]].append(int(row))
+    remaining = _rows_by_label(table, labels, seed)
     clients = []
     for shares in config.shares_per_client:
         rows: list[int] = []
@@ -160,6 +161,14 @@ def label_shares(
             rows += [candidates.pop() for _ in range(count)]
         clients.append(rows)
     return clients
+
+
+def _rows_by_label(table: Table, labels: Sequence[str], seed: int) -> dict[str, list[int]]:
+    """Return the row numbers of each label, in random order."""
+    rows: dict[str, list[int]] = {label: [] for label in labels}
+    for row in np.random.default_rng(seed).permutation(len(table)):
+        rows[table.labels[row]].append(int(row))
+    return rows
 
 
 def _check_label_shares(config: DataConfig, num_clients: int, num_labels: int) -> None:

@@ -10,6 +10,7 @@ notes are generated from a seed. Nothing is downloaded and no line comes from a 
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from random import Random
 from typing import TypeVar
 
@@ -18,6 +19,9 @@ T = TypeVar("T")
 NOTES_PER_SITE = 400
 TEST_NOTES = 1000
 TEST_SITES = 20
+
+WHOLE = 2**53  # `Random.random()` returns a multiple of 1 / WHOLE
+PRECISION = Context(prec=28)  # 28 decimal digits
 
 # Each finding in full, and as a clinician in a hurry writes it.
 FINDINGS = {
@@ -135,7 +139,7 @@ class _Site:
     def __init__(self, seed: int, name: str) -> None:
         self.rng = Random(f"triage/{seed}/{name}")
         # A Dirichlet(1) draw (normalised exponentials), plus a minimum for every department.
-        self.class_mix = [self.rng.expovariate(1.0) + 0.2 for _ in LABELS]
+        self.class_mix = [int(WHOLE * (self._exponential() + 0.2)) for _ in LABELS]
         self.abbreviates = 0.8 * self.rng.random()
         self.mistypes = 0.06 * self.rng.random()
         self.separator = self._pick(SEPARATORS)
@@ -179,10 +183,15 @@ class _Site:
     def _pick(self, items: Sequence[T]) -> T:
         return items[int(self.rng.random() * len(items))]
 
-    def _weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
-        left = self.rng.random() * sum(weights)
+    def _exponential(self) -> float:
+        # The logarithm of `math` depends on the processor, that of `decimal` does not.
+        return float(-Decimal(1 - self.rng.random()).ln(PRECISION))
+
+    # In integers, because Python 3.12 adds floats in another way than 3.11.
+    def _weighted(self, items: Sequence[T], weights: Sequence[int]) -> T:
+        left = int(WHOLE * self.rng.random()) * sum(weights)
         for item, weight in zip(items, weights, strict=True):
-            left -= weight
+            left -= WHOLE * weight
             if left < 0:
                 return item
         return items[-1]

@@ -28,6 +28,7 @@ import torch
 from fedattn_app.config import LoraConfig, as_toml
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.families import family_of
+from fedattn_app.models.initialise import initialise
 from fedattn_app.optional_dependency import needing_extra
 
 
@@ -46,5 +47,5 @@ def add_adapters(model: Classifier, config: LoraConfig, seed: int, shared: str) 
         target_modules=family.projections(config.roles),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         peft.inject_adapter_in_model(adapter, model)
+    initialise(model, seed, [name for name, _ in model.named_parameters() if ".lora_A." in name])

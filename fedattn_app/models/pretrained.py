@@ -23,6 +23,7 @@ from fedattn_app.files import folder_of
 from fedattn_app.models.batch import Batch
 from fedattn_app.models.classifier import TextClassifier, real_tokens
 from fedattn_app.models.families import FAMILIES
+from fedattn_app.models.initialise import initialise_new
 from fedattn_app.models.tokenizer import Tokenizer, pad
 from fedattn_app.optional_dependency import needing_extra
 
@@ -145,7 +146,6 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
             if "drop" in key and (value is None or type(value) in (int, float)):
                 setattr(architecture, key, 0.0 if "layerdrop" in key else config.dropout)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 config=architecture,
                 use_safetensors=True,
@@ -163,6 +163,7 @@ def load_model(config: ModelConfig, num_labels: int, seed: int) -> PretrainedCla
                 f"{len(lacking)} of the encoder's parameters are missing from its weights or have "
                 f"another shape there, such as {lacking[0]}"
             )
+        initialise_new(model, missing, getattr(model.config, "initializer_range", 0.02), seed)
     return PretrainedClassifier(model)
 
 

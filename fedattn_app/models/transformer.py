@@ -20,6 +20,7 @@ from fedattn_app.config import ModelConfig
 from fedattn_app.models.batch import Batch
 from fedattn_app.models.classifier import TextClassifier, real_tokens
 from fedattn_app.models.families import BUILT_IN
+from fedattn_app.models.initialise import initialise
 
 # Gives wavelengths of 6 to about 600 tokens. The texts here are tens of tokens long.
 ROTARY_BASE = 100.0
@@ -100,10 +101,7 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerClassifier(TextClassifier):
-    """The built-in Transformer.
-
-    Its parameters are drawn from torch's global generator, which `build_model` seeds.
-    """
+    """The built-in Transformer. `build_model` sets its initial values."""
 
     family = BUILT_IN
 
@@ -163,5 +161,6 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def build_model(config: ModelConfig, num_labels: int, seed: int) -> TransformerClassifier:
     """Build the model. Its parameters depend only on `seed`, so they are the same on every node."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return TransformerClassifier(config, num_labels)
+        model = TransformerClassifier(config, num_labels)
+    initialise(model, seed)
+    return model
