@@ -9,6 +9,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.files import user_path
 from fedattn_app.results.checkpoint import CHECKPOINT, BestModel, Checkpoint, read_best
 from fedattn_app.results.run_result import RunResult
+from fedattn_app.results.run_state import is_complete
 from fedattn_app.types import NDArray, Row
 
 # A resumed run may change these settings; any other change would make it another run.
@@ -47,7 +48,8 @@ def earlier_run(config: Config, frozen_fingerprint: str) -> EarlierRun:
     """Return the run that the key ``resume-from`` names; the default `EarlierRun` without the key.
 
     Raises `UserError` for a run that cannot be read, that has other settings or frozen parameters
-    than `frozen_fingerprint` (SHA-256, hex), or that already has `num-rounds` rounds.
+    than `frozen_fingerprint` (SHA-256, hex), or that already has more than `num-rounds` rounds. A
+    run with exactly that number is resumed only if its final files are missing.
     """
     if not config.output.resume_from:
         return EarlierRun()
@@ -60,11 +62,9 @@ def earlier_run(config: Config, frozen_fingerprint: str) -> EarlierRun:
             f"{config.model.model!r} that is here now"
         )
     last = checkpoint.server_round
-    if last >= config.federation.num_rounds:
-        raise UserError(
-            f"num-rounds = {config.federation.num_rounds}: the run to resume already has {last} "
-            "rounds"
-        )
+    num_rounds = config.federation.num_rounds
+    if last > num_rounds or (last == num_rounds and is_complete(path)):
+        raise UserError(f"num-rounds = {num_rounds}: the run to resume already has {last} rounds")
     return EarlierRun(
         path,
         last,
