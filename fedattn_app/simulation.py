@@ -123,7 +123,9 @@ def _completed(config: Config | Mapping[str, Any]) -> Config:
     """
     if isinstance(config, Mapping):
         resumed = config.get("resume-from")
-        earlier = settings_of(user_path("resume-from", resumed)) if resumed else {}
+        earlier = {}
+        if isinstance(resumed, str) and resumed:  # `Config` refuses a value of another type
+            earlier = settings_of(user_path("resume-from", resumed))
         config = Config.from_run_config({**earlier, **config})
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")

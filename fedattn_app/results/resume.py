@@ -49,7 +49,7 @@ def earlier_run(config: Config, frozen_fingerprint: str) -> EarlierRun:
 
     Raises `UserError` for a run that cannot be read, that has other settings or frozen parameters
     than `frozen_fingerprint` (SHA-256, hex), or that already has more than `num-rounds` rounds. A
-    run with exactly that number is resumed only if its final files are missing.
+    run with exactly that number is resumed only if it is not complete.
     """
     if not config.output.resume_from:
         return EarlierRun()

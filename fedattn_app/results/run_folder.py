@@ -2,12 +2,9 @@
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -35,14 +32,13 @@ from fedattn_app.results.run_state import (
     INTERRUPTED,
     RUNNING,
     STATUS,
-    is_complete,
+    has_final_files,
     lock_run,
     remove_final_files,
     write_status,
 )
+from fedattn_app.results.versions import recorded_versions
 from fedattn_app.types import NDArray, Row
-
-RECORDED_VERSIONS = ("flwr", "torch", "opacus", "transformers", "peft")
 
 
 class RunFolder:
@@ -149,14 +145,14 @@ class RunFolder:
             self.write_checkpoint(
                 earlier.last_round, earlier.arrays, earlier.num_partitions, earlier.rule_state
             )
-        self._write_text("config.toml", _to_toml(self.config.to_run_config(), _versions()))
+        self._write_text("config.toml", _to_toml(self.config.to_run_config(), recorded_versions()))
         self._write_text("history.jsonl", "".join(map(_to_line, earlier.history)))
         self._write_text("clients.jsonl", "".join(map(_to_line, earlier.clients)))
 
     @property
     def finished(self) -> bool:
         """Whether the folder has its final files."""
-        return is_complete(self.path)
+        return has_final_files(self.path)
 
     def remove_final_files(self) -> None:
         """Delete the summary and the final models, which a resumed run makes out of date."""
@@ -240,12 +236,17 @@ class RunFolder:
             self.path = _new_folder(self.path, self.config.aggregation.strategy)
         if self._lock is None:
             self._lock = lock_run("output-dir", self.path)
-        history = self.path / "history.jsonl"
-        if not self._in_place and history.exists() and history.stat().st_size:
+        if not self._in_place and self._holds_rounds():
             raise UserError(
                 f"output-dir = {self.path}: already holds a run; name another folder, or resume "
                 "that run with resume-from"
             )
+
+    def _holds_rounds(self) -> bool:
+        """Return whether the folder has more of a run than a round 0 that cannot be resumed."""
+        history = self.path / "history.jsonl"
+        num_rows = history.read_bytes().count(b"\n") if history.exists() else 0
+        return num_rows > (0 if (self.path / CHECKPOINT).exists() else 1)
 
     def _set_state(self, state: str, reason: str = "") -> None:
         with self._writing(STATUS):
@@ -310,31 +311,3 @@ def _to_toml(settings: Mapping[str, ConfigValue], versions: Mapping[str, str]) -
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     lines += ["", "[versions]", *(f"{key} = {json.dumps(v)}" for key, v in versions.items())]
     return "\n".join(lines) + "\n"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in RECORDED_VERSIONS:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "none"
-    commit = _git("rev-parse", "HEAD")
-    # An installed package may lie inside another project's repository.
-    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
-    return {**versions, "commit": commit} if commit and tracked else versions
-
-
-def _git(*command: str) -> str:
-    """Return what git prints about this file's folder; an empty text if it fails."""
-    try:
-        ran = subprocess.run(
-            ["git", *command],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ran.stdout.strip() if ran.returncode == 0 else ""

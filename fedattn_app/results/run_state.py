@@ -16,9 +16,18 @@ RUNNING, ENDED, FAILED, INTERRUPTED, DIED = "running", "ended", "failed", "inter
 FINAL_FILES = ("summary.json", "model.safetensors", "best.safetensors")
 
 
-def is_complete(run: Path) -> bool:
+def has_final_files(run: Path) -> bool:
     """Return whether the folder `run` has its summary and its final model."""
     return (run / "summary.json").exists() and (run / "model.safetensors").exists()
+
+
+def is_complete(run: Path) -> bool:
+    """Return whether the run in the folder `run` has ended, and its final files are there.
+
+    Runs of earlier versions have no status; they wrote the summary last.
+    """
+    ended = not (run / STATUS).exists() or _read(run)["state"] == ENDED
+    return ended and has_final_files(run)
 
 
 def remove_final_files(run: Path) -> None:
@@ -35,10 +44,8 @@ def write_status(run: Path, state: str, server_round: int, reason: str = "") -> 
     try:
         write_atomically(path, content)
     except OSError as error:
-        try:  # a full disk has no room for another file
-            with path.open("r+b") as file:
-                file.write(content)
-                file.truncate()
+        try:  # a full disk has room for a change of a file, although not for another one
+            _overwrite(path, content)
         except OSError:
             raise error from None
 
@@ -67,6 +74,20 @@ def lock_run(key: str, run: Path) -> FileLock:
         return acquire_lock(run / LOCK, LOCK_TIMEOUT_SECONDS)
     except TimeoutError:
         raise UserError(f"{key} = {run}: another run is writing there") from None
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    """Replace the content of the file `path` in place, or leave it; raises `OSError`."""
+    with path.open("r+b") as file:
+        before = file.read()
+        file.seek(0)
+        try:
+            file.write(content)
+            file.truncate()
+            file.flush()
+        except OSError:
+            path.write_bytes(before)
+            raise
 
 
 def _read(run: Path) -> Row:

@@ -92,14 +92,16 @@ def test_a_resumed_run_may_not_change(refused, interrupted, settings, began_with
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
 def test_a_run_with_all_its_rounds_is_not_resumed(refused, interrupted, num_rounds):
+    (interrupted / "status.json").unlink()  # as in a run of an earlier version
     for name in ("model.safetensors", "summary.json"):
         (interrupted / name).touch()
     with refused(f"num-rounds = {num_rounds}", "already has 2 rounds"):
         resume(interrupted, num_rounds=num_rounds)
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "summary.json"])
+@pytest.mark.parametrize("missing", ["model.safetensors", "summary.json", ""])
 def test_a_run_with_all_its_rounds_is_resumed_for_its_final_files(interrupted, missing):
+    """Also if it has them and did not end."""
     for name in {"model.safetensors", "summary.json"} - {missing}:
         (interrupted / name).touch()
     assert resume(interrupted, num_rounds=2)[1].last_round == 2
