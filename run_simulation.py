@@ -1,10 +1,13 @@
 """Run one federation from a script: ``python run_simulation.py --help``."""
 
 import argparse
+import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 from fedattn_app.config import ConfigValue, parse_run_config
+from fedattn_app.console import flush_output, occupy_closed_descriptors, print_line
 from fedattn_app.errors import RunFailedError, UserError
 
 
@@ -28,10 +31,12 @@ def main() -> int:
             run_config["output-dir"] = arguments.output_dir
         return _run(run_config, arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        flush_output()
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -85,12 +90,19 @@ def _run(run_config: dict[str, ConfigValue], arguments: argparse.Namespace) -> i
             quiet=arguments.quiet,
         )
     except RunFailedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
         return 1
     if arguments.quiet:
-        print(result.path)
+        print_line(str(result.path), sys.stdout)
     return 0
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End the run as an exception does, so that its folder says what happened."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    occupy_closed_descriptors()
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

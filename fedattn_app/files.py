@@ -1,18 +1,24 @@
-"""Safe reading and writing of files, and paths that a user gives.
+"""Safe reading, writing and locking of files, and paths that a user gives.
 
 Arrays are stored as safetensors, never as pickles. A file is always replaced as a whole.
 """
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from fedattn_app.errors import UserError
 from fedattn_app.types import NDArray
+
+LOCK_POLL_SECONDS = 0.01
+# The disk, the user's share of it, or the largest file that the process may write.
+FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def user_path(key: str, text: str) -> Path:
@@ -77,6 +83,37 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append `content` to `path`, or nothing if there is no room for all of it.
+
+    When this returns, the content is on disk. Raises `OSError`.
+    """
+    with path.open("ab", buffering=0) as file:
+        size, rest = file.tell(), memoryview(content)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def acquire_lock(path: Path, timeout: float) -> FileLock:
+    """Lock the file `path` on this machine and return the lock, to be released by the caller.
+
+    No other thread or process on this machine can hold the lock at the same time. The operating
+    system releases the lock when the process ends, even if the process is killed.
+
+    Raises `TimeoutError` if another holds it for more than `timeout` seconds, and `OSError` if the
+    file cannot be written or the file system has no locks.
+    """
+    # Without locks it raises: a marker file in place of a lock could outlive its holder.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    lock.acquire(timeout, poll_interval=LOCK_POLL_SECONDS)
+    return lock
 
 
 def _sync_folder(folder: Path) -> None:

@@ -59,6 +59,11 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` if no
     client can continue.
     """
+    with RunFolder(config) as folder:
+        return _run(grid, config, folder)
+
+
+def _run(grid: PartitionGrid, config: Config, folder: RunFolder) -> RunResult:
     began = time.perf_counter()
     protection = protection_of(config)
 
@@ -69,8 +74,9 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     metadata = model_metadata(config, setup)
 
     # 2. The run that this one resumes, if there is one.
-    earlier = earlier_run(config, setup.identity)
-    budgets, accountant_state = _spent(protection, earlier)
+    with folder.reading_earlier_run():
+        earlier = earlier_run(config, setup.identity)
+        budgets, accountant_state = _spent(protection, earlier)
     warmed_up = config.federation.warmup_rounds > 0
     changeable = frozenset(setup.arrays) if warmed_up else setup.scope.shared
     preflight.restore(setup, changeable, earlier)
@@ -82,7 +88,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     )
 
     # 4. The folder.
-    folder = RunFolder(config, setup.identity, earlier)
+    folder.begin(setup.identity, earlier)
     if protection.has_budget:
         folder.write_budgets(budgets.to_row())
     preflight.log_plan(config, protection, setup)
@@ -112,10 +118,11 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     )
     try:
         rounds.run(outcome, earlier.rule_state)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         log.warning("interrupted; the rounds so far are in %s", folder.path)
         raise
     if outcome.history == earlier.history and folder.finished:
+        folder.end()
         log.info("no round was run; %s stays as it was", folder.path)
         return RunResult(folder.path)
 

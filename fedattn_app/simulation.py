@@ -3,9 +3,11 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import closing
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import current_process
 from typing import Any
 
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from fedattn_app import client_app, server_app
 from fedattn_app.config import Config
-from fedattn_app.console import printing
+from fedattn_app.console import SafeStream, print_line, printing
 from fedattn_app.data.loading import check_split
 from fedattn_app.engine import shared_memory
 from fedattn_app.engine.local_grid import LocalGrid
@@ -33,6 +35,9 @@ from fedattn_app.server.partition_grid import PartitionGrid
 ENGINES = ("local", "flower")
 DEFAULT_NUM_CLIENTS = 10
 
+_RUNNING_LOCK = threading.Lock()
+_RUNNING: list[int] = []  # the process and the thread that are running a simulation
+
 
 def simulate(
     config: Config | Mapping[str, Any],
@@ -45,8 +50,8 @@ def simulate(
 ) -> RunResult:
     """Run one federation of simulated clients and return its results.
 
-    Raises `UserError` for a mistake in the arguments, and `RunFailedError` if every client of a
-    round fails.
+    Raises `UserError` for a mistake in the arguments, and while this process is running another
+    simulation. Raises `RunFailedError` if the run cannot continue.
 
     Args:
         config: run-config keys and their values, or a `Config`. A key that is missing has its
@@ -75,17 +80,39 @@ def simulate(
             f"min-clients = {config.federation.min_clients}: "
             f"the simulation has only {num_supernodes} clients"
         )
-    check_split(config.data, config.federation.seed, num_supernodes)
     level = logging.WARNING if quiet else logging.INFO
-    if engine == "flower":
-        with printing(level=level):
-            return _run_flower(config, num_supernodes, clients)
-    with (
-        _progress_bar(config, num_supernodes, quiet) as bar,
-        printing(tqdm.write, level),
-        task_identity(),
-    ):
-        return _run_local(config, num_supernodes, workers or _cores(), bar, clients)
+    with _only_run_of_process():
+        check_split(config.data, config.federation.seed, num_supernodes)
+        if engine == "flower":
+            with printing(level=level):
+                return _run_flower(config, num_supernodes, clients)
+        with (
+            _progress_bar(config, num_supernodes, quiet) as bar,
+            printing(partial(_print_above, bar), level),
+            task_identity(),
+        ):
+            return _run_local(config, num_supernodes, workers or _cores(), bar, clients)
+
+
+@contextmanager
+def _only_run_of_process() -> Iterator[None]:
+    """Raise `UserError` if this process is running a simulation.
+
+    Runs share the process's cache, its number of torch threads and its identity for Flower. A
+    process that is forked during a run inherits it only if the run itself forked it.
+    """
+    me = threading.get_ident()
+    with _RUNNING_LOCK:
+        if _RUNNING and (_RUNNING[0] == os.getpid() or _RUNNING[1] == me):
+            raise UserError(
+                "simulate: another simulation is running in this process; start the next one when "
+                "it has ended, or in a process of its own"
+            )
+        _RUNNING[:] = os.getpid(), me
+    try:
+        yield
+    finally:
+        _RUNNING.clear()
 
 
 def _completed(config: Config | Mapping[str, Any]) -> Config:
@@ -96,7 +123,9 @@ def _completed(config: Config | Mapping[str, Any]) -> Config:
     """
     if isinstance(config, Mapping):
         resumed = config.get("resume-from")
-        earlier = settings_of(user_path("resume-from", resumed)) if resumed else {}
+        earlier = {}
+        if isinstance(resumed, str) and resumed:  # `Config` refuses a value of another type
+            earlier = settings_of(user_path("resume-from", resumed))
         config = Config.from_run_config({**earlier, **config})
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")
@@ -183,9 +212,17 @@ def _progress_bar(config: Config, num_supernodes: int, quiet: bool) -> "tqdm[Any
         for fraction in (federation.fraction_train, federation.fraction_evaluate)
         if fraction
     )
+    stream = SafeStream(sys.stderr)
     return tqdm(
         total=(federation.num_rounds - done) * per_round,
         unit=" messages",
         leave=False,
-        disable=quiet or not sys.stderr.isatty(),
+        file=stream,
+        disable=quiet or not stream.isatty(),
     )
+
+
+def _print_above(bar: "tqdm[Any]", line: str, stream: SafeStream) -> None:
+    bar.clear()
+    print_line(line, stream)
+    bar.refresh()

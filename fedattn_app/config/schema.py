@@ -142,9 +142,20 @@ class Section:
         for entry in fields(self):
             constraint, value_type = constraint_of(entry), type(entry.default)
             given = value = getattr(self, entry.name)
+            if isinstance(given, str) and not _is_unicode(given):
+                raise UserError(f"{key_of(entry)} = {given!r}: must be text that UTF-8 can encode")
             if value_type is float and type(given) is int and abs(given) < EXACT_FLOAT_LIMIT:
                 value = float(given)
                 object.__setattr__(self, entry.name, value)
             if type(value) is not value_type or not constraint.allows(cast(ConfigValue, value)):
                 allowed = constraint.allowed(value_type)
                 raise UserError(f"{key_of(entry)} = {as_toml(given)}: must be {allowed}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether `text` has no byte that was not UTF-8, and no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -13,8 +13,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging.handlers import QueueHandler
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -25,7 +24,8 @@ from flwr.app import Context, Message, RecordDict
 
 from fedattn_app.engine import shared_memory
 from fedattn_app.engine.shared_memory import Parcel
-from fedattn_app.flower_compat import message_with_metadata
+from fedattn_app.errors import RunFailedError
+from fedattn_app.flower_compat import failure_reply, message_with_metadata
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
@@ -189,6 +189,8 @@ class Workers:
             waiting.extend(worker.tasks[1:])
             cause = f"exit code {worker.process.exitcode}"
             return Answer(None, task.context.state, death_cause=cause)
+        except OSError as error:
+            raise _no_memory(error) from None
         worker.tasks.pop(0)  # only now: an interrupt before this line must find the worker busy
         self._seconds[_timing_key(task)] = answer.seconds
         return answer
@@ -212,16 +214,23 @@ class _ContentSender:
         self._parcels: dict[int, Parcel] = {}  # by id of the content
 
     def send(self, worker: _Worker, task: Task) -> None:
-        """Send `task` to `worker`, without the content if the worker already has it."""
+        """Send `task` to `worker`, without the content if the worker already has it.
+
+        Raises `RunFailedError` if there is no memory for it.
+        """
         content = task.message.content
-        parcel = self._parcels.get(id(content))
-        if parcel is None:
-            parcel = self._parcels[id(content)] = Parcel.pack(content)
-        with suppress(ConnectionError):  # the worker has died, which `_receive` will find
+        try:
+            parcel = self._parcels.get(id(content))
+            if parcel is None:
+                parcel = self._parcels[id(content)] = Parcel.pack(content)
             if worker.content is not parcel:
                 parcel.send(worker.connection)
                 worker.content = parcel
             shared_memory.send(worker.connection, (task.message.metadata, task.context))
+        except ConnectionError:
+            pass  # the worker has died, which `_receive` will find
+        except OSError as error:
+            raise _no_memory(error) from None
 
     def close(self) -> None:
         for parcel in self._parcels.values():
@@ -237,6 +246,13 @@ class _LogCollector(QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+def _no_memory(error: OSError) -> RunFailedError:
+    return RunFailedError(
+        f"no memory to exchange messages with the worker processes ({error.strerror}); "
+        "workers = 1 needs none"
+    )
 
 
 def _timing_key(task: Task) -> tuple[int, str]:
@@ -277,5 +293,11 @@ def _worker_main(connection: socket.socket, handle: MessageHandler, parent_pid: 
         reply = handle(message, context)
         seconds = time.perf_counter() - began
         answer = Answer(reply, context.state, tuple(collector.records), seconds)
-        shared_memory.send(connection, answer)
+        try:
+            shared_memory.send(connection, answer)
+        except ConnectionError:
+            return  # the parent has ended
+        except OSError as error:
+            failed = failure_reply(message, str(_no_memory(error)))
+            shared_memory.send(connection, replace(answer, reply=failed))
         collector.records.clear()

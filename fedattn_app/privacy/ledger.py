@@ -15,17 +15,15 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from filelock import FileLock, Timeout
 from flwr.app import ConfigRecord, RecordDict
 
 from fedattn_app.errors import UserError
-from fedattn_app.files import write_atomically
+from fedattn_app.files import acquire_lock, write_atomically
 from fedattn_app.privacy.accounting import Steps
 
 FORMAT = "fedattn privacy ledger 1"
 KINDS = ("train", "evaluate")
 COPY_RECORD = "privacy-ledger"
-LOCK_POLL_SECONDS = 0.01
 LOCK_TIMEOUT_SECONDS = 600
 
 
@@ -221,20 +219,15 @@ def _count_path(path: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Context manager that locks the file `path` on this machine.
-
-    No other thread or process on this machine can hold the lock at the same time. The operating
-    system releases the lock when the process ends, even if the process is killed.
+    """Context manager that locks the file `path` on this machine, by a lock file next to it.
 
     Raises `UserError` if another process holds it for more than `LOCK_TIMEOUT_SECONDS`, or if the
     lock file cannot be written.
     """
-    # Where the file system has no locks, the node stops: a marker file could outlive its holder.
-    lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(LOCK_TIMEOUT_SECONDS, poll_interval=LOCK_POLL_SECONDS)
-    except Timeout:
+        lock = acquire_lock(path.with_name(f".{path.name}.lock"), LOCK_TIMEOUT_SECONDS)
+    except TimeoutError:
         raise UserError(
             f"{path}: has been locked by another process for {LOCK_TIMEOUT_SECONDS} s"
         ) from None

@@ -10,6 +10,7 @@ from fedattn_app.files import user_path
 from fedattn_app.label_text import join_labels
 from fedattn_app.results.checkpoint import CHECKPOINT, BestModel, Checkpoint, read_best
 from fedattn_app.results.run_result import RunResult
+from fedattn_app.results.run_state import is_complete
 from fedattn_app.run_identity import RunIdentity
 from fedattn_app.types import NDArray, Row
 
@@ -50,7 +51,8 @@ def earlier_run(config: Config, identity: RunIdentity) -> EarlierRun:
     """Return the run that the key ``resume-from`` names; the default `EarlierRun` without the key.
 
     Raises `UserError` for a run that cannot be read, that has other settings or another identity
-    than `identity`, or that already has `num-rounds` rounds.
+    than `identity`, or that already has more than `num-rounds` rounds. A run with exactly that
+    number is resumed only if it is not complete.
     """
     if not config.output.resume_from:
         return EarlierRun()
@@ -59,11 +61,9 @@ def earlier_run(config: Config, identity: RunIdentity) -> EarlierRun:
     checkpoint, result = Checkpoint.read(path), RunResult(path)
     _check_identity(config, path, checkpoint.identity, identity)
     last = checkpoint.server_round
-    if last >= config.federation.num_rounds:
-        raise UserError(
-            f"num-rounds = {config.federation.num_rounds}: the run to resume already has {last} "
-            "rounds"
-        )
+    num_rounds = config.federation.num_rounds
+    if last > num_rounds or (last == num_rounds and is_complete(path)):
+        raise UserError(f"num-rounds = {num_rounds}: the run to resume already has {last} rounds")
     return EarlierRun(
         path,
         last,

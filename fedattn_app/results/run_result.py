@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedattn_app.errors import UserError
 from fedattn_app.files import read_arrays
+from fedattn_app.results.run_state import read_status
 from fedattn_app.types import NDArray, Row
 
 
@@ -22,10 +23,24 @@ class RunResult:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
 
+    @property
+    def status(self) -> Row:
+        """The present state of the run, with its `reason` or None, and its last finished `round`.
+
+        The `state` is "running", "ended", "failed", "interrupted" or "died". A run has died if it
+        was killed before it could say how it ended. That is known only on the machine of the run.
+        """
+        return read_status(self.path)
+
+    @property
+    def state(self) -> str:
+        """The `state` in `status`."""
+        return str(self.status["state"])
+
     @cached_property
     def summary(self) -> Row:
         """The content of ``summary.json``."""
-        summary: Row = json.loads(self._read("summary.json"))
+        summary: Row = self._parse("summary.json", [self._read("summary.json")])[0]
         return summary
 
     @cached_property
@@ -45,14 +60,16 @@ class RunResult:
 
     def _rows(self, name: str) -> list[Row]:
         # In a run that was killed the last line may be incomplete.
-        lines = self._read(name).split("\n")[:-1]
+        return self._parse(name, self._read(name).split(b"\n")[:-1])
+
+    def _parse(self, name: str, texts: list[bytes]) -> list[Row]:
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
+            return [json.loads(text) for text in texts]
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / name}: cannot be read ({error})") from None
 
-    def _read(self, name: str) -> str:
+    def _read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_text(encoding="utf-8")
+            return (self.path / name).read_bytes()
         except OSError as error:
             raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None

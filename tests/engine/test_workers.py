@@ -1,8 +1,10 @@
 """The worker processes of the local engine: order, failures, clean ends."""
 
 import os
+import resource
 import signal
 import time
+from contextlib import contextmanager
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fedattn_app.engine.workers import (
     MAX_TASKS_PER_WORKER,
     Workers,
 )
+from fedattn_app.errors import RunFailedError
 from fedattn_app.transport.lazy_array import lazy_record
 
 pytestmark = pytest.mark.skipif(
@@ -211,3 +214,43 @@ def test_many_runs_do_not_leak_descriptors(workers_of, tmp_path):
     flag.unlink()  # now a process dies and is replaced
     kept.extend(workers.run(tasks_for(range(8))))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# Memory
+
+
+@contextmanager
+def largest_parcel(size):
+    """Let this process and its workers exchange no parcel of more than `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_message_without_memory_ends_the_run_in_one_line(workers_of):
+    tasks = tasks_for([1, 2])
+    with largest_parcel(100), pytest.raises(RunFailedError) as caught:
+        list(workers_of(reply_pid).run(tasks))
+    assert str(caught.value) == (
+        "no memory to exchange messages with the worker processes (File too large); workers = 1 "
+        "needs none"
+    )
+
+
+def test_a_reply_without_memory_is_a_failure_that_keeps_the_nodes_state(workers_of):
+    def large_reply(message, context):
+        context.state["seen"] = MetricRecord({"node": context.node_id})
+        size = 1_000_000 if context.node_id == 1 else 1
+        return Message(RecordDict({"arrays": lazy_record({"w": np.zeros(size)})}), reply_to=message)
+
+    workers = workers_of(large_reply)
+    with largest_parcel(100_000):
+        failed, answered = workers.run(tasks_for([1, 2]))
+    assert "no memory to exchange messages" in failed.reply.error.reason
+    assert failed.state["seen"]["node"] == 1
+    assert answered.reply.has_content()
+    with largest_parcel(100_000):  # the same workers go on
+        assert len(list(workers.run(tasks_for([2, 3])))) == 2

@@ -1,8 +1,11 @@
 """Rows, arrays and configurations for tests of a run's folder."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from fedattn_app.config import Config
+from fedattn_app.results.run_folder import RunFolder
 
 ARRAYS = {
     "weight": np.float32([[1.5, -0.0, 3], [np.nan, 1e-45, 6]]),
@@ -26,3 +29,11 @@ def clients(server_round):
 
 def rounds(*numbers):
     return [row(number) for number in numbers]
+
+
+@contextmanager
+def begun(config, earlier=None):
+    """The folder of a run that has begun and holds the lock."""
+    with RunFolder(config) as folder:
+        folder.begin(earlier=earlier)
+        yield folder

@@ -31,6 +31,20 @@ class FailingClientApp(ClientApp):
         return client_app.app(message, context)
 
 
+def app_that(train):
+    """Our ClientApp, which calls `train` before a client trains."""
+    app = ClientApp()
+
+    @app.train()
+    def train_after(message, context):
+        train()
+        return client_app.app(message, context)
+
+    app.evaluate()(client_app.app)
+    app.query()(client_app.app)
+    return app
+
+
 def run_app(app, config, num_supernodes=CLIENTS):
     """Run the server with the ClientApp `app` on a local grid."""
     config = Config.from_run_config(config)

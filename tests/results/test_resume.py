@@ -1,5 +1,7 @@
 """A run is resumed from its checkpoint, or refused with the reason."""
 
+from contextlib import contextmanager
+
 import pytest
 from helpers.run_folders import ARRAYS, LATER, clients, make_config, rounds, row
 from safetensors.numpy import save_file
@@ -11,19 +13,29 @@ from fedattn_app.results.run_result import RunResult
 from fedattn_app.run_identity import RunIdentity
 
 
-def resume(path, **settings):
-    """Return the folder of a run that resumes the one at `path`, and what it takes from it."""
+@contextmanager
+def resumed(path, **settings):
+    """The folder of a run that resumes the one at `path`, and what it takes from it."""
     config = make_config(**{"resume_from": str(path), "num_rounds": 5, "dropout": 0.25, **settings})
-    earlier = earlier_run(config, RunIdentity())
-    return RunFolder(config, RunIdentity(), earlier), earlier
+    with RunFolder(config) as folder:
+        with folder.reading_earlier_run():
+            earlier = earlier_run(config, RunIdentity())
+        folder.begin(earlier=earlier)
+        yield folder, earlier
+
+
+def resume(path, **settings):
+    """Resume the run at `path` and stop at once; return the folder and what it took from it."""
+    with resumed(path, **settings) as begun:
+        return begun
 
 
 def test_a_run_is_resumed_from_its_checkpoint_in_its_own_folder(interrupted):
-    folder, earlier = resume(interrupted)
-    assert folder.path == interrupted
-    assert fingerprint(earlier.arrays) == fingerprint(LATER)
-    assert earlier.history == rounds(0, 1, 2)
-    folder.add_round(row(3), clients(3))
+    with resumed(interrupted) as (folder, earlier):
+        assert folder.path == interrupted
+        assert fingerprint(earlier.arrays) == fingerprint(LATER)
+        assert earlier.history == rounds(0, 1, 2)
+        folder.add_round(row(3), clients(3))
     result = RunResult(interrupted)
     assert result.history == rounds(0, 1, 2, 3)
     assert result.clients == [*clients(1), *clients(2), *clients(3)]
@@ -39,7 +51,8 @@ def test_a_run_is_resumed_in_another_folder_and_leaves_the_first_alone(interrupt
 
 
 def test_a_resumed_run_can_be_resumed_again(interrupted):
-    resume(interrupted)[0].write_checkpoint(3, ARRAYS)
+    with resumed(interrupted) as (folder, _):
+        folder.write_checkpoint(3, ARRAYS)
     _, again = resume(interrupted)
     assert fingerprint(again.arrays) == fingerprint(ARRAYS)
 
@@ -80,8 +93,19 @@ def test_a_resumed_run_may_not_change(refused, interrupted, settings, began_with
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
 def test_a_run_with_all_its_rounds_is_not_resumed(refused, interrupted, num_rounds):
+    (interrupted / "status.json").unlink()  # as in a run of an earlier version
+    for name in ("model.safetensors", "summary.json"):
+        (interrupted / name).touch()
     with refused(f"num-rounds = {num_rounds}", "already has 2 rounds"):
         resume(interrupted, num_rounds=num_rounds)
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "summary.json", ""])
+def test_a_run_with_all_its_rounds_is_resumed_for_its_final_files(interrupted, missing):
+    """Also if it has them and did not end."""
+    for name in {"model.safetensors", "summary.json"} - {missing}:
+        (interrupted / name).touch()
+    assert resume(interrupted, num_rounds=2)[1].last_round == 2
 
 
 def test_a_folder_without_a_checkpoint_is_not_resumed(refused, tmp_path):

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers.runs import CLIENTS, same_arrays, without_times
+from helpers.runs import CLIENTS, app_that, same_arrays, without_times
 
+from fedattn_app.errors import RunFailedError
 from fedattn_app.files import read_arrays, write_arrays
 from fedattn_app.results.checkpoint import CHECKPOINT, Checkpoint
 from fedattn_app.results.run_result import RunResult
+from fedattn_app.results.run_state import FINAL_FILES
 from fedattn_app.simulation import simulate
 
 
@@ -35,6 +37,66 @@ def test_a_run_resumes_although_the_last_row_of_its_history_is_lost(tiny, tmp_pa
     resumed = simulate({"num-rounds": 3, "resume-from": str(half.path)}, CLIENTS, quiet=True)
     assert [row["round"] for row in resumed.history] == [0, 1, 3]
     assert same_arrays(whole, resumed)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedbuff"])
+def test_the_final_files_are_gone_before_a_message_is_sent(tiny, rule):
+    settings = tiny | {"strategy": rule, "fedbuff-buffer-size": 1, "fedbuff-concurrency": 1}
+    result = simulate(settings, CLIENTS, workers=1, quiet=True)
+    before = []
+
+    def train():
+        before.extend((result.path / name).exists() for name in FINAL_FILES)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(
+            {"num-rounds": 3, "resume-from": str(result.path)},
+            workers=1,
+            quiet=True,
+            clients=app_that(train),
+        )
+    assert before == [False, False, False]
+    assert result.state == "interrupted"
+
+
+def test_a_resumed_run_that_fails_says_so(tiny, ran):
+    def fail():
+        raise RuntimeError("out of order")
+
+    settings = {"num-rounds": 3, "resume-from": str(ran.path)}
+    with pytest.raises(RunFailedError) as caught:
+        simulate(settings, workers=1, quiet=True, clients=app_that(fail))
+    assert ran.status == {"state": "failed", "round": 2, "reason": str(caught.value)}
+    assert not (ran.path / "summary.json").exists()
+
+
+def test_a_resumed_run_with_nothing_to_do_has_ended_and_keeps_its_files(tiny):
+    settings = tiny | {"num-rounds": 9, "patience": 1, "min-delta": 1.0}
+    result = simulate(settings, CLIENTS, quiet=True)
+    before = {name: (result.path / name).read_bytes() for name in FINAL_FILES}
+    simulate({"num-rounds": 10, "resume-from": str(result.path)}, quiet=True)
+    assert {name: (result.path / name).read_bytes() for name in FINAL_FILES} == before
+    assert result.state == "ended"
+
+
+def test_a_run_with_all_its_rounds_gets_its_final_files_without_another_round(tiny, tmp_path):
+    """Here or in another folder, with the same bits."""
+    result = simulate(tiny, CLIENTS, quiet=True)
+    whole, arrays = without_times(result), result.arrays
+    (result.path / "summary.json").unlink()
+    (result.path / "best.safetensors").unlink()
+    for settings in ({"output-dir": str(tmp_path / "other")}, {"num-rounds": 2}):
+        again = simulate({"resume-from": str(result.path), **settings}, quiet=True)
+        rows, summary = without_times(again)
+        assert rows == whole[0]
+        assert again.arrays.keys() == arrays.keys()
+        assert all(again.arrays[name].tobytes() == arrays[name].tobytes() for name in arrays)
+        assert (again.path / "best.safetensors").exists()
+        unknown = {name for name in summary if summary[name] != whole[1][name]}
+        assert unknown == {
+            *("worst_client_accuracy", "best_client_accuracy", "client_accuracy_deviation")
+        }
 
 
 def test_a_run_does_not_resume_with_another_number_of_clients(tiny, ran, refused):

@@ -119,7 +119,9 @@ def test_the_run_folder_has_the_documented_files_and_fields(tiny, ran):
     assert names == {
         "best.safetensors",
         "checkpoint/best.safetensors",
+        ".lock",
         "config.toml",
+        "status.json",
         "history.jsonl",
         "clients.jsonl",
         "summary.json",

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
-from helpers.run_folders import make_config
+from helpers.run_folders import begun, make_config
 
 from fedattn_app.config import FederationConfig
 from fedattn_app.results.checkpoint import BEST, Checkpoint
-from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
 from fedattn_app.server.observers import (
     BestModel,
@@ -47,7 +46,8 @@ def end(*scores, **more):
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(make_config(output_dir=str(tmp_path / "run")))
+    with begun(make_config(output_dir=str(tmp_path / "run"))) as folder:
+        yield folder
 
 
 def accuracy(row):
