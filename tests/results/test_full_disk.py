@@ -17,6 +17,7 @@ from fedattn_app.results.checkpoint import ACCOUNTANT, BEST, BUDGETS, CHECKPOINT
 from fedattn_app.results.resume import earlier_run
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
+from fedattn_app.run_identity import RunIdentity
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no limit of the size of files")
 
