@@ -16,7 +16,10 @@ SOURCES = ("fedattn_app", "strategies")
 # Packages by rank: each imports only from packages of a higher rank (above it), and from itself.
 RANKS = [
     ["errors", "types"],
-    ["cache", "console", "files", "flower_compat", "metrics", "optional_dependency"],
+    [
+        *("cache", "console", "files", "flower_compat", "label_text", "metrics"),
+        "optional_dependency",
+    ],
     ["config"],
     ["models", "transport"],
     ["data", "results", "engine"],
