@@ -71,7 +71,7 @@ class Predictor:
                 f"{path}: was trained with personal parameters; also pass the file in which a node "
                 "keeps its own"
             )
-        model, tokenizer = rebuild(config, len(labels), metadata)
+        model, tokenizer = rebuild(config, labels, metadata)
         try:
             set_arrays(model, arrays)
         except ValueError as error:

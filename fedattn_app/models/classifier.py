@@ -18,10 +18,12 @@ class Classifier(nn.Module, ABC):
 
     `family` is the model's key in `models.families.FAMILIES`, which says where its attention and
     its head are. A family that is not listed there trains with ``shared = "all"`` or a regular
-    expression.
+    expression. `load_messages` are what a user should know about how the model was loaded, each
+    with its log level.
     """
 
     family: str
+    load_messages: Sequence[tuple[int, str]] = ()
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:

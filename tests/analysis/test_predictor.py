@@ -98,7 +98,7 @@ def test_attention_of_a_pretrained_model_is_over_its_own_tokens(encoder_folder, 
 def test_a_trained_model_needs_neither_its_original_folder_nor_the_hub(tmp_path, family, shared):
     folder = make_folder(family, tmp_path / "base")
     config = config_of(folder, shared=shared, lora_rank=2)
-    model = build_classifier(config, len(LABELS)).eval()
+    model = build_classifier(config, LABELS).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in selected(model, shared).shared:

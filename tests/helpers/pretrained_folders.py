@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,10 +57,17 @@ _FAMILY_SHAPES = {
 }
 
 
-def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes: object) -> Path:
+def make_folder(
+    family: str,
+    path: Path,
+    auto_class: type = AutoModel,
+    labels: Sequence[str] = (),
+    **changes: object,
+) -> Path:
     """Write a model of `family` and its tokenizer to the folder `path`; same arguments, same bits.
 
-    `auto_class` determines the head in the weights, by default none. `changes` override keys of the
+    `auto_class` determines the head in the weights, by default none, and `labels` the names of its
+    outputs. `changes` override keys of the
     configuration.
     """
     tokenizer = make_tokenizer(family)
@@ -69,6 +77,7 @@ def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
+        **({"id2label": dict(enumerate(labels))} if labels else {}),
         **changes,
     }
     with torch.random.fork_rng(devices=[]):
