@@ -95,11 +95,13 @@ def _has_all_arrays(file: BinaryIO) -> bool:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     header_size = int.from_bytes(file.read(8), "little")
+    if header_size > size:
+        return False
     try:
-        header = json.loads(file.read(header_size)) if header_size <= size else None
+        header = json.loads(file.read(header_size))
         ends = [about["data_offsets"][1] for name, about in header.items() if name[:2] != "__"]
         return bool(8 + header_size + max(ends, default=0) <= size)
-    except (ValueError, TypeError, AttributeError, LookupError):
+    except (ValueError, TypeError, AttributeError, LookupError):  # not such a header
         return False
 
 

@@ -42,7 +42,7 @@ def label_order(architecture: "PreTrainedConfig", labels: Sequence[str]) -> list
 
 def checkpoint_labels(architecture: "PreTrainedConfig") -> list[str]:
     """Return the checkpoint's label names by output; empty if some outputs have no name."""
-    names: Mapping[int, object] = architecture.id2label or {}
+    names = {int(number): name for number, name in (architecture.id2label or {}).items()}
     if sorted(names) != list(range(len(names))):
         return []
     return [normalise_label(names[number]) for number in range(len(names))]
@@ -60,7 +60,7 @@ def label_axes(model: "PreTrainedModel") -> dict[str, list[int]]:
     from transformers import AutoModelForSequenceClassification
 
     wider = deepcopy(model.config)
-    wider.num_labels = model.config.num_labels + 1
+    wider.num_labels = len(model.config.id2label or ()) + 1
     with torch.device("meta"):
         other = AutoModelForSequenceClassification.from_config(wider, trust_remote_code=False)
     shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}

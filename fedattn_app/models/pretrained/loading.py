@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,18 +66,19 @@ def load_model(config: ModelConfig, labels: Sequence[str], seed: int) -> Pretrai
                 f"{infinite[0]}"
             )
         classifier = PretrainedClassifier(model)
-        set_padding_side(
-            classifier, model.config, min(config.max_length, _max_tokens(model.config) or sys.maxsize)
-        )
+        longest = _max_tokens(model.config) or config.max_length
+        set_padding_side(classifier, model.config, min(config.max_length, longest))
     if not outputs.keys() <= absent:  # the checkpoint has a head
         subject = f"model = {as_toml(config.model)}"
         if not new:
             text = "its head is kept, and its outputs are matched with the labels by name"
         elif order is None:
-            text = f"its labels are {listed(published) or 'not named'}, not {listed(labels)}: a new head is trained"
+            theirs = listed(published) or "not named"
+            text = f"its labels are {theirs}, not {listed(labels)}: a new head is trained"
         else:
             text = "its head lacks a part or has not one output per label: a new head is trained"
-        classifier.load_messages = [(logging.WARNING if new else logging.INFO, f"{subject}: {text}")]
+        level = logging.WARNING if new else logging.INFO
+        classifier.load_messages = [(level, f"{subject}: {text}")]
     return classifier
 
 
@@ -192,5 +192,3 @@ def _encoder_pattern(model: "PreTrainedModel") -> str:
     family = FAMILIES.get(model.config.model_type)
     head = family.head if family else r".*pooler.*"
     return rf"(?!{head}){model.base_model_prefix}\..*"
-
-

@@ -9,16 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedattn_app.label_text import without_surrogates
-from fedattn_app.models.tokenizer import Tokenizer, pad
+from fedattn_app.models.tokenizer import CHARACTERS_PER_TOKEN, GROWTH, Tokenizer, pad
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
-# The part of a long text that is tokenised first, per token of the maximum, in characters.
-CHARACTERS_PER_TOKEN = 16
-# If the part is too short, the next one is this many times as long.
-GROWTH = 8
 # How many characters beside a word may decide where the word ends: those of an added token.
 CONTEXT = 256
 
@@ -36,6 +32,7 @@ class PretrainedTokenizer(Tokenizer):
         self.backend = backend
         self.padding = padding
         truncation = backend.truncation
+        assert truncation is not None
         self._first_size = CONTEXT + CHARACTERS_PER_TOKEN * truncation["max_length"]
         self._keeps_end = truncation["direction"] == "left"
 
