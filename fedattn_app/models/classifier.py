@@ -73,7 +73,9 @@ class TextClassifier(Classifier):
         longest = min(MAX_RANDOM_TOKENS, max_length)
         lengths = (longest - 1 - torch.arange(count)).clamp(min=1)
         lengths[0] = longest
-        vocabulary = max(m.num_embeddings for m in self.modules() if isinstance(m, nn.Embedding))
+        tokens = self.token_embedding
+        tables = [tokens] if isinstance(tokens, nn.Embedding) else self.modules()
+        vocabulary = max(m.num_embeddings for m in tables if isinstance(m, nn.Embedding))
         ids = torch.randint(1, vocabulary, (count, longest))
         ids[:, 0] = ids[:, -1]
         return TextBatch.of(ids.int(), lengths.int())

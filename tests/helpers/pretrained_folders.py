@@ -54,7 +54,13 @@ _FAMILY_SHAPES = {
         "d_inner": 64,
         "initializer_range": 0.2,
     },
-    "xlm": {"emb_dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "embed_init_std": 0.2},
+    "xlm": {
+        "emb_dim": HIDDEN,
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "embed_init_std": 0.2,
+        "init_std": 0.2,
+    },
     "bart": {
         "d_model": HIDDEN,
         **{f"{part}_layers": LAYERS for part in ("encoder", "decoder")},
