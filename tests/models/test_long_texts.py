@@ -10,7 +10,10 @@ from tokenizers import Tokenizer as Backend
 from fedattn_app.models.pretrained import PretrainedTokenizer
 from fedattn_app.models.tokenizer import HashingTokenizer
 
-WORDS = "denies chest pain, no FEVER; short-of-breath since 2024 心電図 étouffé 😀 naïve it's ß ﬁn".split()
+TEXT = (
+    "denies chest pain, no FEVER; short-of-breath since 2024 心電図 étouffé 😀 naïve it's ß \ufb01n"
+)
+WORDS = TEXT.split()
 SPECIAL = ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|a very long added token|>"]
 DIGITS = Regex(r"'s|'t| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
