@@ -61,12 +61,13 @@ def describe(config: Config, model: Classifier) -> dict[str, str]:
 
     Empty for the built-in model, which the settings describe completely.
     """
-    from fedattn_app.models import pretrained
+    from fedattn_app.models.pretrained import PretrainedTokenizer
+    from fedattn_app.models.pretrained_classifier import PretrainedClassifier
 
-    if not isinstance(model, pretrained.PretrainedClassifier):
+    if not isinstance(model, PretrainedClassifier):
         return {}
     tokenizer = build_tokenizer(config.model)
-    assert isinstance(tokenizer, pretrained.PretrainedTokenizer)
+    assert isinstance(tokenizer, PretrainedTokenizer)
     return {"architecture": json.dumps(model.architecture), "tokenizer": tokenizer.to_json()}
 
 

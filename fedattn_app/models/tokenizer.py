@@ -15,14 +15,11 @@ import numpy.typing as npt
 import torch
 
 from fedattn_app.models.batch import TextBatch
+from fedattn_app.models.published.long_text import CHARACTERS_PER_TOKEN, GROWTH
 
 PADDING_ID = 0
 MAX_CACHED_WORDS = 2**16
 
-# The part of a long text that is tokenised first, per token of the maximum, in characters. If it
-# has too few tokens, the next part is `GROWTH` times as long.
-CHARACTERS_PER_TOKEN = 16
-GROWTH = 8
 
 # Each ideograph and kana is a token: their scripts put no spaces between words.
 _SINGLE_CHARACTERS = r"\u3040-\u30ff\u3400-\u9fff"

@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers import Tokenizer as Backend
 
 from fedattn_app.models.pretrained import PretrainedTokenizer
+from fedattn_app.models.published.long_text import shortened
 from fedattn_app.models.tokenizer import HashingTokenizer
 
 TEXT = (
@@ -130,16 +131,14 @@ def test_tokens_equal_those_of_the_whole_text(kind, max_length, direction):
 def test_most_long_texts_are_cut(kind, direction):
     backend = kind()
     backend.enable_truncation(32, direction=direction)
-    tokenizer = PretrainedTokenizer(backend, 2)
-    text = " ".join(WORDS * 20_000)
-    assert len(tokenizer._shortened(text)) < 2000
-    assert tokenizer._shortened("pain") == "pain"
+    assert len(shortened(" ".join(WORDS * 20_000), backend)) < 2000
+    assert shortened("pain", backend) == "pain"
 
 
 def test_a_text_without_spaces_is_cut_where_each_character_is_a_word():
     backend = word_piece()
     backend.enable_truncation(32)
-    assert len(PretrainedTokenizer(backend, 2)._shortened("心電図" * 20_000)) < 2000
+    assert len(shortened("心電図" * 20_000, backend)) < 2000
 
 
 @pytest.mark.parametrize("max_length", [1, 4, 33])

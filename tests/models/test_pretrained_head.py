@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 
 import pytest
 import torch
@@ -16,12 +17,15 @@ from helpers.pretrained_folders import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
+from fedattn_app.analysis.predictor import Predictor
 from fedattn_app.models.pretrained import build_untrained
+from fedattn_app.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,12 +35,12 @@ NUMBERS = tuple(map(str, range(12)))
 HEADED = AutoModelForSequenceClassification
 
 
-def published_scores(folder):
-    """The logits of transformers for each of `TEXTS` alone, by label name."""
+def published_scores(folder, texts=TEXTS):
+    """The logits of transformers for each of `texts` alone, by label name."""
     model = HEADED.from_pretrained(folder).eval()
     names = [model.config.id2label[k] for k in range(model.config.num_labels)]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = [tokenizer(text, truncation=True, max_length=32)["input_ids"] for text in TEXTS]
+    rows = [tokenizer(text, truncation=True, max_length=32)["input_ids"] for text in texts]
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([row])).logits for row in rows])
     return {str(name): logits[:, k] for k, name in enumerate(names)}
@@ -84,6 +88,46 @@ def test_the_outputs_are_in_our_order_whatever_the_head_is_called(pretrained_fol
     folder = pretrained_folder(family, HEADED, THEIRS)
     assert_kept(folder, OURS, published_scores(folder))
     assert_replaced(folder, ("a", "b", "c", "d"), "World, Sports, Business, Sci/Tech, not a, b")
+
+
+def test_a_checkpoint_that_is_right_by_its_own_names_is_right_here(tmp_path):
+    folder = make_folder("bert", tmp_path / "x", HEADED, THEIRS, initializer_range=0.5)
+    words = sorted({*" ".join(TEXTS).replace(",", "").split()})
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(words, k=6)) for _ in range(60)]
+    by_name = published_scores(folder, texts)
+    best = torch.stack(list(by_name.values()), 1).argmax(1).tolist()
+    assert len({*best}) == len(THEIRS)
+    rows = [f"{text},{THEIRS[k]}" for text, k in zip(texts, best, strict=True)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    config = {
+        "model": str(folder),
+        "dataset": "file",
+        "data-path": str(tmp_path / "train.csv"),
+        "max-length": 32,
+        "shared": "all",
+        "num-rounds": 1,
+        "learning-rate": 1e-9,
+        "output-dir": str(tmp_path / "run"),
+    }
+    result = simulate(config, 2, workers=1, quiet=True)
+    assert result.summary["accuracy"] == 1.0
+    predictor = Predictor.load(result.path)
+    assert predictor.predict(texts) == [THEIRS[k] for k in best]
+
+
+@pytest.mark.parametrize("theirs", [THEIRS, ("a", "b", "c", "d"), ()])
+def test_the_server_says_once_what_became_of_the_head(tmp_path, capsys, theirs):
+    head = HEADED if theirs else AutoModel
+    folder = make_folder("bert", tmp_path / "x", head, theirs)
+    rows = [f"chest pain,{label}" for label in OURS] * 8
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    config = {"model": str(folder), "dataset": "file", "data-path": str(tmp_path / "train.csv")}
+    config |= {"max-length": 8, "num-rounds": 1, "output-dir": str(tmp_path / "run")}
+    simulate(config, 2, workers=1)
+    printed = "".join(capsys.readouterr())
+    assert printed.count("its head is kept") == (theirs == THEIRS)
+    assert printed.count("a new head is trained") == (theirs == ("a", "b", "c", "d"))
 
 
 def test_twelve_labels_that_are_numbers_keep_their_outputs(pretrained_folder):

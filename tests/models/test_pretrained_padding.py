@@ -131,6 +131,13 @@ def test_the_side_of_the_padding_is_saved(pretrained_folder):
     assert build_untrained(older).padding_side == "right"
 
 
+def test_the_padding_token_of_a_decoder_does_not_reduce_its_positions(tmp_path, refused):
+    folder = make_folder("gpt2", tmp_path / "x", n_positions=40, pad_token_id=70)
+    assert tokenizer_of(folder, max_length=40).padding == 70
+    with refused("max-length = 41", "must be 3 to 40"):
+        tokenizer_of(folder, max_length=41)
+
+
 @pytest.mark.parametrize("family", ["fnet", "convbert"])
 def test_a_model_that_mixes_in_its_padding_is_refused(tmp_path, refused, family):
     folder = make_folder(family, tmp_path / "x")

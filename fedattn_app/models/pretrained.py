@@ -1,18 +1,28 @@
-"""Load pretrained models and their tokenizers, and check what they need for this app."""
+"""Pretrained encoders from the Hugging Face hub or a local folder, through `transformers`.
 
+Weights are read from safetensors files only, and code that comes with a model is never run. A
+local folder is read without any network access.
+"""
+
+import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedattn_app.config import ModelConfig, as_toml
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import without_surrogates
+from fedattn_app.models.batch import TextBatch
 from fedattn_app.models.families import FAMILIES
 from fedattn_app.models.parameters import non_finite, view_arrays
-from fedattn_app.models.pretrained.classifier import PretrainedClassifier, padding_id_of
-from fedattn_app.models.pretrained.head import (
+from fedattn_app.models.pretrained_classifier import PretrainedClassifier
+from fedattn_app.models.published.head import (
     checkpoint_labels,
     label_axes,
     label_order,
@@ -20,18 +30,62 @@ from fedattn_app.models.pretrained.head import (
     reorder_outputs,
     set_labels,
 )
-from fedattn_app.models.pretrained.padding import set_padding_side
-from fedattn_app.models.pretrained.source import (
+from fedattn_app.models.published.long_text import shortened
+from fedattn_app.models.published.padding import (
+    PaddingSide,
+    Scorer,
+    padding_id_of,
+    padding_side_of,
+)
+from fedattn_app.models.published.source import (
     ADAPTERS_MESSAGE,
     architecture_of,
     loading,
     source_of,
     subject_of,
 )
-from fedattn_app.models.pretrained.tokenizer import PretrainedTokenizer
+from fedattn_app.models.tokenizer import Tokenizer, pad
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class PretrainedTokenizer(Tokenizer):
+    """The tokenizer that belongs to a pretrained model.
+
+    `backend` truncates the texts. `padding` is the id of the padding token.
+    """
+
+    def __init__(self, backend: "Backend", padding: int) -> None:
+        backend.no_padding()
+        self.backend = backend
+        self.padding = padding
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Make the tokenizer that `to_json` wrote."""
+        from tokenizers import Tokenizer as Backend
+
+        saved = json.loads(text)
+        return cls(Backend.from_str(saved["tokenizer"]), saved["padding"])
+
+    def to_json(self) -> str:
+        """Return the whole tokenizer, vocabulary included, as JSON."""
+        return json.dumps({"tokenizer": self.backend.to_str(), "padding": self.padding})
+
+    def tokens(self, text: str) -> list[str]:
+        """Split `text` into tokens, special ones included."""
+        tokens: list[str] = self.backend.encode(self._prepared(text)).tokens
+        return tokens
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Encode texts, padded with the model's padding token."""
+        encoded = self.backend.encode_batch([self._prepared(text) for text in texts])
+        return pad([row.ids or [self.padding] for row in encoded], self.padding)
+
+    def _prepared(self, text: str) -> str:
+        return shortened(without_surrogates(text), self.backend)
 
 
 def load_model(config: ModelConfig, labels: Sequence[str], seed: int) -> PretrainedClassifier:
@@ -65,9 +119,9 @@ def load_model(config: ModelConfig, labels: Sequence[str], seed: int) -> Pretrai
                 f"its weights hold NaN or infinite values in {len(infinite)} parameters, such as "
                 f"{infinite[0]}"
             )
+        longest = min(config.max_length, _max_tokens(model.config) or config.max_length)
         classifier = PretrainedClassifier(model)
-        longest = _max_tokens(model.config) or config.max_length
-        set_padding_side(classifier, model.config, min(config.max_length, longest))
+        classifier.padding_side = padding_side_of(_scorer(classifier), model.config, longest)
     if not outputs.keys() <= absent:  # the checkpoint has a head
         subject = f"model = {as_toml(config.model)}"
         if not new:
@@ -132,6 +186,15 @@ def build_untrained(architecture: Mapping[str, Any]) -> PretrainedClassifier:
         )
 
 
+def _scorer(model: PretrainedClassifier) -> Scorer:
+    def score(ids: Tensor, lengths: Tensor, side: PaddingSide) -> Tensor:
+        model.padding_side = side
+        logits: Tensor = model(TextBatch.of(ids, lengths))
+        return logits
+
+    return score
+
+
 def _load_weights(
     name: str, architecture: "PreTrainedConfig", seed: int
 ) -> tuple["PreTrainedModel", set[str], set[str]]:
@@ -183,7 +246,8 @@ def _max_tokens(architecture: "PreTrainedConfig") -> int:
     padding = architecture.pad_token_id or 0
     family = FAMILIES.get(architecture.model_type)
     # Most unknown families with a padding token other than 0 count positions from the next number.
-    after_padding = family.positions_after_padding if family else padding > 0
+    # Decoders, whose padding is often the last token of all, do not.
+    after_padding = family.positions_after_padding if family else 0 < padding < positions
     return max(positions - (padding + 1 if after_padding else 0), 0)
 
 

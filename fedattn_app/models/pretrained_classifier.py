@@ -1,18 +1,17 @@
 """A `transformers` sequence classifier behind the interface of this app."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fedattn_app.models.batch import Batch
 from fedattn_app.models.classifier import TextClassifier, real_tokens
+from fedattn_app.models.published.padding import PaddingSide, padding_id_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-PaddingSide = Literal["right", "left"]
+    from transformers import PreTrainedModel
 
 
 class PretrainedClassifier(TextClassifier):
@@ -94,18 +93,3 @@ class PretrainedClassifier(TextClassifier):
             moved = (torch.arange(width) + lengths[:, None]) % width  # (B, T)
             ids, real = ids.gather(1, moved), real.gather(1, moved)
         return {"input_ids": ids, "attention_mask": real.long()}
-
-
-def padding_id_of(architecture: "PreTrainedConfig") -> int:
-    """Return the token id that fills up texts: the model's own, or that of another token.
-
-    Some decoders were published without a padding token. With any token as padding, a mask hides
-    it, and they find the last token before it. The end of a text is the one that texts do not hold.
-    """
-    text = architecture.get_text_config()
-    for key in ("pad_token_id", "eos_token_id", "bos_token_id"):
-        token = getattr(text, key, None)
-        token = token[0] if isinstance(token, list) and token else token
-        if type(token) is int and 0 <= token < text.vocab_size:
-            return token
-    return 0
