@@ -128,7 +128,7 @@ class Trainee:
     def __init__(self, shared: str, engine: str, batch: int) -> None:
         sizes = {"batch-size": batch, "physical-batch-size": batch}
         self.config = Config.from_run_config({"shared": shared, **sizes})
-        self.model = build_classifier(self.config, NUM_LABELS)
+        self.model = build_classifier(self.config, [str(k) for k in range(NUM_LABELS)])
         names = view_arrays(self.model)
         self.trainable = scope_of(shared, "frozen", self.model.family, names).trainable
         shape = self.config.model

@@ -54,7 +54,7 @@ class Trainee:
                 "learning-rate": 1e-4,
             }
         )
-        self.model = build_classifier(self.config, NUM_LABELS)
+        self.model = build_classifier(self.config, [str(k) for k in range(NUM_LABELS)])
         names = view_arrays(self.model)
         self.scope = scope_of(shared, "frozen", self.model.family, names)
         all_examples = client_data(self.config.data, self.config.model, 1, 0, 1).train

@@ -4,9 +4,11 @@ Arrays are stored as safetensors, never as pickles. A file is always replaced as
 """
 
 import errno
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -19,6 +21,7 @@ from fedattn_app.types import NDArray
 LOCK_POLL_SECONDS = 0.01
 # The disk, the user's share of it, or the largest file that the process may write.
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MAX_START_BYTES = 256  # of a file, to see what it is
 
 
 def user_path(key: str, text: str) -> Path:
@@ -60,12 +63,51 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
 
     Raises `UserError` if the file cannot be read.
     """
+    if damage := damage_of(path):
+        raise UserError(f"{path}: cannot be read ({damage})")
     try:
         with safe_open(path, framework="numpy") as file:
             names: list[str] = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:  # safetensors does not export the class of its exceptions
         raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def damage_of(path: Path) -> str | None:
+    """Return what is visibly wrong with a file that may have been downloaded, or None.
+
+    The size of a safetensors file is compared with the one in its header. A file that cannot be
+    opened is not damaged: whoever reads it reports the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(MAX_START_BYTES)
+            if not start.strip():
+                return "it is empty"
+            if start.startswith(b"version https://git-lfs"):
+                return "it is a Git LFS pointer, not the file itself: run git lfs pull"
+            if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+                return "it is a web page, not the file itself: download it again"
+            if path.suffix == ".safetensors" and not _has_all_arrays(file):
+                return "it is no safetensors file, or not all of one: download it again"
+    except OSError:
+        pass
+    return None
+
+
+def _has_all_arrays(file: BinaryIO) -> bool:
+    """Return whether a safetensors file is as long as its header says."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    header_size = int.from_bytes(file.read(8), "little")
+    if header_size > size:
+        return False
+    try:
+        header = json.loads(file.read(header_size))
+        ends = [about["data_offsets"][1] for name, about in header.items() if name[:2] != "__"]
+        return bool(8 + header_size + max(ends, default=0) <= size)
+    except (ValueError, TypeError, AttributeError, LookupError):  # not such a header
+        return False
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -183,7 +183,7 @@ def encoder_folder(family, pretrained_folder):
 @pytest.fixture
 def classifier_folder(family, pretrained_folder):
     """A folder with weights and a head for `LABELS`."""
-    return pretrained_folder(family, AutoModelForSequenceClassification, num_labels=len(LABELS))
+    return pretrained_folder(family, AutoModelForSequenceClassification, labels=LABELS)
 
 
 @pytest.fixture

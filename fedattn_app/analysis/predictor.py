@@ -1,7 +1,7 @@
 """Use a trained model: load it from a run's folder and predict the labels of new texts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.files import read_arrays
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.factory import rebuild
-from fedattn_app.models.parameters import set_arrays
+from fedattn_app.models.parameters import non_finite, set_arrays
 from fedattn_app.models.tokenizer import Tokenizer
 from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE
 
@@ -62,8 +62,12 @@ class Predictor:
         arrays, metadata = read_arrays(path)
         if not {"labels", "config"} <= metadata.keys():
             raise UserError(f"{path}: is not the model of a run (it has no labels and no config)")
-        labels = json.loads(metadata["labels"])
-        config = Config.from_run_config(with_current_names(json.loads(metadata["config"])))
+        try:
+            labels = json.loads(metadata["labels"])
+            settings = json.loads(metadata["config"])
+        except ValueError as error:
+            raise UserError(f"{path}: its labels or its config are not JSON ({error})") from None
+        config = Config.from_run_config(with_current_names(settings))
         if personal is not None:
             arrays |= read_arrays(Path(personal))[0]
         elif config.federation.local == "personal":
@@ -71,22 +75,33 @@ class Predictor:
                 f"{path}: was trained with personal parameters; also pass the file in which a node "
                 "keeps its own"
             )
-        model, tokenizer = rebuild(config, len(labels), metadata)
+        model, tokenizer = rebuild(config, labels, metadata)
         try:
             set_arrays(model, arrays)
         except ValueError as error:
             raise UserError(f"{personal or path}: {error}") from None
+        if infinite := non_finite(arrays):
+            raise UserError(
+                f"{personal or path}: holds NaN or infinite values in {len(infinite)} parameters, "
+                f"such as {infinite[0]}; every prediction would be wrong"
+            )
         return cls(model, tokenizer, labels)
 
     def predict(self, texts: Sequence[str]) -> list[str]:
-        """Return the most probable label of each text."""
+        """Return the most probable label of each text.
+
+        `texts` may be any sequence of strings, such as a list, an array or a column of a table.
+        Raises `TypeError` for anything else.
+        """
         return [self.labels[k] for k in self.probabilities(texts).argmax(1).tolist()]
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[str]) -> Tensor:
-        """Return the probability of each of K labels for each of N texts, float32 (N, K)."""
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of texts, not one text")
+        """Return the probability of each of K labels for each of N texts, float32 (N, K).
+
+        The arguments are those of `predict`.
+        """
+        texts = _checked(texts)
         inputs = self.tokenizer.batch(texts)
         probabilities = torch.zeros(len(texts), len(self.labels))
         for index in inputs.split_by_size(torch.arange(len(texts)), EVALUATION_BATCH_SIZE):
@@ -99,3 +114,21 @@ class Predictor:
             raise TypeError(f"text must be one text, not {type(text).__name__}")
         maps = self.model.attention_maps(self.tokenizer.batch([text]))
         return Attention(self.tokenizer.tokens(text), [layer[0] for layer in maps])
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    """Return `texts` as a list; raises `TypeError` if it is not a sequence of texts."""
+    if isinstance(texts, (str, bytes)):
+        raise TypeError("texts must be a sequence of texts, not one text")
+    # A set has no order, and a dictionary or a table gives its keys.
+    if isinstance(texts, (Mapping, Set)) or getattr(texts, "ndim", 1) != 1:
+        raise TypeError(f"texts must be a sequence of texts, not {type(texts).__name__}")
+    try:
+        rows = list(texts)
+    except TypeError:
+        name = type(texts).__name__
+        raise TypeError(f"texts must be a sequence of texts, not {name}") from None
+    for number, text in enumerate(rows):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}] must be a text, not {type(text).__name__}")
+    return rows

@@ -55,7 +55,7 @@ class FrozenClient(NumPyClient):
         self.labels = labels
         self.data = data
         self.partition = partition
-        self._start = starting_point(config, len(labels))
+        self._start = starting_point(config, labels)
         self.model = self._start.model
         scope = self._start.scope
         self.trainable = scope.trainable

@@ -21,13 +21,13 @@ class StartingPoint:
 
     Args:
         config: the settings of the run.
-        num_labels: the number of outputs of the model.
+        labels: the label names, in the order of the model's outputs.
     """
 
-    def __init__(self, config: Config, num_labels: int) -> None:
+    def __init__(self, config: Config, labels: tuple[str, ...]) -> None:
         federation = config.federation
         self.adapters = config.lora if federation.uses_lora else None
-        self.model = build_classifier(config, num_labels)
+        self.model = build_classifier(config, labels)
         self.scope = scope_of(
             federation.shared, federation.local, self.model.family, view_arrays(self.model)
         )
@@ -63,14 +63,14 @@ class StartingPoint:
         return [present[name] for name in names]
 
 
-def starting_point(config: Config, num_labels: int) -> StartingPoint:
-    """Return the starting point for `config` and a model with `num_labels` outputs.
+def starting_point(config: Config, labels: tuple[str, ...]) -> StartingPoint:
+    """Return the starting point for `config` and a model with an output for each of `labels`.
 
     The last one is cached, and rebuilt if an argument or the model's files have changed.
     """
-    return _cached(config, num_labels, files_of(config.model))
+    return _cached(config, labels, files_of(config.model))
 
 
 @PROCESS_CACHE.keep(max_entries=1)
-def _cached(config: Config, num_labels: int, files: object) -> StartingPoint:
-    return StartingPoint(config, num_labels)
+def _cached(config: Config, labels: tuple[str, ...], files: object) -> StartingPoint:
+    return StartingPoint(config, labels)

@@ -18,10 +18,12 @@ class Classifier(nn.Module, ABC):
 
     `family` is the model's key in `models.families.FAMILIES`, which says where its attention and
     its head are. A family that is not listed there trains with ``shared = "all"`` or a regular
-    expression.
+    expression. `load_messages` are what a user should know about how the model was loaded, each
+    with its log level.
     """
 
     family: str
+    load_messages: Sequence[tuple[int, str]] = ()
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -71,7 +73,9 @@ class TextClassifier(Classifier):
         longest = min(MAX_RANDOM_TOKENS, max_length)
         lengths = (longest - 1 - torch.arange(count)).clamp(min=1)
         lengths[0] = longest
-        vocabulary = max(m.num_embeddings for m in self.modules() if isinstance(m, nn.Embedding))
+        tokens = self.token_embedding
+        tables = [tokens] if isinstance(tokens, nn.Embedding) else self.modules()
+        vocabulary = max(m.num_embeddings for m in tables if isinstance(m, nn.Embedding))
         ids = torch.randint(1, vocabulary, (count, longest))
         ids[:, 0] = ids[:, -1]
         return TextBatch.of(ids.int(), lengths.int())

@@ -1,7 +1,7 @@
 """Build the classifier and the tokenizer that the settings of a run name."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import Config, ModelConfig
@@ -11,19 +11,19 @@ from fedattn_app.models.fast_linear import speed_up
 from fedattn_app.models.tokenizer import HashingTokenizer, Tokenizer
 
 
-def build_classifier(config: Config, num_labels: int) -> Classifier:
+def build_classifier(config: Config, labels: Sequence[str]) -> Classifier:
     """Build the classifier: the same settings and weights give the same parameters everywhere.
 
-    Raises `UserError` for a model that cannot be loaded.
+    Its outputs are in the order of `labels`. Raises `UserError` for a model that cannot be loaded.
     """
     seed = config.federation.seed
     model: Classifier
     if config.model.pretrained:
         from fedattn_app.models import pretrained
 
-        model = pretrained.load_model(config.model, num_labels, seed)
+        model = pretrained.load_model(config.model, labels, seed)
     else:
-        model = config.model.size.builder.load()(config.model, num_labels, seed)
+        model = config.model.size.builder.load()(config.model, len(labels), seed)
     return _prepare(model, config)
 
 
@@ -61,17 +61,18 @@ def describe(config: Config, model: Classifier) -> dict[str, str]:
 
     Empty for the built-in model, which the settings describe completely.
     """
-    from fedattn_app.models import pretrained
+    from fedattn_app.models.pretrained import PretrainedTokenizer
+    from fedattn_app.models.pretrained_classifier import PretrainedClassifier
 
-    if not isinstance(model, pretrained.PretrainedClassifier):
+    if not isinstance(model, PretrainedClassifier):
         return {}
     tokenizer = build_tokenizer(config.model)
-    assert isinstance(tokenizer, pretrained.PretrainedTokenizer)
+    assert isinstance(tokenizer, PretrainedTokenizer)
     return {"architecture": json.dumps(model.architecture), "tokenizer": tokenizer.to_json()}
 
 
 def rebuild(
-    config: Config, num_labels: int, description: Mapping[str, str]
+    config: Config, labels: Sequence[str], description: Mapping[str, str]
 ) -> tuple[Classifier, Tokenizer]:
     """Build a classifier whose parameters are still to be set, and its tokenizer.
 
@@ -79,7 +80,7 @@ def rebuild(
     or the hub.
     """
     if "architecture" not in description:
-        return build_classifier(config, num_labels), build_tokenizer(config.model)
+        return build_classifier(config, labels), build_tokenizer(config.model)
     from fedattn_app.models import pretrained
 
     model = pretrained.build_untrained(json.loads(description["architecture"]))

@@ -70,6 +70,11 @@ def fingerprint(arrays: Mapping[str, NDArray]) -> str:
     return digest.hexdigest()
 
 
+def non_finite(arrays: Mapping[str, NDArray]) -> list[str]:
+    """Return the names of the arrays that hold NaN or an infinite value."""
+    return [name for name, array in arrays.items() if not np.isfinite(array).all()]
+
+
 def without(arrays: Mapping[str, NDArray], names: Collection[str]) -> dict[str, NDArray]:
     """Return the entries of `arrays` whose names are not in `names`."""
     return {name: array for name, array in arrays.items() if name not in names}

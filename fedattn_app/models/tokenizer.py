@@ -16,9 +16,11 @@ import numpy.typing as npt
 import torch
 
 from fedattn_app.models.batch import TextBatch
+from fedattn_app.models.published.long_text import CHARACTERS_PER_TOKEN, GROWTH
 
 PADDING_ID = 0
 MAX_CACHED_WORDS = 2**16
+
 
 # Each ideograph and kana is a token: their scripts put no spaces between words.
 _SINGLE_CHARACTERS = r"\u3040-\u30ff\u3400-\u9fff"
@@ -30,6 +32,9 @@ _COMBINING_MARKS = (
 _TOKEN = re.compile(
     rf"[{_SINGLE_CHARACTERS}]|(?:[^\W_{_SINGLE_CHARACTERS}]|[{_COMBINING_MARKS}])+|[^\w\s]|_"
 )
+# A text may be cut before any of these: neither the tokens nor the normal form of what comes before
+# depend on what follows.
+_CUT = re.compile(r"[\s\u3400-\u9fff]")
 
 
 # Tokenizers that split, normalise or cut these texts in the same way count as the same.
@@ -119,14 +124,23 @@ class HashingTokenizer(Tokenizer):
 
     def tokens(self, text: str) -> list[str]:
         """Split `text` into tokens, at most `max_length`."""
-        if not text.isascii():
-            text = unicodedata.normalize("NFKC", text)
-        return _TOKEN.findall(text.lower())[: self.max_length] or [self.EMPTY]
+        size = CHARACTERS_PER_TOKEN * self.max_length
+        while cut := _CUT.search(text, size):
+            tokens = self._all_tokens(text[: cut.start()])
+            if len(tokens) >= self.max_length:
+                return tokens[: self.max_length]
+            size = GROWTH * cut.start()
+        return self._all_tokens(text)[: self.max_length] or [self.EMPTY]
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Encode texts, padded with id 0."""
         rows = [[self._id(token) for token in self.tokens(text)] for text in texts]
         return pad(rows, self.padding)
+
+    def _all_tokens(self, text: str) -> list[str]:
+        if not text.isascii():
+            text = unicodedata.normalize("NFKC", text)
+        return _TOKEN.findall(text.lower())
 
     def _hash(self, token: str) -> int:
         digest = hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -64,7 +64,7 @@ def prepare(config: Config) -> Setup:
     if federation.local == "personal" and test is not None:
         log.info("personal parameters: the clients evaluate, the server has no whole model to test")
         test = None
-    model = _build_classifier(config, len(labels))
+    model = _build_classifier(config, labels)
     scope = scope_of(federation.shared, federation.local, model.family, view_arrays(model))
     frozen = without(view_arrays(model), scope.trainable)
     identity = RunIdentity(
@@ -163,6 +163,8 @@ def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
         warmup,
     )
     log_doubtful_labels(config.data, setup.labels)
+    for level, message in setup.model.load_messages:
+        log.log(level, "%s", message)
     protection.announce()
     if config.model.pretrained and config.training.learning_rate == TrainingConfig.learning_rate:
         log.warning(
@@ -172,9 +174,9 @@ def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
         )
 
 
-def _build_classifier(config: Config, num_labels: int) -> Classifier:
+def _build_classifier(config: Config, labels: tuple[str, ...]) -> Classifier:
     try:
-        return build_classifier(config, num_labels)
+        return build_classifier(config, labels)
     except RuntimeError as error:  # torch raises it where memory does not suffice
         reason = str(error).splitlines()[0]
         raise UserError(f"model = {config.model.model!r}: cannot be built ({reason})") from None

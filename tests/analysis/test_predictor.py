@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import deque
 
 import numpy as np
 import pytest
@@ -49,9 +50,125 @@ def test_attention_is_over_the_tokens_of_the_text(run):
     torch.testing.assert_close(attention.maps[0].sum(-1), torch.ones(2, 3))
 
 
-def test_a_single_text_is_refused(run):
-    with pytest.raises(TypeError, match="sequence of texts"):
-        Predictor.load(run.path).predict("denies")
+class Column:
+    """A column as pandas has it: looked up by the labels of its rows, which may be anything."""
+
+    ndim = 1
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __getitem__(self, label):
+        raise KeyError(label)
+
+
+class Frame(Column):
+    """A table as pandas has it: iterating over it gives the names of its columns."""
+
+    ndim = 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("denies", "texts must be a sequence of texts, not one text"),
+        (b"denies", "texts must be a sequence of texts, not one text"),
+        (np.str_("denies"), "texts must be a sequence of texts, not one text"),
+        (None, "texts must be a sequence of texts, not NoneType"),
+        (7, "texts must be a sequence of texts, not int"),
+        ({"text": ["denies"]}, "texts must be a sequence of texts, not dict"),
+        ({"denies"}, "texts must be a sequence of texts, not set"),
+        (np.array("denies"), "texts must be a sequence of texts, not ndarray"),
+        (np.array([["denies"]]), "texts must be a sequence of texts, not ndarray"),
+        (Frame(["denies"]), "texts must be a sequence of texts, not Frame"),
+        ([None], r"texts\[0\] must be a text, not NoneType"),
+        (["denies", 3], r"texts\[1\] must be a text, not int"),
+        ([b"denies"], r"texts\[0\] must be a text, not bytes"),
+        (np.array([b"denies"]), r"texts\[0\] must be a text, not bytes_"),
+        (["denies", float("nan")], r"texts\[1\] must be a text, not float"),
+        ([["denies"]], r"texts\[0\] must be a text, not list"),
+    ],
+)
+def test_what_is_not_a_sequence_of_texts_is_refused(run, texts, message):
+    predictor = Predictor.load(run.path)
+    for ask in (predictor.predict, predictor.probabilities):
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            ask(texts)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [tuple, np.array, lambda texts: np.array(texts, dtype=object), Column, deque, iter],
+)
+def test_texts_may_come_in_any_sequence(run, convert):
+    predictor, texts = Predictor.load(run.path), ["denies chest pain", "", "ankle swelling"]
+    assert torch.equal(predictor.probabilities(convert(texts)), predictor.probabilities(texts))
+    assert predictor.predict(convert(texts)) == predictor.predict(texts)
+
+
+def test_no_texts_have_no_labels(run):
+    predictor = Predictor.load(run.path)
+    assert predictor.predict([]) == []
+    assert predictor.probabilities([]).shape == (0, len(predictor.labels))
+
+
+@pytest.mark.parametrize("text", [None, b"denies", ["denies"]])
+def test_attention_needs_one_text(run, text):
+    with pytest.raises(TypeError, match=f"must be one text, not {type(text).__name__}"):
+        Predictor.load(run.path).attention(text)
+
+
+def damaged(run, tmp_path, **changes):
+    """A copy of the run's model file with other arrays or metadata."""
+    arrays, metadata = read_arrays(run.path / "model.safetensors")
+    for name, change in changes.items():
+        if name in metadata:
+            metadata[name] = change
+        else:
+            arrays[name] = change(arrays[name])
+    write_arrays(tmp_path / "model.safetensors", arrays, metadata)
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_model_with_a_value_that_is_not_finite_is_refused(run, tmp_path, refused, value):
+    def change(array):
+        array.flat[3] = value
+        return array
+
+    file = damaged(run, tmp_path, **{"head.weight": change})
+    with refused(file, "NaN or infinite values", "head.weight"):
+        Predictor.load(file)
+
+
+@pytest.mark.parametrize("key", ["labels", "config"])
+def test_metadata_that_are_not_json_are_refused(run, tmp_path, refused, key):
+    file = damaged(run, tmp_path, **{key: "{"})
+    with refused(file, "not JSON"):
+        Predictor.load(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "clue"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"<!doctype html><html></html>", "web page"),
+        (b"not a model", "no safetensors file"),
+        (None, "not all of one"),
+    ],
+)
+def test_a_damaged_model_file_is_refused(run, tmp_path, refused, content, clue):
+    file = damaged(run, tmp_path)
+    file.write_bytes(file.read_bytes()[:-9] if content is None else content)
+    with refused(file, "cannot be read", clue):
+        Predictor.load(file)
 
 
 def test_a_personal_run_needs_the_parameters_of_a_node(tmp_path, refused):
@@ -98,7 +215,7 @@ def test_attention_of_a_pretrained_model_is_over_its_own_tokens(encoder_folder, 
 def test_a_trained_model_needs_neither_its_original_folder_nor_the_hub(tmp_path, family, shared):
     folder = make_folder(family, tmp_path / "base")
     config = config_of(folder, shared=shared, lora_rank=2)
-    model = build_classifier(config, len(LABELS)).eval()
+    model = build_classifier(config, LABELS).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in selected(model, shared).shared:

@@ -6,7 +6,7 @@ from fedattn_app.config import Config
 from fedattn_app.models.factory import build_classifier, build_tokenizer
 from fedattn_app.models.parameters import get_arrays, view_arrays
 from fedattn_app.models.scopes import scope_of
-from helpers.pretrained_folders import TEXTS
+from helpers.pretrained_folders import LABELS, TEXTS
 
 ADAPTER_SCOPES = {"lora": "AB", "lora-a": "A", "lora-b": "B"}  # which matrices travel
 
@@ -17,8 +17,8 @@ def config_of(model, **settings):
     return Config.from_run_config({"model": str(model), "max-length": 32, **keys})
 
 
-def classifier(model, num_labels=3, **settings):
-    return build_classifier(config_of(model, **settings), num_labels).eval()
+def classifier(model, labels=LABELS, **settings):
+    return build_classifier(config_of(model, **settings), labels).eval()
 
 
 def tokenizer_of(model, **settings):

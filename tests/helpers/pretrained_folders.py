@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from fedattn_app.models.families import BUILT_IN, FAMILIES
 
 FAMILIES_TESTED = sorted(set(FAMILIES) - {BUILT_IN})
 UNKNOWN_FAMILIES = ["albert", "modernbert", "mpnet"]
+# Families whose last layer has a name of its own, or that find the last token of a text.
+OTHER_SHAPES = ["bart", "deberta", "gpt2", "t5", "xlm", "xlnet"]
 HIDDEN, LAYERS, HEADS, POSITIONS = 32, 2, 2, 40
 LABELS = ("one", "two", "three")
 TEXTS = [
@@ -43,6 +46,36 @@ _FAMILY_SHAPES = {
     },
     "electra": {**_SHAPE, "embedding_size": 16},
     "albert": {**_SHAPE, "embedding_size": 16},
+    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "initializer_range": 0.2},
+    "xlnet": {
+        "d_model": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "d_inner": 64,
+        "initializer_range": 0.2,
+    },
+    "xlm": {
+        "emb_dim": HIDDEN,
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "embed_init_std": 0.2,
+        "init_std": 0.2,
+    },
+    "bart": {
+        "d_model": HIDDEN,
+        **{f"{part}_layers": LAYERS for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": HEADS for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 64 for part in ("encoder", "decoder")},
+        "init_std": 0.2,
+    },
+    "t5": {
+        "d_model": HIDDEN,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "decoder_start_token_id": 0,
+    },
     "deberta-v2": {
         **_SHAPE,
         "relative_attention": True,
@@ -56,10 +89,17 @@ _FAMILY_SHAPES = {
 }
 
 
-def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes: object) -> Path:
+def make_folder(
+    family: str,
+    path: Path,
+    auto_class: type = AutoModel,
+    labels: Sequence[str] = (),
+    **changes: object,
+) -> Path:
     """Write a model of `family` and its tokenizer to the folder `path`; same arguments, same bits.
 
-    `auto_class` determines the head in the weights, by default none. `changes` override keys of the
+    `auto_class` determines the head in the weights, by default none, and `labels` the names of its
+    outputs. `changes` override keys of the
     configuration.
     """
     tokenizer = make_tokenizer(family)
@@ -69,6 +109,7 @@ def make_folder(family: str, path: Path, auto_class: type = AutoModel, **changes
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
+        **({"id2label": dict(enumerate(labels))} if labels else {}),
         **changes,
     }
     with torch.random.fork_rng(devices=[]):

@@ -149,7 +149,7 @@ def test_clipped_gradients_equal_those_of_torch(pretrained_folder, kind):
     ids = torch.tensor([[1, 2, 3, 4], [5, 6, 2, 0], [7, 7, 0, 0]], dtype=torch.int32)
     lengths = torch.tensor([4, 3, 2], dtype=torch.int32)
     examples = Examples(TextBatch.of(ids, lengths), torch.tensor([0, 1, 2]))
-    fast = build_classifier(Config.from_run_config(settings), 3).eval()
+    fast = build_classifier(Config.from_run_config(settings), "abc").eval()
     plain = copy.deepcopy(fast)
     replaced = [vars(layer).pop("forward", None) for layer in plain.modules()]
     assert any(replaced)

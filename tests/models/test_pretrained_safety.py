@@ -147,7 +147,7 @@ from fedattn_app.errors import UserError
 def load(model, shared):
     config = Config.from_run_config({"model": model, "shared": shared, "max-length": 32})
     attempts.clear()
-    for build in (lambda: build_classifier(config, 3), lambda: build_tokenizer(config.model)):
+    for build in (lambda: build_classifier(config, "ab"), lambda: build_tokenizer(config.model)):
         try:
             build()
             outcome = "loaded"
@@ -193,7 +193,7 @@ def test_a_downloaded_hub_model_needs_no_network(pretrained_folder, tmp_path, py
 from fedattn_app.models.factory import build_classifier, build_tokenizer
 from fedattn_app.config import Config
 config = Config.from_run_config({"model": "someone/tiny-bert", "max-length": 8})
-print(build_classifier(config, 2).family, build_tokenizer(config.model).tokens("chest pain"))
+print(build_classifier(config, "ab").family, build_tokenizer(config.model).tokens("chest pain"))
 """
     ran = python(code, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
     assert ran.stdout == "bert ['[CLS]', 'chest', 'pain', '[SEP]']\n", ran.stderr

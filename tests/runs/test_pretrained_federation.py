@@ -66,10 +66,10 @@ def settings(pretrained_folder, notes, tmp_path):
     return make
 
 
-def start_of(config, num_labels=2):
+def start_of(config, labels=LABELS):
     """Return the initial arrays and the scope of a run with this run-config."""
     config = Config.from_run_config(config)
-    model = build_classifier(config, num_labels)
+    model = build_classifier(config, labels)
     arrays = get_arrays(model)
     federation = config.federation
     return arrays, scope_of(federation.shared, federation.local, model.family, arrays)
@@ -280,7 +280,7 @@ def test_the_final_model_predicts_without_its_base(settings, pretrained_folder, 
 
 def test_the_built_in_model_can_have_adapters(tiny):
     result = simulate(tiny | {"shared": "lora", "num-rounds": 1}, CLIENTS, quiet=True)
-    arrays, scope = start_of(tiny | {"shared": "lora"}, num_labels=6)
+    arrays, scope = start_of(tiny | {"shared": "lora"}, "abcdef")
     assert len(scope.shared) == 2 * 4 + 2
     assert {name.replace("base_layer.", "") for name in scope.frozen} > {"embedding.weight"}
     assert result.summary["shared_parameters"] == sum(arrays[n].size for n in scope.shared)

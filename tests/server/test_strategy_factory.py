@@ -172,7 +172,7 @@ def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
     assert result.summary["accuracy"] == result.history[-1]["evaluate"]["accuracy"]
     assert len([row for row in result.clients if row["round"] == 2]) == CLIENTS
     start = get_arrays(
-        build_classifier(Config.from_run_config(QUICK), len(result.summary["recall_per_class"]))
+        build_classifier(Config.from_run_config(QUICK), list(result.summary["recall_per_class"]))
     )
     moved = {name for name in start if start[name].tobytes() != result.arrays[name].tobytes()}
     scope = scope_of(shared, "personal", "fedattn", start)
@@ -191,7 +191,7 @@ def test_personal_parameters_go_with_any_rule(tmp_path, rule, shared):
 )
 def test_a_rule_combines_nothing_where_too_few_answer(tmp_path, capsys, rule, settings, clients):
     config = {**QUICK, "strategy": rule, "num-rounds": 1, **settings}
-    start = get_arrays(build_classifier(Config.from_run_config(QUICK), 6))
+    start = get_arrays(build_classifier(Config.from_run_config(QUICK), "abcdef"))
     for app, moves in ((FailingClientApp(), False), (client_app.app, True)):
         own = {**config, "output-dir": str(tmp_path / str(moves))}
         result = simulate(own, clients, workers=1, quiet=True, clients=app)

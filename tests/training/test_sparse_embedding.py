@@ -17,7 +17,7 @@ from fedattn_app.training.sparse_embedding import train_used_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LABELS = 3
+LABELS = ("a", "b", "c")
 OPTIMIZERS = [
     ("sgd", 0.0),
     ("sgd", 0.1),
@@ -35,7 +35,7 @@ def examples():
     ids = torch.randint(1, 20, (24, 6), generator=generator)
     lengths = torch.randint(1, 7, (24,), generator=generator)
     ids = torch.where(torch.arange(6) < lengths[:, None], ids, 0)
-    return Examples(TextBatch.of(ids.int(), lengths.int()), ids[:, 0] % LABELS)
+    return Examples(TextBatch.of(ids.int(), lengths.int()), ids[:, 0] % len(LABELS))
 
 
 @pytest.fixture

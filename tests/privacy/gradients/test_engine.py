@@ -60,7 +60,7 @@ def examples(request):
 def built_in(shared="all"):
     """A built-in model with few parameters, which trains `shared`."""
     sizes = {"layers": 1, "width": 16, "heads": 2, "feedforward": 24, "vocabulary": TOKENS}
-    return scoped(classifier("tiny", LABELS, shared=shared, **sizes), shared)
+    return scoped(classifier("tiny", shared=shared, **sizes), shared)
 
 
 @pytest.mark.parametrize("layer", SUPPORTED)
@@ -87,7 +87,7 @@ def test_a_pretrained_model_has_the_clipped_gradients_of_autograd(
         engines = [OneByOne]
     elif shared == "all":  # all examples share its positions
         engines = [BookKeeping, OneByOne]
-    assert_exact(engines, scoped(classifier(folder, LABELS, shared=shared), shared), examples)
+    assert_exact(engines, scoped(classifier(folder, shared=shared), shared), examples)
 
 
 @pytest.mark.parametrize("engine", ALL_ENGINES)

@@ -9,9 +9,9 @@ from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import SCOPES, scope_of
 
 
-def initial_arrays(config, num_labels):
+def initial_arrays(config, labels):
     """The initial arrays of a run with this configuration, and its scope."""
-    model = build_classifier(config, num_labels)
+    model = build_classifier(config, labels)
     arrays = get_arrays(model)
     federation = config.federation
     return arrays, scope_of(federation.shared, federation.local, model.family, arrays)
@@ -20,7 +20,7 @@ def initial_arrays(config, num_labels):
 def assert_only_the_scope_changes(run, **settings):
     result, _ = run(noise_multiplier=1.0, num_rounds=1, **settings)
     config = Config.from_run_config(settings | {"noise-multiplier": 1.0})
-    arrays, scope = initial_arrays(config, num_labels=2)
+    arrays, scope = initial_arrays(config, labels=("no", "yes"))
     changed = {name for name in arrays if arrays[name].tobytes() != result.arrays[name].tobytes()}
     assert changed == scope.shared
     assert (result.history[1]["clients"], result.history[1]["failures"]) == (CLIENTS, 0)

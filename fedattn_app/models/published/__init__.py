@@ -1,0 +1,1 @@
+"""What is particular to a published model: its files, its labels, its padding, its tokenizer."""
