@@ -41,7 +41,7 @@ def starts(models, scopes, seed=0):
         for scope in scopes:
             local = {"local": "personal"} if scope == "lora-a" else {}
             keys = {"model": str(model), "shared": scope, "seed": seed, "max-length": 32, **local}
-            start = StartingPoint(Config.from_run_config(keys), len(triage.LABELS))
+            start = StartingPoint(Config.from_run_config(keys), triage.LABELS)
             name = f"{model}, {scope}"
             hashes[f"{name}: all"] = fingerprint(view_arrays(start.model))
             hashes[f"{name}: frozen"] = start.frozen_fingerprint
