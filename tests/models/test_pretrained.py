@@ -153,7 +153,7 @@ def test_the_encoder_equals_the_files_for_every_head_in_the_file(
         assert array.tobytes() == expected[name].numpy().tobytes(), name
 
 
-def test_a_head_is_replaced_only_if_its_number_of_labels_differs(classifier_folder):
+def test_all_but_the_last_layer_is_kept_for_other_labels(classifier_folder):
     published = load_file(classifier_folder / "model.safetensors")
     model, other = classifier(classifier_folder), classifier(classifier_folder, "abcde")
     assert bits(model) == {name: tensor.numpy().tobytes() for name, tensor in published.items()}
@@ -191,8 +191,8 @@ def test_a_missing_pooler_depends_on_the_seed(pretrained_folder):
     assert differing(first, other) == {"bert.pooler.dense.weight", "classifier.weight"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_lower_precision_are_loaded_as_float32(folder_copy, dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_loaded_as_float32(folder_copy, dtype):
     published = {k: v.to(dtype) for k, v in load_file(folder_copy / "model.safetensors").items()}
     save_file(published, folder_copy / "model.safetensors", {"format": "pt"})
     change_json(folder_copy, dtype=str(dtype).removeprefix("torch."))
