@@ -127,6 +127,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `write_atomically` left in `folder` when its process was killed.
+
+    Nobody else may be writing there. Raises `OSError`.
+    """
+    for file in folder.glob(".*.*"):
+        if file.suffix[1:].isdecimal() and file.is_file():
+            file.unlink()
+
+
 def append(path: Path, content: bytes) -> None:
     """Append `content` to `path`, or nothing if there is no room for all of it.
 

@@ -14,7 +14,14 @@ from filelock import FileLock
 
 from fedattn_app.config import Config, ConfigValue
 from fedattn_app.errors import RunFailedError, UserError
-from fedattn_app.files import FULL_ERRORS, append, user_path, write_arrays, write_atomically
+from fedattn_app.files import (
+    FULL_ERRORS,
+    append,
+    remove_leftovers,
+    user_path,
+    write_arrays,
+    write_atomically,
+)
 from fedattn_app.results.checkpoint import (
     ACCOUNTANT,
     BEST,
@@ -133,6 +140,8 @@ class RunFolder:
         try:
             self._claim()
             (self.path / "checkpoint").mkdir(exist_ok=True)
+            for folder in (self.path, self.path / "checkpoint"):
+                remove_leftovers(folder)
         except OSError as error:
             if error.errno in FULL_ERRORS:
                 raise self._failure(self.path, error) from None

@@ -185,6 +185,21 @@ def test_the_lock_file_of_an_earlier_run_does_no_harm(config, tmp_path):
     assert not is_refused(config)
 
 
+def test_what_a_killed_run_was_writing_is_deleted_and_nothing_else(interrupted):
+    leftovers = [
+        interrupted / ".status.json.71",
+        interrupted / "checkpoint" / ".best.safetensors.8",
+    ]
+    others = [interrupted / ".note.txt", interrupted / "notes.2024", interrupted / "checkpoint.1"]
+    for file in (*leftovers, *others):
+        file.touch()
+    config = make_config(resume_from=str(interrupted), num_rounds=5, dropout=0.25)
+    with RunFolder(config) as folder, folder.reading_earlier_run():
+        folder.begin("", earlier_run(config, ""))
+    assert not any(file.exists() for file in leftovers)
+    assert all(file.exists() for file in others)
+
+
 def test_a_folder_is_not_resumed_while_a_run_writes_there(interrupted, tmp_path, refused):
     for settings in ({}, {"output_dir": str(tmp_path / "other")}):
         again = make_config(resume_from=str(interrupted), **settings)

@@ -39,10 +39,11 @@ def test_a_run_resumes_although_the_last_row_of_its_history_is_lost(tiny, tmp_pa
     assert same_arrays(whole, resumed)
 
 
-@pytest.mark.parametrize("rule", ["fedavg", "fedbuff"])
+@pytest.mark.parametrize(
+    "rule", [{}, {"strategy": "fedbuff", "fedbuff-buffer-size": 1}], ids=["fedavg", "fedbuff"]
+)
 def test_the_final_files_are_gone_before_a_message_is_sent(tiny, rule):
-    settings = tiny | {"strategy": rule, "fedbuff-buffer-size": 1, "fedbuff-concurrency": 1}
-    result = simulate(settings, CLIENTS, workers=1, quiet=True)
+    result = simulate(tiny | rule, CLIENTS, workers=1, quiet=True)
     before = []
 
     def train():

@@ -161,3 +161,21 @@ def test_a_failed_run_is_one_line_and_status_1(script):
     assert status == 1
     assert "all 2 clients failed" in err[-1]
     assert not any("Traceback" in line for line in err)
+
+
+def test_a_full_disk_is_one_line_and_status_1_and_the_run_can_be_finished(script, tmp_path):
+    resource = pytest.importorskip("resource")
+    arguments = ("--num-supernodes", "2", "--workers", "1", "--run-config")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))  # too small for a final model
+    try:
+        status, _, err = script(*arguments, TINY, "--output-dir", "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    file = tmp_path / "run" / "model.safetensors"
+    assert (status, len(err)) == (1, 1)
+    assert err[0].startswith(f"error: {file}: cannot be written (File too large)")
+    assert RunResult(file.parent).status["reason"] == err[0].removeprefix("error: ")
+    assert script(*arguments, 'resume-from="run"', "--quiet") == (0, [str(file.parent)], [])
+    assert [row["round"] for row in RunResult(file.parent).history] == [0, 1]
+    assert RunResult(file.parent).state == "ended"
