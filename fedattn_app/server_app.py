@@ -28,6 +28,7 @@ from fedattn_app.server.observers import (
 )
 from fedattn_app.server.outcome import Outcome, array_record
 from fedattn_app.server.partition_grid import PartitionGrid
+from fedattn_app.server.quorum import Quorum
 from fedattn_app.server.rounds import Rounds
 from fedattn_app.server.strategy_factory import build_phases
 from fedattn_app.server.summary import model_metadata, summary_of
@@ -82,16 +83,17 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         config, protection, setup.scope, fingerprint, accountant_state, num_rounds
     )
 
-    # 4. The folder.
+    # 4. The clients.
+    preflight.log_plan(config, protection, setup)
+    num_clients = grid.wait_for_clients(config.federation.min_clients)
+    quorum = Quorum(config, protection.fraction_evaluate, num_clients)
+    preflight.check_num_clients(config, protection, earlier, quorum, grid.num_partitions)
+
+    # 5. The folder.
     folder = RunFolder(config, fingerprint, earlier)
     if protection.has_budget:
         folder.write_budgets(budgets.to_row())
-    preflight.log_plan(config, protection, setup)
     log.info("results go to %s", folder.path)
-
-    # 5. The clients.
-    num_clients = grid.wait_for_clients(config.federation.min_clients)
-    preflight.check_num_clients(config, protection, earlier, num_clients, grid.num_partitions)
 
     # 6. The rounds.
     outcome = Outcome(
@@ -106,6 +108,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
         folder,
         config,
         protection,
+        quorum,
         changeable,
         len(setup.labels),
         None if setup.test is None else setup.score,

@@ -13,8 +13,8 @@ from fedattn_app.types import NDArray, Row
 
 # A resumed run may change these settings; any other change would make it another run.
 CHANGEABLE_KEYS = {
-    *("num-rounds", "fraction-evaluate", "min-clients", "round-timeout", "patience"),
-    *("output-dir", "resume-from", "target-epsilon"),
+    *("num-rounds", "fraction-evaluate", "min-clients", "min-replies", "round-timeout"),
+    *("output-dir", "patience", "resume-from", "target-epsilon"),
 }
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -116,6 +116,23 @@ class PartitionGrid(Grid):
                 yield early.pop(awaited.popleft())
         for partition in sorted(early):
             yield early[partition]
+
+    def exchange(self, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+        """Send `messages`, yield the replies, and log the clients that did not reply in time.
+
+        A reply that does not belong to one of `messages` is logged and left out.
+        """
+        if not messages:
+            return
+        silent = {message.metadata.dst_node_id for message in messages}
+        for reply in self.send_and_receive(messages, timeout=timeout):
+            if (partition := reply.metadata.src_node_id) not in silent:
+                log.warning("client %d: a reply that nobody waits for is ignored", partition)
+                continue
+            silent.discard(partition)
+            yield reply
+        for partition in sorted(silent):
+            log.warning("client %d did not reply in time", partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to partitions and return the ids of the messages."""

@@ -16,6 +16,7 @@ from fedattn_app.models.parameters import fingerprint, set_arrays, view_arrays, 
 from fedattn_app.models.scopes import Scope, scope_of
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.results.resume import EarlierRun
+from fedattn_app.server.quorum import Quorum
 from fedattn_app.training.evaluation import evaluate
 from fedattn_app.types import NDArray
 
@@ -105,7 +106,7 @@ def check_num_clients(
     config: Config,
     protection: Protection,
     earlier: EarlierRun,
-    num_clients: int,
+    quorum: Quorum,
     num_partitions: int,
 ) -> None:
     """Raise `UserError` for settings that do not suit the number of clients.
@@ -114,7 +115,7 @@ def check_num_clients(
         config: the settings of the run.
         protection: the protection of the run.
         earlier: the run that this one resumes.
-        num_clients: the number of clients that are connected.
+        quorum: the number of clients that are connected, and how many of them must reply.
         num_partitions: the number of clients that the data are split over, as the nodes report it.
     """
     split_over = earlier.num_partitions
@@ -123,21 +124,13 @@ def check_num_clients(
             f"{num_partitions} clients: the run to resume split its data over {split_over}; give "
             f"--num-supernodes {split_over}"
         )
-    settings = config.aggregation
+    settings, num_clients = config.aggregation, quorum.num_clients
     if settings.strategy == "fedbuff" and settings.fedbuff_buffer_size > num_clients:
         raise UserError(
             f"fedbuff-buffer-size = {settings.fedbuff_buffer_size}: must be at most the number of "
             f"clients = {num_clients}, each of which answers once per step"
         )
-    per_round = max(1, int(num_clients * config.federation.fraction_train))
-    needed = settings.min_updates
-    if per_round < needed:
-        given = [f"{key} = {value}" for key, value in settings.min_updates_settings.items()]
-        because = f" with {' and '.join(given)}" if given else ""
-        raise UserError(
-            f'strategy = "{settings.strategy}": needs {needed} clients in a round{because}, there '
-            f"are {per_round}"
-        )
+    quorum.check()
     protection.check_num_clients(num_clients)
 
 

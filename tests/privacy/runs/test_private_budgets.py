@@ -1,10 +1,12 @@
 """The privacy budget of a run, and how a run ends when the budget is spent."""
 
+import json
+
 import pytest
 from helpers.private_clients import CLIENTS, TINY, epsilons, participants
 
 from fedattn_app.errors import RunFailedError
-from fedattn_app.results.checkpoint import CHECKPOINT
+from fedattn_app.results.checkpoint import BUDGETS, CHECKPOINT
 from fedattn_app.simulation import simulate
 
 
@@ -18,7 +20,7 @@ def test_the_noise_is_set_so_that_the_rounds_use_the_budget(cached_run, kind, ta
 
 
 ENDS = {
-    "dp-sgd": "0 of 3 clients have privacy budget left, 1 are needed",
+    "dp-sgd": "0 of 3 clients have privacy budget left, 2 are needed (min-replies = 2)",
     "client-dp": "would exceed max_epsilon",
 }
 
@@ -79,8 +81,35 @@ def test_a_client_without_budget_is_not_asked_again(cached_run, unequal):
 def test_a_run_ends_if_too_few_clients_have_budget(cached_run, unequal):
     result, printed = cached_run(**unequal, min_clients=3)
     assert result.summary["rounds"] == 3
-    assert "2 of 3 clients have privacy budget left, 3 are needed" in printed
+    assert "2 of 3 clients have privacy budget left, 3 are needed (min-clients = 3)" in printed
     assert result.arrays
+
+
+def test_no_round_is_that_of_the_one_client_with_budget(cached_run, unequal):
+    settings = unequal | {"num_examples_public": True, "target_epsilon": 0.0}
+    free, _ = cached_run(**settings | {"num_rounds": 5})
+    smallest, middle, largest = (epsilons(free, partition) for partition in range(CLIENTS))
+    settings["target_epsilon"] = (middle[2] + middle[3]) / 2
+    assert smallest[2] > settings["target_epsilon"] > largest[4]
+    result, printed = cached_run(**settings)
+    end = "1 of 3 clients have privacy budget left, 2 are needed (min-replies = 2)"
+    assert f"the run ends after round 3: {end}" in printed
+    assert participants(result)[-1] == [1, 2]
+    assert result.summary["rounds"] == 3
+    # What the largest client spent on the round that was not kept is recorded.
+    spent = json.loads((result.path / BUDGETS).read_text())
+    assert spent["epsilon"]["2"] == largest[3]
+    assert spent["unreported"] == []
+    alone, _ = cached_run(**settings, min_replies=1)
+    assert participants(alone)[:3] == participants(result)
+    assert participants(alone)[-1] == [2]
+
+
+def test_a_round_is_repeated_where_spent_budgets_leave_too_few_replies(cached_run, unequal):
+    settings = unequal | {"fraction_train": 0.7}
+    result, printed = cached_run(**settings)
+    assert "is repeated without the clients that have no budget" in printed
+    assert all(len(partitions) == 2 for partitions in participants(result))
 
 
 def test_a_target_that_no_noise_reaches_leaves_no_folder(tmp_path, refused, kind):
