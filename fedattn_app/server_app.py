@@ -76,6 +76,8 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     warmed_up = config.federation.warmup_rounds > 0
     changeable = frozenset(setup.arrays) if warmed_up else setup.scope.shared
     preflight.restore(setup, changeable, earlier)
+    changed = {name: array for name, array in setup.arrays.items() if name in changeable}
+    protection.check_model(setup.model, changed)
 
     # 3. The strategy, with everything around it.
     num_rounds = config.federation.num_rounds - earlier.last_round
@@ -88,6 +90,7 @@ def run(grid: PartitionGrid, config: Config) -> RunResult:
     num_clients = grid.wait_for_clients(config.federation.min_clients)
     quorum = Quorum(config, protection.fraction_evaluate, num_clients)
     preflight.check_num_clients(config, protection, earlier, quorum, grid.num_partitions)
+    preflight.check_examples(config, protection, setup, quorum, grid.num_splits)
 
     # 5. The folder.
     folder = RunFolder(config, fingerprint, earlier)

@@ -1,13 +1,14 @@
 """Prepare what a run needs before its first message, and check what can be checked by then."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import Examples
 from fedattn_app.data.labels import label_names
-from fedattn_app.data.loading import server_has_data, server_test_set
+from fedattn_app.data.loading import examples_per_client, server_has_data, server_test_set
 from fedattn_app.errors import UserError
 from fedattn_app.metrics import Scores
 from fedattn_app.models.classifier import Classifier
@@ -132,6 +133,67 @@ def check_num_clients(
         )
     quorum.check()
     protection.check_num_clients(num_clients)
+
+
+def check_examples(
+    config: Config, protection: Protection, setup: Setup, quorum: Quorum, num_splits: int
+) -> None:
+    """Raise `UserError` if clients of a simulation have too few examples; log what few mean.
+
+    Args:
+        config: the settings of the run.
+        protection: the protection of the run.
+        setup: the test set.
+        quorum: how many clients must reply.
+        num_splits: the number of clients that split the data set of the run; 0: it is not known
+            what data the nodes have.
+    """
+    if not num_splits or not server_has_data(config.data):
+        return
+    examples = examples_per_client(config.data, config.federation.seed, num_splits)
+    num_training = sum(trained > 0 for trained, _ in examples)
+    needed = 1 if protection.server_accounts else quorum.of_updates()
+    if num_training < needed:
+        raise UserError(
+            f"{num_splits} clients: this split of the data set gives examples to {num_training} "
+            f"of them, and {needed} are needed ({quorum.reason()})"
+        )
+    protection.check_examples(examples, needed)
+    if num_training < num_splits:
+        log.warning(
+            "%d of %d clients have no examples, and train nothing",
+            num_splits - num_training,
+            num_splits,
+        )
+    if setup.test is None and protection.fraction_evaluate:
+        _log_held_out(config, [held_out for _, held_out in examples], quorum)
+
+
+def _log_held_out(config: Config, held_out: Sequence[int], quorum: Quorum) -> None:
+    """Log how many clients hold out no examples, so that they have no score.
+
+    Raises `UserError` if `patience` waits for scores that can never be there.
+    """
+    fraction, num_clients = config.data.validation_fraction, len(held_out)
+    num_without = sum(number == 0 for number in held_out)
+    if not num_without:
+        return
+    enough = num_clients - num_without >= quorum.of_scores(0)
+    if config.federation.patience and not enough:
+        raise UserError(
+            f"patience = {config.federation.patience}: needs scores after each round, and "
+            f"{num_without} of {num_clients} clients hold out no examples at "
+            f"validation-fraction = {fraction:g}"
+        )
+    too_few = f"have fewer than {math.ceil(1 / fraction)} examples and " if fraction else ""
+    log.warning(
+        "%d of %d clients %shold out none at validation-fraction = %g%s",
+        num_without,
+        num_clients,
+        too_few,
+        fraction,
+        "" if enough else "; the run has no scores, and accuracy stays null",
+    )
 
 
 def log_plan(config: Config, protection: Protection, setup: Setup) -> None:

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from flwr.clientapp import ClientApp
 from helpers.private_clients import CLIENTS, TINY, epsilons, participants
+from helpers.runs import run_app
 
+from fedattn_app import client_app
 from fedattn_app.errors import RunFailedError
 from fedattn_app.results.checkpoint import BUDGETS, CHECKPOINT
 from fedattn_app.simulation import simulate
@@ -42,10 +45,28 @@ def test_a_spent_budget_ends_the_run_with_results(cached_run, kind):
     assert f"results in {result.path}" in printed
 
 
-def test_a_budget_too_small_for_one_round_fails_the_run(run, kind):
-    """No untrained model is saved, and one line says what to change."""
-    with pytest.raises(RunFailedError, match=r"no round was run: .*; raise target-epsilon"):
+def test_a_budget_too_small_for_one_round_is_refused(run, kind, refused):
+    """One line says what to change."""
+    with refused("target-epsilon = 0.1", "noise-multiplier = 0.5", "raise target-epsilon"):
         run(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
+
+
+def test_nodes_whose_budgets_do_not_suffice_end_the_run_before_its_first_round(tmp_path, opinions):
+    """The server knows neither the examples nor the ledgers of nodes with data of their own."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        context.node_config["data-path"] = "own.csv"
+        reply = client_app.app(message, context)
+        del context.node_config["data-path"]
+        return reply
+
+    app.train()(client_app.app)
+    settings = {"privacy": "dp-sgd", "noise-multiplier": 0.5, "target-epsilon": 0.1}
+    folder = {"output-dir": str(tmp_path / "run")}
+    with pytest.raises(RunFailedError, match=r"no round was run: 0 of 3 .*; raise target-epsilon"):
+        run_app(app, TINY | opinions | settings | folder)
 
 
 @pytest.fixture(scope="module")
