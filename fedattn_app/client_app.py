@@ -40,12 +40,14 @@ app = ClientApp()
 def describe(message: Message, context: Context) -> Message:
     """Reply with this node's ``partition-id`` (-1 if unset) and ``num-partitions`` (0 if unset).
 
-    The server orders the nodes by partition.
+    The server orders the nodes by partition. ``own-data`` is whether the node has a file of its
+    own; without it, the server can split the data set of the run as the nodes do.
     """
     answer = ConfigRecord(
         {
             "partition-id": int(context.node_config.get("partition-id", -1)),
             "num-partitions": int(context.node_config.get("num-partitions", 0)),
+            "own-data": "data-path" in context.node_config,
         }
     )
     return Message(RecordDict({"node": answer}), reply_to=message)

@@ -17,6 +17,7 @@ private part                             why the public API is not enough
 =======================================  ==========================================================
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -85,3 +86,14 @@ def task_identity() -> Iterator[None]:
         yield
     finally:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+@contextmanager
+def seeded_sampling(*seed: int | str) -> Iterator[None]:
+    """Seed Python's global generator, from which Flower's strategies sample, and restore it."""
+    before = random.getstate()
+    random.seed("/".join(map(str, seed)))
+    try:
+        yield
+    finally:
+        random.setstate(before)

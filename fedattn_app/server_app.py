@@ -28,6 +28,7 @@ from fedattn_app.server.observers import (
 )
 from fedattn_app.server.outcome import Outcome, array_record
 from fedattn_app.server.partition_grid import PartitionGrid
+from fedattn_app.server.quorum import Quorum
 from fedattn_app.server.rounds import Rounds
 from fedattn_app.server.strategy_factory import build_phases
 from fedattn_app.server.summary import model_metadata, summary_of
@@ -74,12 +75,15 @@ def _run(grid: PartitionGrid, config: Config, folder: RunFolder) -> RunResult:
     metadata = model_metadata(config, setup)
 
     # 2. The run that this one resumes, if there is one.
+    folder.check_free()
     with folder.reading_earlier_run():
         earlier = earlier_run(config, setup.identity)
         budgets, accountant_state = _spent(protection, earlier)
     warmed_up = config.federation.warmup_rounds > 0
     changeable = frozenset(setup.arrays) if warmed_up else setup.scope.shared
     preflight.restore(setup, changeable, earlier)
+    changed = {name: array for name, array in setup.arrays.items() if name in changeable}
+    protection.check_model(setup.model, changed)
 
     # 3. The strategy, with everything around it.
     num_rounds = config.federation.num_rounds - earlier.last_round
@@ -87,16 +91,18 @@ def _run(grid: PartitionGrid, config: Config, folder: RunFolder) -> RunResult:
         config, protection, setup.scope, setup.identity, accountant_state, num_rounds
     )
 
-    # 4. The folder.
+    # 4. The clients.
+    preflight.log_plan(config, protection, setup)
+    num_clients = grid.wait_for_clients(config.federation.min_clients)
+    quorum = Quorum(config, protection.fraction_evaluate, num_clients)
+    preflight.check_num_clients(config, protection, earlier, quorum, grid.num_partitions)
+    preflight.check_examples(config, protection, setup, quorum, grid.num_splits)
+
+    # 5. The folder.
     folder.begin(setup.identity, earlier)
     if protection.has_budget:
         folder.write_budgets(budgets.to_row())
-    preflight.log_plan(config, protection, setup)
     log.info("results go to %s", folder.path)
-
-    # 5. The clients.
-    num_clients = grid.wait_for_clients(config.federation.min_clients)
-    preflight.check_num_clients(config, protection, earlier, num_clients, grid.num_partitions)
 
     # 6. The rounds.
     outcome = Outcome(
@@ -111,6 +117,7 @@ def _run(grid: PartitionGrid, config: Config, folder: RunFolder) -> RunResult:
         folder,
         config,
         protection,
+        quorum,
         changeable,
         len(setup.labels),
         None if setup.test is None else setup.score,

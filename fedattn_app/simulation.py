@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from tqdm import tqdm
 
 from fedattn_app import client_app, server_app
-from fedattn_app.config import Config
+from fedattn_app.config import Config, num_selected
 from fedattn_app.console import SafeStream, print_line, printing
 from fedattn_app.data.loading import check_split
 from fedattn_app.engine import shared_memory
@@ -208,7 +208,7 @@ def _progress_bar(config: Config, num_supernodes: int, quiet: bool) -> "tqdm[Any
     federation, resumed = config.federation, config.output.resume_from
     done = len(RunResult(user_path("resume-from", resumed)).history) - 1 if resumed else 0
     per_round = sum(
-        max(1, int(num_supernodes * fraction))
+        num_selected(num_supernodes, fraction)
         for fraction in (federation.fraction_train, federation.fraction_evaluate)
         if fraction
     )

@@ -15,7 +15,7 @@ from strategies.geometric_median import GeometricMedian
 from strategies.qfedavg import QFedAvg
 from strategies.weighted_fedavg import WeightedFedAvg
 from strategies.wrappers.attention_only import AttentionOnly
-from strategies.wrappers.client_level_dp import ClientLevelDP
+from strategies.wrappers.client_level_dp import ClientLevelDP, check_clippable
 from strategies.wrappers.decoded_replies import DecodedReplies
 from strategies.wrappers.update_checks import NormBounds, UpdateChecks
 
@@ -41,4 +41,5 @@ __all__ = [
     "QFedAvg",
     "UpdateChecks",
     "WeightedFedAvg",
+    "check_clippable",
 ]

@@ -64,13 +64,16 @@ def test_arrays_that_this_node_does_not_share_are_refused(site):
 @pytest.mark.parametrize(
     ("node_config", "answer"),
     [
-        ({"partition_id": 4, "num_partitions": 9}, {"partition-id": 4, "num-partitions": 9}),
-        ({}, {"partition-id": -1, "num-partitions": 0}),
+        ({"partition_id": 4, "num_partitions": 9}, (4, 9, False)),
+        ({}, (-1, 0, False)),
+        ({"state_dir": "/somewhere", "partition_id": 2}, (2, 0, False)),
+        ({"data_path": "/not/read/here.csv", "num_partitions": 3}, (-1, 3, True)),
     ],
 )
 def test_a_reply_to_a_query_names_the_partition(node_config, answer):
     reply = client_app.app(Message(RecordDict(), 2, "query"), context(**node_config))
-    assert reply.content["node"] == answer
+    names = ("partition-id", "num-partitions", "own-data")
+    assert reply.content["node"] == dict(zip(names, answer, strict=True))
 
 
 def test_a_local_grid_reports_what_a_client_raised(site):

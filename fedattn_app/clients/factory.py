@@ -4,6 +4,7 @@ A real node may start a process for each message, so modules that only some mess
 imported where they are used.
 """
 
+import logging
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from fedattn_app.clients.node_policy import (
     check_owner_allows,
     errors_stay_here,
 )
+
+log = logging.getLogger("fedattn")
 
 if TYPE_CHECKING:
     from fedattn_app.clients.base import FrozenClient
@@ -78,6 +81,15 @@ def _data(
         path, secret = str(node["data-path"]), protection.protects_on_node
         data = private_data(config.data, config.model, seed, path, secret)
         check_own_data(context.state, path, data.source_fingerprint)
+    if not len(data.train):
+        log.warning("this node has no examples, and trains nothing")
+    if protection.fraction_evaluate and not len(data.validation):
+        log.warning(
+            "this node holds out none of its %d examples at validation-fraction = %g, and reports "
+            "no scores",
+            len(data.train),
+            config.data.validation_fraction,
+        )
     return config.data.label_names, replace(data, source_fingerprint=""), partition
 
 

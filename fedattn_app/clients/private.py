@@ -20,11 +20,12 @@ from fedattn_app.config import Config
 from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
-from fedattn_app.privacy.accounting import Steps, epsilon_of, noise_for
+from fedattn_app.privacy.accounting import Steps, epsilon_of, is_within, noise_for
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.engine import GradientEngine
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.ledger import Entry, Ledger
+from fedattn_app.privacy.protections.dp_sgd import check_delta
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE, evaluate
 from fedattn_app.training.loop import set_trainable
@@ -78,12 +79,7 @@ class PrivateClient(PersonalClient):
         self.ledger = ledger
         self.run = run
         self.max_epsilon = max_epsilon
-        num_examples = len(data.train) + len(data.validation)
-        if self.privacy.target_delta * num_examples >= 1:
-            raise UserError(
-                f"target-delta = {self.privacy.target_delta:g}: must be below 1 / number of "
-                f"examples, here 1 / {num_examples} = {1 / num_examples:.3g}"
-            )
+        check_delta(self.privacy.target_delta, len(data.train) + len(data.validation))
 
     @classmethod
     def on_node(cls, node: "Node") -> Self:
@@ -203,8 +199,8 @@ class PrivateClient(PersonalClient):
             steps = replace(planned, noise_multiplier=float(noise))
             epsilon = self._epsilon_with([steps])
             mechanisms = [*(entry.mechanism for entry in self.ledger.entries_of(kind)), steps]
-            limit = target * (1 + 1e-6) if target else math.inf
-            if epsilon_of(mechanisms, delta, accountant) > limit or epsilon > self.max_epsilon:
+            within = is_within(epsilon_of(mechanisms, delta, accountant), target)
+            if not within or epsilon > self.max_epsilon:
                 log.warning(
                     "client %d: no budget left to %s in round %d: ε is %.4g and would become %.4g; "
                     "the limits are %g in this run and %g in all runs",

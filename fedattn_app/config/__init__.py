@@ -3,7 +3,7 @@
 from fedattn_app.config.aggregation import RULES, AggregationConfig, AggregationRule
 from fedattn_app.config.command_line import parse_run_config
 from fedattn_app.config.data import PARTITIONERS, DataConfig
-from fedattn_app.config.federation import FederationConfig
+from fedattn_app.config.federation import FederationConfig, num_selected
 from fedattn_app.config.model import (
     ATTENTION_ROLES,
     LORA_SCOPES,
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingConfig",
     "TransportConfig",
     "as_toml",
+    "num_selected",
     "parse_run_config",
     "with_current_names",
 ]

@@ -19,7 +19,7 @@ class AggregationRule:
     `class_name` is a class of `strategies`. `keywords` maps the fields of `AggregationConfig` that
     the rule uses to the keywords of that class. `unused` are fields of other sections that have no
     effect with this rule. `min_updates` returns how many updates the rule needs to combine any:
-    with fewer, the model stays as it is.
+    a round with fewer ends the run.
     """
 
     class_name: str

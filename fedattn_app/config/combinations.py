@@ -179,6 +179,12 @@ COMBINATIONS: tuple[Combination, ...] = (
         "use fedbuff-buffer-size of at most fedbuff-concurrency",
     ),
     Combination(
+        exceeds("min-replies", "fedbuff-buffer-size"),
+        equal("strategy", "fedbuff"),
+        "a round has no more replies than the buffer holds",
+        "use min-replies of at most fedbuff-buffer-size",
+    ),
+    Combination(
         equal("privacy", "dp-sgd", "client-dp"),
         equal("target-epsilon", 0.0),
         "no amount of noise is given",

@@ -8,6 +8,11 @@ from fedattn_app.config.schema import Section, setting
 from fedattn_app.metrics import METRICS
 
 
+def num_selected(num_clients: int, fraction: float) -> int:
+    """Return how many of `num_clients` clients a round asks, at least 1: `fraction` of them."""
+    return max(1, int(num_clients * fraction))
+
+
 def score_names() -> tuple[str, ...]:
     """Return the choices of the key ``score``: the loss and all metrics, in kebab-case."""
     return ("loss", *(name.replace("_", "-") for name in METRICS))
@@ -52,7 +57,13 @@ class FederationConfig(Section):
     min_clients: int = setting(
         0,
         "number of clients to wait for before a round; 0: before the first round as many as the "
-        "nodes' `num-partitions`, before later rounds one",
+        "nodes' `num-partitions`, before later rounds as many as `min-replies` needs",
+        minimum=0,
+    )
+    min_replies: int = setting(
+        0,
+        "number of valid updates that a round combines at least; with fewer, no model of the round "
+        "is kept and the run ends; 0: two, or one where a round asks only one client",
         minimum=0,
     )
     round_timeout: float = setting(

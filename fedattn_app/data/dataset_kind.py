@@ -52,3 +52,7 @@ class DatasetKind(ABC):
     def client_table(self, seed: int, client: int) -> Table:
         """Return the training rows of client number `client` ≥ 0."""
         raise NotImplementedError
+
+    def client_table_size(self, seed: int, client: int) -> int:
+        """Return the number of rows of `client_table`."""
+        return len(self.client_table(seed, client))

@@ -41,6 +41,10 @@ class TriageCorpus(DatasetKind):
         """Return the training notes of the hospital with the number `client`."""
         return _notes_table(triage.site_notes(seed, client))
 
+    def client_table_size(self, seed: int, client: int) -> int:
+        """Return the number of notes of a hospital, which is the same for all."""
+        return triage.NOTES_PER_SITE
+
 
 class SplitsDataset(DatasetKind):
     """A data set that is loaded as a training and a test table."""

@@ -10,7 +10,7 @@ from fedattn_app.config import DataConfig, ModelConfig
 from fedattn_app.data.dataset_kinds import kind_of
 from fedattn_app.data.examples import ClientData, Examples
 from fedattn_app.data.labels import check_labels, has_labels, label_names, label_numbers
-from fedattn_app.data.partition import rows_by_client
+from fedattn_app.data.partition import num_rows_by_client, rows_by_client
 from fedattn_app.data.sources import Table, load_files
 from fedattn_app.errors import UserError
 from fedattn_app.models.factory import build_tokenizer
@@ -54,6 +54,29 @@ def check_split(config: DataConfig, seed: int, num_partitions: int) -> None:
         table = kind.training_table(config, seed, num_partitions)
         check_labels(table, label_names(config))
         rows_by_client(config, table, num_partitions, seed)
+
+
+def examples_per_client(
+    config: DataConfig, seed: int, num_partitions: int
+) -> list[tuple[int, int]]:
+    """Return how many examples each client of a simulation trains on, and how many it holds out.
+
+    Raises `UserError` if the data set cannot be split over `num_partitions` clients.
+    """
+    check_split(config, seed, num_partitions)
+    kind = kind_of(config)
+    if kind.has_client_tables(config):
+        sizes = [kind.client_table_size(seed, client) for client in range(num_partitions)]
+    else:
+        table = kind.training_table(config, seed, num_partitions)
+        sizes = num_rows_by_client(rows_by_client(config, table, num_partitions, seed))
+    held_out = [num_held_out(size, config.validation_fraction) for size in sizes]
+    return [(size - held, held) for size, held in zip(sizes, held_out, strict=True)]
+
+
+def num_held_out(num_examples: int, fraction: float) -> int:
+    """Return how many of a client's examples are held out: a `fraction`, rounded down."""
+    return int(fraction * num_examples)
 
 
 def client_data(
@@ -150,9 +173,9 @@ def _client_data(
 
 
 def _hold_out(examples: Examples, fraction: float, seed: int, partition: int) -> ClientData:
-    """Hold out a random `fraction` of the examples, rounded down."""
+    """Hold out a random `fraction` of the examples."""
     order = torch.from_numpy(np.random.default_rng([seed, partition]).permutation(len(examples)))
-    held_out = int(fraction * len(examples))
+    held_out = num_held_out(len(examples), fraction)
     return ClientData(train=examples[order[held_out:]], validation=examples[order[:held_out]])
 
 

@@ -43,6 +43,11 @@ def rows_by_client(
     return partitioner(config, table, num_clients, seed)
 
 
+def num_rows_by_client(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Return the number of rows of each client in what `rows_by_client` has returned."""
+    return rows.lengths() if isinstance(rows, _FlowerRows) else list(map(len, rows))
+
+
 def iid(config: DataConfig, table: Table, num_clients: int, seed: int) -> Sequence[Sequence[int]]:
     """Split the rows into random parts of equal size, one per client."""
     from flwr_datasets import partitioner as fds
@@ -218,6 +223,10 @@ class _FlowerRows(Sequence[Sequence[int]]):
 
     def __len__(self) -> int:
         return int(self._partitioner.num_partitions)
+
+    def lengths(self) -> list[int]:
+        """Return the number of rows of each client, without reading the row numbers."""
+        return [len(self._partitioner.load_partition(client)) for client in range(len(self))]
 
     @overload
     def __getitem__(self, client: int) -> Sequence[int]: ...

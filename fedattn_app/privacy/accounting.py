@@ -29,6 +29,8 @@ NEGLIGIBLE_NOISE_MULTIPLIER = 1e-6
 # A budget is spent when the rest of it needs more than this many times the noise multiplier that
 # the whole budget would need.
 MAX_NOISE_INCREASE = 10.0
+# By how much an ε may exceed the target, as a fraction of it.
+ROUNDING_TOLERANCE = 1e-6
 # Where the search for the logarithm of a noise multiplier stops.
 LOG_NOISE_TOLERANCE = 1e-3
 
@@ -75,6 +77,11 @@ def epsilon_of(history: Sequence[Steps], delta: float, accountant: str = "rdp") 
     if accountant == "rdp" or bound > MAX_PRV_EPSILON:
         return bound
     return min(bound, _prv_epsilon(tuple(history), delta))
+
+
+def is_within(epsilon: float, target: float) -> bool:
+    """Return whether ε is at most `target`, up to rounding; a `target` of 0 is no limit."""
+    return not target or epsilon <= target * (1 + ROUNDING_TOLERANCE)
 
 
 def noise_for(

@@ -17,8 +17,8 @@ from fedattn_app.types import NDArray, Row
 # A resumed run may change these settings; any other change would make it another run. Whether
 # another data-path has the same rows is checked by their fingerprints.
 CHANGEABLE_KEYS = {
-    *("num-rounds", "fraction-evaluate", "min-clients", "round-timeout", "patience"),
-    *("data-path", "output-dir", "resume-from", "target-epsilon"),
+    *("num-rounds", "fraction-evaluate", "min-clients", "min-replies", "round-timeout"),
+    *("data-path", "output-dir", "patience", "resume-from", "target-epsilon"),
 }
 
 

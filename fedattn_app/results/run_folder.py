@@ -98,6 +98,14 @@ class RunFolder:
         if self._lock:
             self._lock.release()
 
+    def check_free(self) -> None:
+        """Raise `UserError` if the folder already holds another run. Nothing is written."""
+        if not self._in_place and self._holds_rounds():
+            raise UserError(
+                f"output-dir = {self.path}: already holds a run; name another folder, or resume "
+                "that run with resume-from"
+            )
+
     @contextmanager
     def reading_earlier_run(self) -> Iterator[None]:
         """Lock the run that this one resumes, if there is one, while its files are read.
@@ -246,11 +254,7 @@ class RunFolder:
             self.path = _new_folder(self.path, self.config.aggregation.strategy)
         if self._lock is None:
             self._lock = lock_run("output-dir", self.path)
-        if not self._in_place and self._holds_rounds():
-            raise UserError(
-                f"output-dir = {self.path}: already holds a run; name another folder, or resume "
-                "that run with resume-from"
-            )
+        self.check_free()
 
     def _holds_rounds(self) -> bool:
         """Return whether the folder has more of a run than a round 0 that cannot be resumed."""

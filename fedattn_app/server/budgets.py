@@ -6,12 +6,15 @@ one ε for all.
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from flwr.app import Message
+from flwr.serverapp import PrivacyAccountant
 
+from fedattn_app.privacy.protections import Protection
+from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.server.reply_checks import reported_epsilon
 
 log = logging.getLogger("fedattn")
@@ -88,10 +91,57 @@ class Budgets:
         for partition in sorted(partitions):
             log.info("client %d: budget spent, ε %.4g", partition, self.epsilon[partition])
 
-    def check(self, num_left: int, num_needed: int) -> None:
-        """Raise `BudgetSpentError` if clients were retired and fewer than `num_needed` are left."""
+    def check(self, num_left: int, num_needed: int, reason: str) -> None:
+        """Raise `BudgetSpentError` if clients were retired and fewer than `num_needed` are left.
+
+        `reason` is the setting that demands that number.
+        """
         if self.retired and num_left < num_needed:
             raise BudgetSpentError(
                 f"{num_left} of {num_left + len(self.retired)} clients have privacy budget left, "
-                f"{num_needed} are needed"
+                f"{num_needed} are needed ({reason})"
             )
+
+
+class SpendingRecord:
+    """Writes what clients spend to the run's folder before anyone sees what it was spent for.
+
+    Args:
+        folder: the run's folder.
+        protection: the protection of the run.
+        accountant: that of the server's noise; None if the server adds none.
+    """
+
+    def __init__(
+        self, folder: RunFolder, protection: Protection, accountant: PrivacyAccountant | None
+    ) -> None:
+        self.folder = folder
+        self.protection = protection
+        self.accountant = accountant
+
+    def record_messages(self, messages: Sequence[Message], budgets: Budgets) -> None:
+        """Record, before sending `messages`, which clients get them.
+
+        A client may spend budget on a message and never report it.
+        """
+        if self.protection.protects_on_node:
+            self.folder.remove_final_files()  # their ε may be too small from now on
+            budgets.record_messages(message.metadata.dst_node_id for message in messages)
+            self.write(budgets)
+
+    def write(self, budgets: Budgets) -> None:
+        """Write what the clients have reported, if they report anything."""
+        if self.protection.protects_on_node:
+            self.folder.write_budgets(budgets.to_row())
+
+    def account(self, clients: Collection[int], budgets: Budgets) -> None:
+        """Record what the server's noise has cost `clients`, if it adds noise.
+
+        This happens before anyone sees the noisy model.
+        """
+        if self.accountant:
+            if clients:
+                self.folder.remove_final_files()
+            self.folder.write_accountant(self.accountant.state_dict())
+            epsilon = self.accountant.get_privacy_spent().epsilon
+            budgets.spend_in_common(clients, epsilon)

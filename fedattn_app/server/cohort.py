@@ -13,6 +13,8 @@ from fedattn_app.server.budgets import Budgets
 from fedattn_app.server.reply_checks import error_line, metrics_fault, metrics_of, number
 from strategies.common.replies import printable
 
+MAX_FAILURE_REASONS = 3  # distinct ones, in the error of a round that brings too little
+
 log = logging.getLogger("fedattn")
 
 
@@ -63,6 +65,32 @@ class Cohort:
         """Return whether a client's reply is valid and reports more than 0 examples."""
         metrics = self.metrics.get(partition)
         return metrics is not None and number(metrics, "num-examples") > 0
+
+    @property
+    def num_updates(self) -> int:
+        """The number of replies that enter the combination: valid ones, with examples."""
+        return sum(map(self.has_examples, self.metrics))
+
+    @property
+    def num_replies(self) -> int:
+        """The number of all replies, failures included."""
+        return len(self.metrics.keys() | self.failures.keys() | self.out_of_budget.keys())
+
+    def shortfall(self, num_silent: int, timeout: float) -> str:
+        """Return why there are not more updates, in one line.
+
+        Args:
+            num_silent: the number of clients that have not replied.
+            timeout: the seconds after which they are not waited for.
+        """
+        reasons = sorted(set(self.failures.values()))[:MAX_FAILURE_REASONS]
+        counts = {
+            f"did not reply within {timeout:g} s": num_silent,
+            "without examples": len(self.metrics) - self.num_updates,
+            "without privacy budget": len(self.out_of_budget),
+        }
+        reasons += [f"{number} {what}" for what, number in counts.items() if number]
+        return "; ".join(reasons) or f"no reply within {timeout:g} s"
 
     def _sorted(self, replies: Iterator[Message]) -> Iterator[Message]:
         for reply in replies:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -55,6 +55,7 @@ class PartitionGrid(Grid):
         self._node_ids: dict[int, int] = {}  # partition -> node id
         self._refused: dict[int, str] = {}  # node id -> why it cannot take part
         self._reported_sizes: dict[int, int] = {}  # node id -> its ``num-partitions``
+        self._with_own_data: set[int] = set()  # node ids
         self._pushed: dict[str, int] = {}  # message id -> partition
 
     @property
@@ -65,6 +66,11 @@ class PartitionGrid(Grid):
         """
         reported = Counter(size for size in self._reported_sizes.values() if size > 0)
         return min(reported, key=lambda size: (-reported[size], size), default=0)
+
+    @property
+    def num_splits(self) -> int:
+        """The number of clients that split the data set of the run, or 0 if a node has its own."""
+        return 0 if self._with_own_data & set(self._node_ids.values()) else self.num_partitions
 
     def wait_for_clients(self, minimum: int, timeout: float = math.inf) -> int:
         """Wait until `minimum` nodes are connected, and return how many there are.
@@ -116,6 +122,23 @@ class PartitionGrid(Grid):
                 yield early.pop(awaited.popleft())
         for partition in sorted(early):
             yield early[partition]
+
+    def exchange(self, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+        """Send `messages`, yield the replies, and log the clients that did not reply in time.
+
+        A reply that does not belong to one of `messages` is logged and left out.
+        """
+        if not messages:
+            return
+        silent = {message.metadata.dst_node_id for message in messages}
+        for reply in self.send_and_receive(messages, timeout=timeout):
+            if (partition := reply.metadata.src_node_id) not in silent:
+                log.warning("client %d: a reply that nobody waits for is ignored", partition)
+                continue
+            silent.discard(partition)
+            yield reply
+        for partition in sorted(silent):
+            log.warning("client %d did not reply in time", partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to partitions and return the ids of the messages."""
@@ -178,6 +201,8 @@ class PartitionGrid(Grid):
                 continue
             record = answer.content.config_records["node"]
             self._reported_sizes[node] = int(record["num-partitions"])  # type: ignore[arg-type]
+            if record.get("own-data", True):
+                self._with_own_data.add(node)
             answers.append((int(record["partition-id"]), node))  # type: ignore[arg-type]
         nameless = []
         for partition, node in sorted(answers):

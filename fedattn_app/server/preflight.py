@@ -1,13 +1,19 @@
 """Prepare what a run needs before its first message, and check what can be checked by then."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedattn_app.config import Config, TrainingConfig
 from fedattn_app.data.examples import Examples
 from fedattn_app.data.labels import label_names, list_labels, log_doubtful_labels
-from fedattn_app.data.loading import data_fingerprints, server_has_data, server_test_set
+from fedattn_app.data.loading import (
+    data_fingerprints,
+    examples_per_client,
+    server_has_data,
+    server_test_set,
+)
 from fedattn_app.errors import UserError
 from fedattn_app.metrics import Scores
 from fedattn_app.models.classifier import Classifier
@@ -17,6 +23,7 @@ from fedattn_app.models.scopes import Scope, scope_of
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.results.resume import EarlierRun
 from fedattn_app.run_identity import RunIdentity
+from fedattn_app.server.quorum import Quorum
 from fedattn_app.training.evaluation import evaluate
 from fedattn_app.types import NDArray
 
@@ -109,7 +116,7 @@ def check_num_clients(
     config: Config,
     protection: Protection,
     earlier: EarlierRun,
-    num_clients: int,
+    quorum: Quorum,
     num_partitions: int,
 ) -> None:
     """Raise `UserError` for settings that do not suit the number of clients.
@@ -118,7 +125,7 @@ def check_num_clients(
         config: the settings of the run.
         protection: the protection of the run.
         earlier: the run that this one resumes.
-        num_clients: the number of clients that are connected.
+        quorum: the number of clients that are connected, and how many of them must reply.
         num_partitions: the number of clients that the data are split over, as the nodes report it.
     """
     split_over = earlier.num_partitions
@@ -127,22 +134,75 @@ def check_num_clients(
             f"{num_partitions} clients: the run to resume split its data over {split_over}; give "
             f"--num-supernodes {split_over}"
         )
-    settings = config.aggregation
+    settings, num_clients = config.aggregation, quorum.num_clients
     if settings.strategy == "fedbuff" and settings.fedbuff_buffer_size > num_clients:
         raise UserError(
             f"fedbuff-buffer-size = {settings.fedbuff_buffer_size}: must be at most the number of "
             f"clients = {num_clients}, each of which answers once per step"
         )
-    per_round = max(1, int(num_clients * config.federation.fraction_train))
-    needed = settings.min_updates
-    if per_round < needed:
-        given = [f"{key} = {value}" for key, value in settings.min_updates_settings.items()]
-        because = f" with {' and '.join(given)}" if given else ""
-        raise UserError(
-            f'strategy = "{settings.strategy}": needs {needed} clients in a round{because}, there '
-            f"are {per_round}"
-        )
+    quorum.check()
     protection.check_num_clients(num_clients)
+
+
+def check_examples(
+    config: Config, protection: Protection, setup: Setup, quorum: Quorum, num_splits: int
+) -> None:
+    """Raise `UserError` if clients of a simulation have too few examples; log what few mean.
+
+    Args:
+        config: the settings of the run.
+        protection: the protection of the run.
+        setup: the test set.
+        quorum: how many clients must reply.
+        num_splits: the number of clients that split the data set of the run; 0: it is not known
+            what data the nodes have.
+    """
+    if not num_splits or not server_has_data(config.data):
+        return
+    examples = examples_per_client(config.data, config.federation.seed, num_splits)
+    num_training = sum(trained > 0 for trained, _ in examples)
+    needed = 1 if protection.server_accounts else quorum.of_updates()
+    if num_training < needed:
+        raise UserError(
+            f"{num_splits} clients: this split of the data set gives examples to {num_training} "
+            f"of them, and {needed} are needed ({quorum.reason()})"
+        )
+    protection.check_examples(examples, needed)
+    if num_training < num_splits:
+        log.warning(
+            "%d of %d clients have no examples, and train nothing",
+            num_splits - num_training,
+            num_splits,
+        )
+    if setup.test is None and protection.fraction_evaluate:
+        _log_held_out(config, [held_out for _, held_out in examples], quorum)
+
+
+def _log_held_out(config: Config, held_out: Sequence[int], quorum: Quorum) -> None:
+    """Log how many clients hold out no examples, so that they have no score.
+
+    Raises `UserError` if `patience` waits for scores that can never be there.
+    """
+    fraction, num_clients = config.data.validation_fraction, len(held_out)
+    num_without = sum(number == 0 for number in held_out)
+    if not num_without:
+        return
+    enough = num_clients - num_without >= quorum.of_scores(0)
+    if config.federation.patience and not enough:
+        raise UserError(
+            f"patience = {config.federation.patience}: needs scores after each round, and "
+            f"{num_without} of {num_clients} clients hold out no examples at "
+            f"validation-fraction = {fraction:g}"
+        )
+    too_few = f"have fewer than {math.ceil(1 / fraction)} examples and " if fraction else ""
+    log.warning(
+        "%d of %d clients %shold out none at validation-fraction = %g%s",
+        num_without,
+        num_clients,
+        too_few,
+        fraction,
+        "" if enough else "; the run has no scores, and accuracy stays null",
+    )
 
 
 def log_plan(config: Config, protection: Protection, setup: Setup) -> None:

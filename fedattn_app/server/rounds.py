@@ -1,38 +1,36 @@
 """The loop over rounds: train, combine, evaluate, and report to the observers.
 
 It calls the methods of any Flower `Strategy`, as Flower's `Strategy.start` does. It adds repeatable
-sampling, asynchronous rounds, observers, and a one-line error for a round in which every client
-fails.
+sampling, asynchronous rounds, observers, and a one-line error for a round in which too few clients
+reply.
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import count, islice
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.exception import PrivacyBudgetExhausted
 
 from fedattn_app.config import Config
 from fedattn_app.errors import RunFailedError
+from fedattn_app.flower_compat import seeded_sampling
 from fedattn_app.metrics import Scores
 from fedattn_app.privacy.protections import Protection
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.server.async_messages import AsyncMessages
-from fedattn_app.server.budgets import BudgetSpentError
+from fedattn_app.server.budgets import BudgetSpentError, SpendingRecord
 from fedattn_app.server.cohort import Cohort
 from fedattn_app.server.observers import RoundEnd, RoundObserver
 from fedattn_app.server.outcome import Outcome
 from fedattn_app.server.partition_grid import PartitionGrid, Traffic
+from fedattn_app.server.quorum import Quorum
 from fedattn_app.server.records import client_rows, pooled_scores, round_row
 from fedattn_app.server.reply_checks import number
 from fedattn_app.server.strategy_factory import Phase
 from fedattn_app.types import NDArray, Row
-
-MAX_FAILURE_REASONS = 3  # distinct ones, in the error of a round that brings nothing
 
 log = logging.getLogger("fedattn")
 
@@ -46,6 +44,7 @@ class Rounds:
         folder: the run's folder, for what must be on disk before a message is sent.
         config: the settings of the run.
         protection: the protection of the run.
+        quorum: how many clients must reply.
         changeable: the names of the parameters that training may change.
         num_labels: the number of labels.
         evaluate: returns the scores of arrays on the server's test set; None without a test set.
@@ -59,6 +58,7 @@ class Rounds:
         folder: RunFolder,
         config: Config,
         protection: Protection,
+        quorum: Quorum,
         changeable: Collection[str],
         num_labels: int,
         evaluate: Callable[[Mapping[str, NDArray]], Scores] | None,
@@ -69,11 +69,13 @@ class Rounds:
         self.folder = folder
         self.config = config.federation
         self.protection = protection
+        self.quorum = quorum
         self.changeable = changeable
         self.num_labels = num_labels
         self.evaluate = evaluate
         self.observers = observers
-        self.accountant = phases[0].accountant
+        self.spending = SpendingRecord(folder, protection, phases[0].accountant)
+        self._score_faults: set[str] = set()  # those logged so far
         self.asynchronous: AsyncMessages | None = None
         if config.aggregation.strategy == "fedbuff":
             self.buffer_size = config.aggregation.fedbuff_buffer_size
@@ -87,10 +89,12 @@ class Rounds:
         `rule_state` has the arrays that the rule kept in the run that is resumed. The run ends
         early if an observer has a reason, or if too few clients have privacy budget for another
         round. Raises `RunFailedError` if the budget does not suffice for the first round, or if
-        every client of a round fails; the rounds before it are in the folder.
+        too few clients of a round reply; the rounds before it are in the folder.
         """
         self.grid.retired = outcome.budgets.retired
-        self._account([], outcome)  # what the earlier rounds of a resumed run have spent
+        self.spending.account(
+            [], outcome.budgets
+        )  # what the earlier rounds of a resumed run have spent
         first = outcome.last_round + 1
         if outcome.history:
             if self._phase(first) is self._phase(first - 1):
@@ -145,10 +149,10 @@ class Rounds:
         if self.evaluate:
             outcome.central = self.evaluate(self._changeable_arrays(outcome))
             if not np.isfinite(outcome.central.loss):
-                raise RunFailedError(
-                    f"round {server_round}: the global model's test loss is not finite; lower "
-                    "learning-rate, or set update-drop-norm if a client may send anything; the "
-                    f"rounds before are in {self.folder.path}"
+                raise self._failed(
+                    server_round,
+                    "the global model's test loss is not finite; lower learning-rate, or set "
+                    "update-drop-norm if a client may send anything",
                 )
         traffic = self._take_traffic()
         row = round_row(
@@ -173,35 +177,62 @@ class Rounds:
         self._notify_end(self._end(outcome, clients))
 
     def _train(self, server_round: int, outcome: Outcome) -> tuple[Cohort, int]:
-        """Run one round of training; return its cohort and the number of failures."""
-        self._check_budgets(outcome)
+        """Run one round of training; return its cohort and the number of failures.
+
+        The round is repeated for as long as it has too few updates because clients report that
+        their budget is spent.
+        """
         phase = self._phase(server_round)
-        phase.begin_round()
-        try:
-            cohort, num_asked = self._send_training_messages(server_round, phase, outcome)
-        except PrivacyBudgetExhausted as error:
-            raise BudgetSpentError(str(error).rstrip(".")) from None
-        self.folder.remove_final_files()
-        arrays, _ = phase.strategy.aggregate_train(server_round, cohort)
-        cohort.finish()
-        cohort.drop(phase.refused)
-        outcome.budgets.retire(cohort.out_of_budget)
-        if cohort.out_of_budget and not cohort.metrics:
-            self._check_budgets(outcome)
-        elif (num_asked or cohort.failures or self.asynchronous) and not cohort.metrics:
-            reasons = sorted(set(cohort.failures.values()))[:MAX_FAILURE_REASONS]
-            silent = f"no reply within {self.config.round_timeout:g} s"
-            raise RunFailedError(
-                f"round {server_round}: all {num_asked or len(cohort.failures)} clients failed: "
-                f"{'; '.join(reasons) or silent}; the rounds before are in {self.folder.path}"
-            )
+        while (attempt := self._attempt(server_round, phase, outcome)) is None:
+            log.info("round %d is repeated without the clients that have no budget", server_round)
+        arrays, cohort, num_asked = attempt
         if arrays is None:
             log.warning("round %d: nothing to combine; the model stays", server_round)
         else:
             outcome.arrays = arrays
-        self._account(cohort.metrics, outcome)
+        self.spending.account(cohort.metrics, outcome.budgets)
         num_answered = len(cohort.metrics) + len(cohort.out_of_budget)
         return cohort, max(num_asked - num_answered, len(cohort.failures))
+
+    def _attempt(
+        self, server_round: int, phase: Phase, outcome: Outcome
+    ) -> tuple[ArrayRecord | None, Cohort, int] | None:
+        """Let clients train once; return the combined arrays, the cohort, and how many were asked.
+
+        Returns None if there are too few updates and clients have reported a spent budget. Raises
+        `RunFailedError` if there are too few for another reason, and `BudgetSpentError`.
+        """
+        self._check_budgets(outcome)
+        try:
+            cohort, num_asked = self._send_training_messages(server_round, phase, outcome)
+        except PrivacyBudgetExhausted as error:
+            raise BudgetSpentError(str(error).rstrip(".")) from None
+        needed = self.quorum.of_updates(num_asked)
+        # Who answered is private where the server adds the noise, so that nothing may depend on it:
+        # there, the quorum is one of the clients that are asked.
+        released = self.protection.server_accounts
+        phase.begin_round(1 if released else needed)
+        arrays, _ = phase.strategy.aggregate_train(server_round, cohort)
+        cohort.finish()
+        cohort.drop(phase.refused)
+        outcome.budgets.retire(cohort.out_of_budget)
+        if cohort.num_updates >= needed or (released and cohort.metrics):
+            return arrays, cohort, num_asked
+        self.spending.write(outcome.budgets)
+        if cohort.out_of_budget:
+            return None
+        total = num_asked or cohort.num_replies
+        fault = f"all {total} clients failed"
+        if cohort.metrics:
+            sent = f"{cohort.num_updates} of {total} clients sent a valid update"
+            fault = self.quorum.fault(sent, num_asked)
+        why = cohort.shortfall(total - cohort.num_replies, self.config.round_timeout)
+        raise self._failed(server_round, f"{fault}: {why}")
+
+    def _failed(self, server_round: int, fault: str) -> RunFailedError:
+        return RunFailedError(
+            f"round {server_round}: {fault}; the rounds before are in {self.folder.path}"
+        )
 
     def _send_training_messages(
         self, server_round: int, phase: Phase, outcome: Outcome
@@ -214,18 +245,23 @@ class Rounds:
         stages = (f"train {number}" if number else "train" for number in count())
 
         def messages(limit: int | None = None) -> list[Message]:
-            with _sampling(self.config.seed, server_round, next(stages)):
+            with seeded_sampling(self.config.seed, server_round, next(stages)):
                 made = phase.strategy.configure_train(
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
                 sampled = list(islice(made, limit))
-            self._record_messages(sampled, outcome)
+            if limit is None and len(sampled) < self.quorum.of_updates():
+                fault = self.quorum.fault(f"{len(sampled)} clients can be asked", len(sampled))
+                raise self._failed(server_round, fault)
+            self.spending.record_messages(sampled, outcome.budgets)
             return sampled
 
         metrics = self.protection.train_metrics()
         if self.asynchronous is None:
             sampled = messages()
-            return self._cohort(self._exchange(sampled), metrics, outcome), len(sampled)
+            return self._cohort(
+                self.grid.exchange(sampled, self.config.round_timeout), metrics, outcome
+            ), len(sampled)
 
         def fills_buffer(reply: Message) -> bool:
             partition = reply.metadata.src_node_id
@@ -248,67 +284,44 @@ class Rounds:
         if self.config.fraction_evaluate and not self.grid.count_left():
             return None, 0  # Flower would wait for a node
         phase = self._phase(server_round)
-        with _sampling(self.config.seed, server_round, "evaluate"):
+        with seeded_sampling(self.config.seed, server_round, "evaluate"):
             messages = list(
                 phase.strategy.configure_evaluate(
                     server_round, outcome.arrays, ConfigRecord({**phase.message_config}), self.grid
                 )
             )
-        self._record_messages(messages, outcome)
+        self.spending.record_messages(messages, outcome.budgets)
         metrics = self.protection.evaluate_metrics(self.num_labels)
-        cohort = self._cohort(self._exchange(messages), metrics, outcome)
+        cohort = self._cohort(
+            self.grid.exchange(messages, self.config.round_timeout), metrics, outcome
+        )
         phase.strategy.aggregate_evaluate(server_round, list(cohort))
         scored = [m for m in cohort.metrics.values() if number(m, "num-examples")]
-        if scored:
+        if len(scored) >= self.quorum.of_scores(len(messages)):
             outcome.federated = pooled_scores(scored, self.num_labels)
             if "accuracy" in metrics:  # the extremes of noisy numbers show the noise, not clients
                 outcome.client_accuracies = [number(m, "accuracy") for m in scored]
+        elif messages:
+            fault = self.quorum.score_fault(len(scored), len(cohort.metrics), len(messages))
+            if fault not in self._score_faults:
+                log.warning("round %d: %s", server_round, fault)
+            self._score_faults.add(fault)
         return cohort, len(messages) - len(cohort.metrics) - len(cohort.out_of_budget)
-
-    def _exchange(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """Send `messages`, yield the replies, and log the clients that did not reply in time."""
-        if not messages:
-            return
-        silent = {message.metadata.dst_node_id for message in messages}
-        for reply in self.grid.send_and_receive(messages, timeout=self.config.round_timeout):
-            if (partition := reply.metadata.src_node_id) not in silent:
-                log.warning("client %d: a reply that nobody waits for is ignored", partition)
-                continue
-            silent.discard(partition)
-            yield reply
-        for partition in sorted(silent):
-            log.warning("client %d did not reply in time", partition)
 
     def _cohort(
         self, replies: Iterator[Message], metrics: frozenset[str], outcome: Outcome
     ) -> Cohort:
         return Cohort(replies, metrics, outcome.budgets, self.protection.protects_on_node)
 
-    def _account(self, clients: Collection[int], outcome: Outcome) -> None:
-        """Record the privacy budget that the server's noise has spent, if it adds noise.
-
-        This happens before anyone sees the noisy model.
-        """
-        if self.accountant:
-            self.folder.write_accountant(self.accountant.state_dict())
-            epsilon = self.accountant.get_privacy_spent().epsilon
-            outcome.budgets.spend_in_common(clients, epsilon)
-
-    def _record_messages(self, messages: Sequence[Message], outcome: Outcome) -> None:
-        """Record, before sending `messages`, which clients get them.
-
-        A client may spend budget on a message and never report it.
-        """
-        if self.protection.protects_on_node:
-            outcome.budgets.record_messages(message.metadata.dst_node_id for message in messages)
-            self.folder.write_budgets(outcome.budgets.to_row())
-
     def _check_budgets(self, outcome: Outcome) -> None:
-        outcome.budgets.check(self.grid.count_left(), self._min_clients)
+        reason = self.quorum.reason()
+        if self._min_clients > self.quorum.num_connected:
+            reason = f"min-clients = {self._min_clients}"
+        outcome.budgets.check(self.grid.count_left(), self._min_clients, reason)
 
     @property
     def _min_clients(self) -> int:
-        return max(1, self.config.min_clients)
+        return max(self.quorum.num_connected, self.config.min_clients)
 
     def _take_traffic(self) -> Traffic:
         taken, self.grid.traffic = self.grid.traffic, Traffic()
@@ -326,14 +339,3 @@ class Rounds:
     def _changeable_arrays(self, outcome: Outcome) -> dict[str, NDArray]:
         arrays = outcome.arrays.items()
         return {name: array.numpy() for name, array in arrays if name in self.changeable}
-
-
-@contextmanager
-def _sampling(seed: int, server_round: int, stage: str) -> Iterator[None]:
-    """Seed Python's global generator, from which Flower's strategies sample, and restore it."""
-    before = random.getstate()
-    random.seed(f"{seed}/{server_round}/{stage}")
-    try:
-        yield
-    finally:
-        random.setstate(before)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.serverapp import PrivacyAccountant
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg
 
 import strategies
 from fedattn_app.config import Config
@@ -33,14 +33,14 @@ class Phase:
         first_round: the first round, from 1.
         rule: combines the replies; it is inside all wrappers.
         strategy: the rule in all wrappers; the server calls this one.
-        refusing: the wrappers that refuse single replies.
+        checks: the wrapper around the rule, which sees the updates that enter a combination.
         message_config: the config that goes with every message.
     """
 
     first_round: int
     rule: FedAvg | ClientLevelDP
-    strategy: Strategy
-    refusing: tuple[DecodedReplies | UpdateChecks, ...]
+    strategy: DecodedReplies
+    checks: UpdateChecks
     message_config: Mapping[str, str]
 
     @property
@@ -51,12 +51,13 @@ class Phase:
     @property
     def refused(self) -> dict[int, str]:
         """The reason for each refused reply of this round, by partition."""
-        return {node: why for wrapper in self.refusing for node, why in wrapper.dropped.items()}
+        return {**self.strategy.dropped, **self.checks.dropped}
 
-    def begin_round(self) -> None:
-        """Forget what was refused in the round before."""
-        for wrapper in self.refusing:
-            wrapper.dropped.clear()
+    def begin_round(self, min_updates: int) -> None:
+        """Forget what was refused before, and let the rule combine `min_updates` or more only."""
+        self.strategy.dropped.clear()
+        self.checks.dropped.clear()
+        self.checks.min_updates = min_updates
 
     def state(self) -> dict[str, NDArray]:
         """Return the arrays that the rule keeps from round to round."""
@@ -142,10 +143,10 @@ def build_pipeline(
         settings.update_clip_norm,
         replies_are_gradients=isinstance(rule, FedSGD),
     )
-    checked = UpdateChecks(rule, norm_bounds, settings.min_updates)
+    checked = UpdateChecks(rule, norm_bounds)
     scoped = AttentionOnly(checked, shared.__contains__, needs_no_replies, sends_rest)
     decoded = DecodedReplies(scoped, codec_of(config).decode)
-    return Phase(first_round, rule, decoded, (decoded, checked), message_config or {})
+    return Phase(first_round, rule, decoded, checked, message_config or {})
 
 
 def make_rule(

@@ -91,7 +91,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         Raises `PrivacyBudgetExhausted` if the round would exceed `max_epsilon`, and `ValueError`
         if an array cannot be clipped.
         """
-        _check_clippable({name: array.numpy() for name, array in arrays.items()})
+        check_clippable({name: array.numpy() for name, array in arrays.items()})
         self.current_arrays = arrays
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._cohort = [message.metadata.dst_node_id for message in messages]
@@ -157,7 +157,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         return Message(content, node, MessageType.TRAIN)
 
 
-def _check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
+def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Raise `ValueError` if any array cannot be clipped.
 
     An array can be clipped if it is float32 or float64, has at least one dimension, and is not

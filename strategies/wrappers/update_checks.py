@@ -15,17 +15,15 @@ out: `norm_bounds` None.
 An update within the bounds can still be an attack; use a robust rule against those.
 """
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from strategies.wrappers.base import ReplyFilter
-
-log = logging.getLogger("fedattn")
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ class UpdateChecks(ReplyFilter):
     Args:
         inner: The strategy that combines the replies.
         norm_bounds: The checks of size. None: only the checks of form are made.
-        min_updates: Minimum number of replies that the rule needs, at least 1. If fewer pass, none
-            are combined.
+        min_updates: Minimum number of replies to combine, at least 1. If fewer pass, the inner
+            strategy sees none of them.
     """
 
     def __init__(
@@ -87,21 +85,14 @@ class UpdateChecks(ReplyFilter):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the arrays and metrics that the inner strategy combines from the passed replies.
 
-        Either may be None. Returns (None, None) and logs a warning if fewer than `min_updates`
-        replies pass the checks.
+        Either may be None. Returns (None, None) if fewer than `min_updates` replies pass the
+        checks.
         """
-        passed: Iterable[Message] = self._accepted(replies)
-        if self.min_updates > 1:
-            passed = list(passed)
-            if len(passed) < self.min_updates:
-                log.warning(
-                    "round %d: the rule needs %d updates, there are %d",
-                    server_round,
-                    self.min_updates,
-                    len(passed),
-                )
-                return None, None
-        return self.inner.aggregate_train(server_round, passed)
+        passed = self._accepted(replies)
+        first = list(islice(passed, self.min_updates)) if self.min_updates > 1 else []
+        if self.min_updates > 1 and len(first) < self.min_updates:
+            return None, None
+        return self.inner.aggregate_train(server_round, chain(first, passed))
 
     def fault(self, reply: Message, sent: ArrayRecord) -> str | None:
         """Return why `reply` fails a check, or None if it passes all of them.

@@ -28,6 +28,33 @@ from fedattn_app.privacy.ledger import Ledger
 pytestmark = pytest.mark.usefixtures("task_id")
 
 
+# Few examples
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "more", "said"),
+    [
+        (9, {}, True),
+        (10, {}, False),
+        (40, {"validation-fraction": 0.0}, True),
+        (9, {"fraction-evaluate": 0.0}, False),
+        (9, {**PRIVATE, "target-delta": 0.01}, False),  # no node evaluates
+        (9, {**PRIVATE, "target-delta": 0.01, "evaluate-epsilon": 4.0}, True),
+    ],
+)
+def test_the_log_of_a_node_says_that_it_holds_out_nothing(tmp_path, node_log, num_rows, more, said):
+    own = write(
+        tmp_path / "own.csv",
+        ["some text"] * num_rows,
+        ["no", "yes"] * (num_rows // 2) + ["no"] * (num_rows % 2),
+    )
+    settings = SETTINGS | more
+    node = context(settings, data_path=str(own), state_dir=str(tmp_path / "state"))
+    client_app.app(message(run_config=settings), node)
+    text = f"this node holds out none of its {num_rows} examples at validation-fraction"
+    assert (text in node_log.text) is said
+
+
 # The state between messages
 
 

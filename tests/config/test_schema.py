@@ -20,6 +20,7 @@ OUT_OF_RANGE = [
     ("fraction-evaluate", -0.01, ">= 0"),
     ("fraction-evaluate", 1.01, "<= 1"),
     ("min-clients", -1, ">= 0"),
+    ("min-replies", -1, ">= 0"),
     ("round-timeout", 0, "> 0"),
     ("round-timeout", math.inf, "<= 43200"),
     ("seed", -1, ">= 0"),

@@ -310,7 +310,7 @@ def test_the_privacy_loss_of_two_sites_adds_up_over_runs(deployment):
 def test_a_site_killed_during_training_has_recorded_the_rounds_cost(deployment):
     states = {"state_dir": deployment.folder / "state"}
     north, _ = start_two_sites(deployment, **states)
-    settings = f'model="tiny" batch-size=1 round-timeout=90.0 {PRIVATE}'
+    settings = f'model="tiny" batch-size=1 round-timeout=90.0 min-replies=1 {PRIVATE}'
     with ThreadPoolExecutor() as pool:
         running = pool.submit(run_on_sites, deployment, settings)
         while not (before := ledger_of("north", deployment)):

@@ -22,7 +22,7 @@ def reply_from(partition, **metrics):
 
 def test_nothing_is_spent_at_first():
     assert Budgets().largest is None
-    Budgets().check(num_left=0, num_needed=1)
+    Budgets().check(0, 1, "min-replies = 1")
 
 
 def test_a_client_is_unreported_until_it_reports_its_epsilon():
@@ -65,9 +65,11 @@ def test_the_servers_noise_costs_every_client_the_same():
 def test_too_few_clients_are_left_only_where_some_were_retired():
     budgets = Budgets({1: 8.0})
     budgets.retire({1})
-    budgets.check(num_left=2, num_needed=2)
-    with pytest.raises(BudgetSpentError, match=r"1 of 2 clients .* 2 are needed"):
-        budgets.check(num_left=1, num_needed=2)
+    budgets.check(2, 2, "min-replies = 2")
+    with pytest.raises(
+        BudgetSpentError, match=r"1 of 2 clients .* 2 are needed \(min-replies = 2\)"
+    ):
+        budgets.check(1, 2, "min-replies = 2")
 
 
 def test_a_resumed_run_knows_what_was_spent():

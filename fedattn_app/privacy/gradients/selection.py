@@ -39,11 +39,7 @@ def engine_for(model: Classifier, max_length: int) -> type[GradientEngine]:
         model: the classifier.
         max_length: the maximum length of a text in tokens.
     """
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UserError(
-            'privacy = "dp-sgd": the model has batch normalisation, so the contribution of one '
-            "example would depend on which others were drawn"
-        )
+    refuse_batch_normalisation(model)
     values = [parameter.detach().clone() for parameter in trained_parameters(model)]
     training_flags = {module: module.training for module in model.modules()}
     try:
@@ -64,6 +60,15 @@ def engine_for(model: Classifier, max_length: int) -> type[GradientEngine]:
             module.training = flag
     log.warning("the gradients of this model are computed one example at a time, which is slow")
     return OneByOne
+
+
+def refuse_batch_normalisation(model: nn.Module) -> None:
+    """Raise `UserError` for a model with batch normalisation, in which examples mix."""
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError(
+            'privacy = "dp-sgd": the model has batch normalisation, so the contribution of one '
+            "example would depend on which others were drawn"
+        )
 
 
 def clipped_gradient_sum(

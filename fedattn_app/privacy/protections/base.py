@@ -4,15 +4,17 @@ No other module tests the name of a protection. To add one, derive a class from 
 override what differs, and add a row to `PROTECTIONS` in `fedattn_app.config.privacy`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedattn_app.config import Config
 from fedattn_app.metrics import COUNT_NAMES
+from fedattn_app.types import NDArray
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import FedAvg
 
+    from fedattn_app.models.classifier import Classifier
     from strategies import ClientLevelDP
 
 
@@ -123,8 +125,19 @@ class Protection:
     def check_settings(self) -> None:
         """Raise `UserError` if the settings cannot work. Called before any message is sent."""
 
+    def check_model(self, model: "Classifier", arrays: Mapping[str, NDArray]) -> None:
+        """Raise `UserError` for a `model`, or `arrays` of it that travel, that do not allow it."""
+
     def check_num_clients(self, num_clients: int) -> None:
         """Raise `UserError` if the settings do not allow a run with `num_clients` clients."""
+
+    def check_examples(self, examples: Sequence[tuple[int, int]], num_needed: int) -> None:
+        """Raise `UserError` if the settings do not suit the numbers of examples.
+
+        Args:
+            examples: how many examples each client trains on and how many it holds out.
+            num_needed: the number of clients that must be able to train.
+        """
 
     def announce(self) -> None:
         """Log messages about this run's protection for the user. Some protections log none."""

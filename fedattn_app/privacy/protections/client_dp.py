@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 from fedattn_app.errors import UserError
 from fedattn_app.privacy.accounting import Steps, noise_for
 from fedattn_app.privacy.protections.noise import NoisyProtection
+from fedattn_app.types import NDArray
 
 if TYPE_CHECKING:
+    from flwr.serverapp import PrivacyAccountant
     from flwr.serverapp.strategy import FedAvg
 
+    from fedattn_app.models.classifier import Classifier
     from strategies import ClientLevelDP
 
 COVERED_FILES_NOTE = (
@@ -54,8 +57,10 @@ class ClientDp(NoisyProtection):
             settings.target_epsilon or None,
             self.config.federation.seed if settings.reproducible_noise else None,
         )
-        if accountant_state:
-            assert wrapper.accountant
+        assert wrapper.accountant
+        if not accountant_state:
+            self._check_first_release(wrapper.accountant)
+        else:
             # The limit is that of the resumed run, which may differ from that of the earlier one.
             limit = {"max_epsilon": settings.target_epsilon or None}
             try:
@@ -64,6 +69,15 @@ class ClientDp(NoisyProtection):
             except (ValueError, TypeError, LookupError) as error:
                 raise self._unreadable(error) from None
         return wrapper
+
+    def check_model(self, model: "Classifier", arrays: Mapping[str, NDArray]) -> None:
+        """Raise `UserError` for trained `arrays` that cannot be clipped."""
+        from strategies import check_clippable
+
+        try:
+            check_clippable(dict(arrays))
+        except ValueError as error:
+            raise UserError(f'privacy = "client-dp": {error}; share other parameters') from None
 
     def check_num_clients(self, num_clients: int) -> None:
         """Raise `UserError` if `target-delta` is not below 1 / `num_clients`."""
@@ -79,6 +93,21 @@ class ClientDp(NoisyProtection):
         With reproducible noise it says instead that ε holds for nobody.
         """
         return {"privacy_note": COVERED_FILES_NOTE} | super().summary_notes()
+
+    def _check_first_release(self, accountant: "PrivacyAccountant") -> None:
+        """Raise `UserError` if the whole budget does not suffice for one round."""
+        from flwr.serverapp import GaussianPrivacyEvent
+
+        settings = self.settings
+        if not (settings.target_epsilon and settings.noise_multiplier):
+            return  # noise that is computed from the budget fits it
+        size = accountant.config.population_size  # has no effect without amplification
+        if accountant.would_exceed(GaussianPrivacyEvent(settings.noise_multiplier, size, size)):
+            raise UserError(
+                f"target-epsilon = {settings.target_epsilon:g}: with noise-multiplier = "
+                f"{settings.noise_multiplier:g} it does not suffice for one round; raise "
+                "target-epsilon or the noise"
+            )
 
     def _spent(self, accountant_state: Mapping[str, Any]) -> list[Steps]:
         try:

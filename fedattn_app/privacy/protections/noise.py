@@ -2,6 +2,7 @@
 
 import logging
 
+from fedattn_app.config.schema import key_named
 from fedattn_app.errors import UserError
 from fedattn_app.privacy.accounting import Steps, noise_for
 from fedattn_app.privacy.protections.base import Protection
@@ -20,14 +21,16 @@ class NoisyProtection(Protection):
     default_weighting = "uniform"
 
     def check_settings(self) -> None:
-        """Raise `UserError` if `target-epsilon` is too small even for a single step."""
+        """Raise `UserError` if an ε is too small even for a single step."""
         settings, one_step = self.settings, Steps(0.0, 1.0, 1)
-        target, delta = settings.target_epsilon, settings.target_delta
-        if target and noise_for(target, delta, one_step, (), settings.accountant) is None:
-            raise UserError(
-                f"target-epsilon = {target:g}: no noise is enough for it at target-delta = "
-                f"{delta:g}; raise one of them"
-            )
+        delta = settings.target_delta
+        for key in ("target_epsilon", "evaluate_epsilon"):
+            target = getattr(settings, key)
+            if target and noise_for(target, delta, one_step, (), settings.accountant) is None:
+                raise UserError(
+                    f"{key_named(key)} = {target:g}: no noise is enough for it at target-delta = "
+                    f"{delta:g}; raise one of them"
+                )
 
     def announce(self) -> None:
         """Log a warning if the noise is reproducible. Reproducible noise protects nobody."""

@@ -1,10 +1,15 @@
 """The privacy budget of a run, and how a run ends when the budget is spent."""
 
-import pytest
-from helpers.private_clients import CLIENTS, TINY, epsilons, participants
+import json
 
+import pytest
+from flwr.clientapp import ClientApp
+from helpers.private_clients import CLIENTS, TINY, epsilons, participants
+from helpers.runs import run_app
+
+from fedattn_app import client_app
 from fedattn_app.errors import RunFailedError
-from fedattn_app.results.checkpoint import CHECKPOINT
+from fedattn_app.results.checkpoint import BUDGETS, CHECKPOINT
 from fedattn_app.simulation import simulate
 
 
@@ -18,7 +23,7 @@ def test_the_noise_is_set_so_that_the_rounds_use_the_budget(cached_run, kind, ta
 
 
 ENDS = {
-    "dp-sgd": "0 of 3 clients have privacy budget left, 1 are needed",
+    "dp-sgd": "0 of 3 clients have privacy budget left, 2 are needed (min-replies = 2)",
     "client-dp": "would exceed max_epsilon",
 }
 
@@ -40,10 +45,28 @@ def test_a_spent_budget_ends_the_run_with_results(cached_run, kind):
     assert f"results in {result.path}" in printed
 
 
-def test_a_budget_too_small_for_one_round_fails_the_run(run, kind):
-    """No untrained model is saved, and one line says what to change."""
-    with pytest.raises(RunFailedError, match=r"no round was run: .*; raise target-epsilon"):
+def test_a_budget_too_small_for_one_round_is_refused(run, kind, refused):
+    """One line says what to change."""
+    with refused("target-epsilon = 0.1", "noise-multiplier = 0.5", "raise target-epsilon"):
         run(privacy=kind, noise_multiplier=0.5, target_epsilon=0.1, num_rounds=2)
+
+
+def test_nodes_whose_budgets_do_not_suffice_end_the_run_before_its_first_round(tmp_path, opinions):
+    """The server knows neither the examples nor the ledgers of nodes with data of their own."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        context.node_config["data-path"] = "own.csv"
+        reply = client_app.app(message, context)
+        del context.node_config["data-path"]
+        return reply
+
+    app.train()(client_app.app)
+    settings = {"privacy": "dp-sgd", "noise-multiplier": 0.5, "target-epsilon": 0.1}
+    folder = {"output-dir": str(tmp_path / "run")}
+    with pytest.raises(RunFailedError, match=r"no round was run: 0 of 3 .*; raise target-epsilon"):
+        run_app(app, TINY | opinions | settings | folder)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +102,35 @@ def test_a_client_without_budget_is_not_asked_again(cached_run, unequal):
 def test_a_run_ends_if_too_few_clients_have_budget(cached_run, unequal):
     result, printed = cached_run(**unequal, min_clients=3)
     assert result.summary["rounds"] == 3
-    assert "2 of 3 clients have privacy budget left, 3 are needed" in printed
+    assert "2 of 3 clients have privacy budget left, 3 are needed (min-clients = 3)" in printed
     assert result.arrays
+
+
+def test_no_round_is_that_of_the_one_client_with_budget(cached_run, unequal):
+    settings = unequal | {"num_examples_public": True, "target_epsilon": 0.0}
+    free, _ = cached_run(**settings | {"num_rounds": 5})
+    smallest, middle, largest = (epsilons(free, partition) for partition in range(CLIENTS))
+    settings["target_epsilon"] = (middle[2] + middle[3]) / 2
+    assert smallest[2] > settings["target_epsilon"] > largest[4]
+    result, printed = cached_run(**settings)
+    end = "1 of 3 clients have privacy budget left, 2 are needed (min-replies = 2)"
+    assert f"the run ends after round 3: {end}" in printed
+    assert participants(result)[-1] == [1, 2]
+    assert result.summary["rounds"] == 3
+    # What the largest client spent on the round that was not kept is recorded.
+    spent = json.loads((result.path / BUDGETS).read_text())
+    assert spent["epsilon"]["2"] == largest[3]
+    assert spent["unreported"] == []
+    alone, _ = cached_run(**settings, min_replies=1)
+    assert participants(alone)[:3] == participants(result)
+    assert participants(alone)[-1] == [2]
+
+
+def test_a_round_is_repeated_where_spent_budgets_leave_too_few_replies(cached_run, unequal):
+    settings = unequal | {"fraction_train": 0.7}
+    result, printed = cached_run(**settings)
+    assert "is repeated without the clients that have no budget" in printed
+    assert all(len(partitions) == 2 for partitions in participants(result))
 
 
 def test_a_target_that_no_noise_reaches_leaves_no_folder(tmp_path, refused, kind):
