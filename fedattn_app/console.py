@@ -42,8 +42,8 @@ class SafeStream:
             self.stream.write(text)
         except UnicodeError:
             encoding = getattr(self.stream, "encoding", None) or "ascii"
-            with suppress(UnicodeError, LookupError):
-                self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            with suppress(UnicodeError, LookupError, OSError, ValueError):
+                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError):  # ValueError: it is closed
             self._discard()
         return len(text)
@@ -83,7 +83,8 @@ class _Writer(logging.Handler):
         try:
             self.write(record.getMessage(), SafeStream(stream))
         except Exception:
-            self.handleError(record)
+            with suppress(Exception):  # it prints too
+                self.handleError(record)
 
 
 @contextmanager

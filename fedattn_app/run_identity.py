@@ -39,10 +39,16 @@ class RunIdentity:
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
         """Read what `to_metadata` wrote; a part that is missing is empty.
 
-        Raises `ValueError` if the labels are not a JSON list.
+        Raises `ValueError` if the labels are not a JSON list of texts.
         """
         texts = {name: metadata.get(name, "") for name in asdict(cls()) if name != "labels"}
-        return cls(tuple(json.loads(metadata.get("labels", "[]"))), **texts)
+        try:
+            labels = json.loads(metadata.get("labels", "[]"))
+        except RecursionError:
+            labels = None
+        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+            raise ValueError("not a list of texts")
+        return cls(tuple(labels), **texts)
 
     def to_message_config(self) -> dict[str, str]:
         """Return what every message carries for its client to compare, by key."""

@@ -20,6 +20,7 @@ CHECKPOINT = Path("checkpoint", "model.safetensors")
 BEST = Path("checkpoint", "best.safetensors")
 ACCOUNTANT = Path("checkpoint", "accountant.json")
 BUDGETS = Path("checkpoint", "spending.json")
+MAX_DIGITS = 18  # of a number in the metadata
 RULE_PREFIX = "rule/"  # before the names of the arrays that the rule keeps
 
 T = TypeVar("T")
@@ -68,21 +69,25 @@ class Checkpoint:
     def read(cls, run: Path) -> "Checkpoint":
         """Read the checkpoint in the folder `run`; raises `UserError` if there is none."""
         arrays, about = read_arrays(run / CHECKPOINT)
-        if not about.get("round", "").isdecimal():
-            raise UserError(
-                f"{run / CHECKPOINT}: is not the checkpoint of a run (it names no round)"
-            )
+        server_round = _number(run, about, "round")
         return cls(
-            int(about["round"]),
+            server_round,
             {k: v for k, v in arrays.items() if not k.startswith(RULE_PREFIX)},
             {
                 k.removeprefix(RULE_PREFIX): v
                 for k, v in arrays.items()
                 if k.startswith(RULE_PREFIX)
             },
-            int(about.get("num-partitions", 0)),
+            _number(run, about, "num-partitions"),
             _identity_of(run, about),
         )
+
+
+def _number(run: Path, about: Mapping[str, str], name: str) -> int:
+    text = about.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
+        raise UserError(f"{run / CHECKPOINT}: is not the checkpoint of a run (it names no {name})")
+    return int(text)
 
 
 def _identity_of(run: Path, about: Mapping[str, str]) -> RunIdentity:

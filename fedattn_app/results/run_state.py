@@ -13,6 +13,7 @@ STATUS = "status.json"
 LOCK = ".lock"
 LOCK_TIMEOUT_SECONDS = 2  # longer than another run takes to read a folder that it resumes
 RUNNING, ENDED, FAILED, INTERRUPTED, DIED = "running", "ended", "failed", "interrupted", "died"
+STATES = (RUNNING, ENDED, FAILED, INTERRUPTED)  # in the file
 FINAL_FILES = ("summary.json", "model.safetensors", "best.safetensors")
 
 
@@ -94,10 +95,15 @@ def _read(run: Path) -> Row:
     path = run / STATUS
     try:
         status: Row = json.loads(path.read_bytes())
-        return {name: status[name] for name in ("state", "round", "reason")}
+        state, server_round, reason = (status[name] for name in ("state", "round", "reason"))
+        if state not in STATES or type(server_round) is not int:
+            raise ValueError(state)
+        if not (reason is None or isinstance(reason, str)):
+            raise TypeError(reason)
+        return {"state": state, "round": server_round, "reason": reason}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise UserError(f"{path}: is not the status of a run") from None
 
 

@@ -27,6 +27,9 @@ from fedattn_app.server.quorum import Quorum
 from fedattn_app.training.evaluation import evaluate
 from fedattn_app.types import NDArray
 
+# A single node may report any number of splits; to count the examples of so many takes too long.
+MAX_CHECKED_SPLITS = 100_000
+
 log = logging.getLogger("fedattn")
 
 
@@ -157,7 +160,7 @@ def check_examples(
         num_splits: the number of clients that split the data set of the run; 0: it is not known
             what data the nodes have.
     """
-    if not num_splits or not server_has_data(config.data):
+    if not 0 < num_splits <= MAX_CHECKED_SPLITS or not server_has_data(config.data):
         return
     examples = examples_per_client(config.data, config.federation.seed, num_splits)
     num_training = sum(trained > 0 for trained, _ in examples)

@@ -101,7 +101,12 @@ def test_a_run_that_is_refused_leaves_the_state_of_the_run_before(interrupted, r
 def test_a_status_is_not_what_anybody_wrote(config, refused):
     with begun(config) as folder:
         pass
-    for content in (b"", b"[]", b"{}", b"\xff", b'{"state": "ended"}'):
+    odd = [b"", b"[]", b"{}", b"\xff", b"[" * 50_000, b'{"state": "ended"}']
+    odd += [
+        json.dumps({"state": state, "round": server_round, "reason": reason}).encode()
+        for state, server_round, reason in (("x", 1, None), ("ended", "1", None), ("ended", 1, 2))
+    ]
+    for content in odd:
         (folder.path / STATUS).write_bytes(content)
         with refused(folder.path / STATUS, "is not the status of a run"):
             _ = RunResult(folder.path).state

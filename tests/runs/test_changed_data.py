@@ -116,6 +116,13 @@ def test_a_run_is_resumed_where_its_data_have_moved_to(settings, tmp_path, refus
         ("labels", '["pos", "neg"]', "its labels are pos, neg, and"),
         ("labels", "[]", "its labels are not recorded"),
         ("labels", "no JSON", "its labels cannot be read"),
+        ("labels", "5", "its labels cannot be read"),
+        ("labels", '"abc"', "its labels cannot be read"),
+        ("labels", '[["a"]]', "its labels cannot be read"),
+        ("labels", "[" * 50_000, "its labels cannot be read"),
+        ("round", "-1", "it names no round"),
+        ("num-partitions", "x", "it names no num-partitions"),
+        ("num-partitions", "9" * 5000, "it names no num-partitions"),
         ("tokenizer", "0" * 64, "its tokenizer is not"),
     ],
 )
