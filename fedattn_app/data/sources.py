@@ -196,11 +196,10 @@ def _has_labels(test: Table, train: Table) -> bool:
 def _request(config: DataConfig, split: str, secret: bool = False) -> Request:
     """Return the columns of a split that `config` names. Only training rows need them all."""
     columns = {"text-column": config.text_column, "label-column": config.label_column}
-    if split != "train":
-        return Request(columns, frozenset(["label-column"]), secret)
-    if config.partition_by:
+    optional = frozenset(["label-column"] if split != "train" else ())
+    if config.partition_by and split == "train":
         columns["partition-by"] = config.partition_by
-    return Request(columns, secret=secret)
+    return Request(columns, optional, secret, frozenset(config.label_names))
 
 
 def _hub_cells(split: Any, request: Request, source: str) -> Cells:

@@ -125,7 +125,6 @@ class SpendingRecord:
         A client may spend budget on a message and never report it.
         """
         if self.protection.protects_on_node:
-            self.folder.remove_final_files()  # their ε may be too small from now on
             budgets.record_messages(message.metadata.dst_node_id for message in messages)
             self.write(budgets)
 
@@ -140,8 +139,6 @@ class SpendingRecord:
         This happens before anyone sees the noisy model.
         """
         if self.accountant:
-            if clients:
-                self.folder.remove_final_files()
             self.folder.write_accountant(self.accountant.state_dict())
             epsilon = self.accountant.get_privacy_spent().epsilon
             budgets.spend_in_common(clients, epsilon)

@@ -64,11 +64,7 @@ class FolderWriter(RoundObserver):
         self.keeps_budgets = keeps_budgets
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Append the rows of the round and replace the checkpoint.
-
-        The final files of the run that is resumed are out of date from now on.
-        """
-        self.folder.remove_final_files()
+        """Append the rows of the round and replace the checkpoint."""
         if self.keeps_budgets:
             self.folder.write_budgets(end.outcome.budgets.to_row())
         self.folder.add_round(end.row, end.clients)

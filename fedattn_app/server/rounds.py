@@ -253,6 +253,7 @@ class Rounds:
             if limit is None and len(sampled) < self.quorum.of_updates():
                 fault = self.quorum.fault(f"{len(sampled)} clients can be asked", len(sampled))
                 raise self._failed(server_round, fault)
+            self.folder.remove_final_files()  # those of a resumed run are out of date from now on
             self.spending.record_messages(sampled, outcome.budgets)
             return sampled
 

@@ -200,7 +200,7 @@ def test_what_a_killed_run_was_writing_is_deleted_and_nothing_else(interrupted):
         file.touch()
     config = make_config(resume_from=str(interrupted), num_rounds=5, dropout=0.25)
     with RunFolder(config) as folder, folder.reading_earlier_run():
-        folder.begin("", earlier_run(config, ""))
+        folder.begin(earlier=earlier_run(config, RunIdentity()))
     assert not any(file.exists() for file in leftovers)
     assert all(file.exists() for file in others)
 

@@ -59,7 +59,7 @@ MISTAKES = {
     "missing column": ('dataset="file" data-path="no_label.csv"', "no column 'label'"),
     "odd encoding": ('dataset="file" data-path="latin.csv"', "not UTF-8"),
     "empty data": ('dataset="file" data-path="empty.csv"', "empty.csv: is empty"),
-    "unknown label": ('dataset="file" data-path="good.csv" labels="x,z"', "label 'y' is unknown"),
+    "unknown label": ('dataset="file" data-path="good.csv" labels="x,z"', "unknown label 'y'"),
     "one label": ('dataset="file" data-path="one.csv"', "at least 2"),
     "too many clients": ('dataset="file" data-path="good.csv"', "only 40 training examples"),
     "unknown partition column": (
@@ -67,7 +67,7 @@ MISTAKES = {
         "no column 'ward' (partition-by)",
     ),
     "hub out of reach": ('dataset="no/such"', 'use dataset = "file"'),
-    "no path": (r'output-dir="a\u0000b"', "cannot be used as a path"),
+    "no path": (r'output-dir="a\u0000b"', "holds a control character"),
     "not UTF-8": ('output-dir="caf\udce9"', r"output-dir = 'caf\udce9': must be text that UTF-8"),
     "half a pair": ('labels="a,\ud83d"', r"labels = 'a,\ud83d': must be text that UTF-8"),
     "no path but a number": ("resume-from=5", "resume-from = 5: must be text"),

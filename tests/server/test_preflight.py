@@ -160,8 +160,8 @@ def test_one_client_of_many_may_have_too_little_budget(tmp_path, rows):
 def test_a_model_in_which_examples_mix_is_refused_before_any_message(
     tmp_path, refused, monkeypatch
 ):
-    def with_batch_norm(config, num_labels, *more):
-        model = build_model(config.model, num_labels, config.federation.seed)
+    def with_batch_norm(config, labels, *more):
+        model = build_model(config.model, len(labels), config.federation.seed)
         model.norm = nn.BatchNorm1d(2)
         return model
 
@@ -249,7 +249,7 @@ def test_some_clients_without_held_out_examples(tmp_path, rows, run_lines):
 
 
 def test_clients_without_examples_are_counted(tmp_path, rows, run_lines):
-    settings = rows(40, partitioner="dirichlet", alpha=0.001)
+    settings = rows(40, partitioner="dirichlet", alpha=0.05)
     result, lines = run_lines(settings | {"output-dir": str(tmp_path / "run")}, 12)
     sizes = [row["num_examples"] for row in result.clients if row["round"] == 1]
     assert f"{sizes.count(0)} of 12 clients have no examples, and train nothing" in lines

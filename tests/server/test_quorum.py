@@ -188,15 +188,20 @@ def test_the_first_round_too_can_be_tried_again(tmp_path):
     assert same_arrays(rest, whole)
 
 
-def test_a_finished_run_stays_whole_if_the_next_round_fails(tmp_path):
+def test_a_resumed_run_whose_first_round_fails_can_be_finished_without_it(tmp_path):
     app = app_in_which(raise_error, {0, 1, 2}, rounds=(3,))
     config = config_in(tmp_path)
     finished = run_app(app, config, CLIENTS)
-    summary = finished.summary
+    arrays, accuracy = finished.arrays, finished.summary["accuracy"]
+    resumed = {**config, "resume-from": config["output-dir"]}
     with pytest.raises(RunFailedError, match="round 3: 1 of 4 clients"):
-        run_app(app, config | {"num-rounds": 3, "resume-from": config["output-dir"]}, CLIENTS)
-    assert RunResult(finished.path).summary == summary
-    assert same_arrays(RunResult(finished.path), finished)
+        run_app(app, resumed | {"num-rounds": 3}, CLIENTS)
+    failed = RunResult(finished.path)
+    assert failed.state == "failed"
+    assert not (failed.path / "summary.json").exists()
+    again = run_app(app, resumed, CLIENTS)
+    assert again.summary["accuracy"] == accuracy
+    assert all((again.arrays[name] == array).all() for name, array in arrays.items())
 
 
 def test_reasons_are_told_once_and_not_without_end(tmp_path):

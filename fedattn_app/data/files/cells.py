@@ -20,12 +20,14 @@ class Request:
         columns: The name of each wanted column, by the run-config key that gives it.
         optional: The keys of the columns that the file may lack.
         secret: Whether an error about a single row would reveal too much. Such a row is then read
-            as missing values and counted.
+            as missing values and counted, and what becomes of a row depends on no other row.
+        labels: The label names in the settings of the run, normalised; empty if it names none.
     """
 
     columns: Mapping[str, str]
     optional: frozenset[str] = frozenset()
     secret: bool = False
+    labels: frozenset[str] = frozenset()
 
     def find(self, names: Sequence[str], source: str) -> dict[str, int]:
         """Return the position in `names` of each wanted column, by the column's name.

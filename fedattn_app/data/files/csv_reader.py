@@ -3,7 +3,9 @@
 Python's `csv` module reads any text as some rows. So a row with too few or too many cells is a
 fault here, and so is a quoted cell that does not end where a cell may end. That leaves two stray
 quotes in two rows, where the second happens to stand before a comma: they make one cell of all
-rows between them. Its lines then look like rows of their own, which is a fault too.
+rows between them. Its lines then look like rows of their own, which is a fault too: they have as
+many cells as the header, and labels of the run, of other rows or of one another. Under `secret` no
+row may decide about another one, so there only the labels count that the settings of the run name.
 """
 
 import csv
@@ -20,10 +22,13 @@ from fedattn_app.data.files.cells import Cells, FaultyRows, Request, bare_name, 
 from fedattn_app.data.files.layout import suffix_of
 from fedattn_app.data.files.opening import open_text
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import normalise_label
 
 log = logging.getLogger("fedattn")
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
+# Lines of one text rarely end alike more often than this, as those of a table may.
+MIN_REPETITIONS = 5
 REMEDY = "write a text with a quote in it in quotes, and the quote itself twice"
 QUOTE_FAULT = f"a quote opens a cell here, and none closes it at the end of a cell; {REMEDY}"
 NUL_FAULT = "holds NUL characters: it is UTF-16, damaged, or not text; save it as UTF-8"
@@ -62,6 +67,7 @@ class _Rows:
     def __init__(self, file: Path, request: Request, names: Sequence[str], delimiter: str) -> None:
         self.file = file
         self.secret = request.secret
+        self.labels = request.labels
         self.delimiter = delimiter
         self.names = names
         self.width = len(names)
@@ -108,10 +114,10 @@ class _Rows:
         Under `secret` only blank lines are left out: other cells would decide about the number of
         examples.
         """
-        if len(cells) < 2 <= self.num_named and not "".join(cells).strip(" \t\x1a"):
-            return True  # \x1a ended the files of DOS
         if not cells or self.secret:
             return not cells
+        if len(cells) < 2 <= self.num_named and not "".join(cells).strip(" \t\x1a"):
+            return True  # \x1a ended the files of DOS
         if not any(cells):
             what = "without content"
         elif list(map(bare_name, cells)) == list(map(bare_name, self.names)):
@@ -146,10 +152,13 @@ class _Rows:
         """Find cells that have swallowed rows."""
         if self.label_position is None:
             return
-        name = next(n for n, at in self.positions.items() if at == self.label_position)
-        labels = {label for label in self.columns[name] if label and not _LINE_END.search(label)}
+        known = self.labels
+        if self.multiline and not self.secret:
+            name = next(n for n, at in self.positions.items() if at == self.label_position)
+            cells_of_labels = {cell for cell in self.columns[name] if cell}
+            known |= {normalise_label(c) for c in cells_of_labels if not _LINE_END.search(c)}
         for row, cells in self.multiline:
-            if num_rows := self._num_rows_inside(cells, labels):
+            if num_rows := self._num_rows_inside(cells, known):
                 self.faulty.add(
                     row,
                     f"line {self.lines[row]}: a quote opens a cell here that contains {num_rows} "
@@ -159,16 +168,34 @@ class _Rows:
                 for column in self.columns.values():
                     column[row] = None
 
-    def _num_rows_inside(self, cells: Sequence[str], labels: Collection[str | None]) -> int:
-        """Return how many lines of a multi-line row are complete rows; 0 if it is one row."""
-        lines = [line for line in _LINE_END.split(self.delimiter.join(cells)) if line.strip()]
-        complete = [self._is_row(line.split(self.delimiter), labels) for line in lines]
-        is_several = complete[0] and complete[-1] and 2 * sum(complete) >= len(complete)
-        return sum(complete) if is_several and len(lines) > 1 else 0
+    def _num_rows_inside(self, cells: Sequence[str], known: Collection[str]) -> int:
+        """Return how many lines of a multi-line row are rows of their own; 0 if it is one row.
 
-    def _is_row(self, cells: Sequence[str], labels: Collection[str | None]) -> bool:
+        `known` are labels that the run or other rows have. Without `secret`, labels that the lines
+        repeat count too.
+        """
+        text = self.delimiter.join(cells)
+        lines = [line.split(self.delimiter) for line in _LINE_END.split(text) if line.strip()]
+        whole = [line for line in lines if self.num_named <= len(line) <= self.width]
+        found = Counter(filter(None, (self._label_of(line, cells) for line in whole)))
+        num_rows = sum(
+            number
+            for label, number in found.items()
+            if label in known or (number >= MIN_REPETITIONS and not self.secret)
+        )
+        # A line of a text may look like a row by chance, and the last one ends as a row does.
+        enough = len(lines) / 2 if len(whole) == len(lines) else len(lines) * 2 / 3 + 1 / 3
+        return num_rows if num_rows >= max(2, enough) else 0
+
+    def _label_of(self, line: Sequence[str], record: Sequence[str]) -> str:
+        """Return the normalised label in a line of `record`.
+
+        It is empty if a space comes before it and not before that of the record: that is a comma
+        in a text.
+        """
         assert self.label_position is not None
-        return len(cells) in (self.num_named, self.width) and cells[self.label_position] in labels
+        cell, other = line[self.label_position], record[self.label_position]
+        return "" if cell[:1].isspace() and not other[:1].isspace() else normalise_label(cell)
 
     def _check_characters(self) -> None:
         """Find NUL characters, and labels with quotes that are not quotes for the reader."""

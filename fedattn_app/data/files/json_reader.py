@@ -7,43 +7,45 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fedattn_app.data.files.cells import Cells, FaultyRows, Request, list_names
+from fedattn_app.data.files.layout import COMPRESSED, suffix_of
 from fedattn_app.data.files.opening import open_text
 from fedattn_app.errors import UserError
 
 # An object, or the reason why there is none.
 Row = dict[str, Any] | str
 
-_decode = json.JSONDecoder().decode
 _TYPES = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
 
 
 def read_json(file: Path, request: Request) -> Cells:
     """Return the wanted values of JSON Lines, or of one JSON array of objects.
 
-    A value that is null or not a number (NaN) is None.
+    A value that is null or not a number (NaN) is None. Under `secret` only a file that ends in
+    .json may be an array.
 
     Raises `UserError` if a row is not an object or lacks a wanted key, unless the request is
     secret. Raises `UnicodeDecodeError`, `OSError`, `EOFError`, `ValueError` or `RecursionError` if
     the text cannot be read.
     """
     names = list(request.columns.values())
+    # The first line of JSON Lines is a row, which must not decide about the others.
+    may_be_array = not request.secret or suffix_of(file.name).removesuffix(COMPRESSED) == ".json"
     with open_text(file) as stream:
         while (start := stream.read(1)).isspace():
             pass
         stream.seek(0)
-        if start == "[":
+        if start == "[" and may_be_array:
             return _read_rows(file, request, _array(stream.read(), names), has_lines=False)
         return _read_rows(file, request, _lines(stream, names), has_lines=True)
 
 
 def _lines(stream: TextIO, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Yield the line and the row of every line that is not blank."""
-    quoted_names = [f'"{name}"' for name in names]
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
-            yield number, _as_row(_parse(line, quoted_names, 1), names)
+            yield number, _as_row(_decode(line), names)
         except json.JSONDecodeError as error:
             yield number, f"not JSON ({error.msg}); one object on each line is expected"
         except (ValueError, RecursionError) as error:
@@ -52,30 +54,29 @@ def _lines(stream: TextIO, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
 
 def _array(text: str, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Yield the number and the row of every element of a JSON array."""
-    values = _parse(text, [f'"{name}"' for name in names], text.count("{"))
-    yield from ((number, _as_row(value, names)) for number, value in enumerate(values, 1))
+    yield from ((number, _as_row(value, names)) for number, value in enumerate(_decode(text), 1))
 
 
-def _parse(text: str, quoted_names: Sequence[str], num_objects: int) -> Any:
-    """Return the value of JSON text. Raises `ValueError` if an object has a wanted key twice."""
-    for name in quoted_names:
-        if text.count(name) > num_objects:
-            return json.loads(text, object_pairs_hook=_without_repetition)
-    return _decode(text)
+class _Repeated(str):
+    """A key that an object has more than once, in place of the object."""
 
 
-def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
     found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return found
+    if len(found) == len(pairs):
+        return found
+    keys = [key for key, _ in pairs]
+    return _Repeated(next(key for key in keys if keys.count(key) > 1))
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode
 
 
 def _as_row(value: Any, names: Sequence[str]) -> Row:
     if isinstance(value, dict):
         return value
+    if isinstance(value, _Repeated):
+        return f"the object has the key {str(value)!r} twice"
     found = "null" if value is None else _TYPES[type(value)]
     expected = ", ".join(f'"{name}": …' for name in dict.fromkeys(names))
     return f"an object such as {{{expected}}} is expected, not {found}"

@@ -211,6 +211,50 @@ def test_texts_of_several_lines_with_commas_and_labels_are_read(tmp_path, header
     assert pairs(load(put(tmp_path, "\n".join([header, *lines]))).train) == rows
 
 
+def lines(label, number):
+    return "".join(f"{label} text {k},{label}\n" for k in range(number))
+
+
+# Two stray quotes, the second before a comma, around rows whose labels tell that they are rows.
+SWALLOWED = {
+    "a class is only inside": lines("A", 19) + '"5 in,A\n' + lines("B", 40) + 'is 5",C\n' + "c,C\n",
+    "the first label is rare": '"5 in,Rare\n' + lines("A", 20) + 'is 5",A\n',
+    "another spelling of true": "a,True\nb,False\n" * 5 + '"x,TRUE\ny",False\n',
+    "another spelling of 1": "a,1\nb,0\n" * 5 + '"x,1.0\ny",0\n',
+    "the first row has no label": "a,1\nb,0\n" * 5 + '"x,\ny,0\nz",0\n',
+    "the first row is short": "a,1\nb,0\n" * 5 + '"x\ny,0\nw,1\nz",0\n',
+}
+
+
+@pytest.mark.parametrize("name", SWALLOWED)
+def test_rows_between_two_stray_quotes_are_not_lost(refused, tmp_path, name):
+    content = SWALLOWED[name]
+    line = content.split('"')[0].count("\n") + 2
+    with refused(f"line {line}: a quote opens a cell here that contains"):
+        load(put(tmp_path, "text,label\n" + content))
+
+
+def test_rows_of_another_width_between_two_stray_quotes_are_not_lost(refused, tmp_path):
+    content = "text,label,,\n" + "t0,pos,,\nt1,neg\n" * 5
+    content += '"hello,pos,\nfoo,pos,\nbye",neg,,\n'
+    with refused("line 12: a quote opens a cell here that contains 3 lines"):
+        load(put(tmp_path, content))
+
+
+@pytest.mark.parametrize("label", ["x", "stable", "pos"])
+def test_under_secret_no_row_decides_about_another(tmp_path, label):
+    content = f"text,label\nb,{label}\n" + '"visit 0,stable\nfollow up",pos\n' * 5
+    read = secretly(put(tmp_path, content))
+    assert read.labels[1:] == ["pos"] * 5
+    assert read.texts[1:] == ["visit 0,stable\nfollow up"] * 5
+
+
+@pytest.mark.parametrize("row", ["   ", "\t", "\x1a", "x", '"x'])
+def test_under_secret_the_characters_of_a_row_do_not_change_the_number_of_rows(tmp_path, row):
+    read = secretly(put(tmp_path, f"text,label\na,neg\n{row}\nb,pos\n"))
+    assert read.labels == ["neg", "", "pos"]
+
+
 @pytest.mark.parametrize("columns", [2, 3])
 def test_two_stray_quotes_around_whole_rows_are_refused(refused, tmp_path, columns):
     """The second stands before a comma, so a correct reader takes all between them as one cell."""

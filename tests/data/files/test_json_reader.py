@@ -69,7 +69,10 @@ def test_every_partitioner_splits_texts_and_labels_with_half_of_a_character(tmp_
         ("[]", "not a list"),
         ("{'text': 'a'}", "line 5: not JSON"),
         ('{"text": "a", "label": "neg"} {"text": "b"}', "line 5: not JSON (Extra data)"),
-        ('{"text": "a", "label": "neg", "text": "b"}', "line 5: cannot be read as JSON (an object"),
+        (
+            '{"text": "a", "label": "neg", "text": "b"}',
+            "line 5: the object has the key 'text' twice",
+        ),
         ('{"text": "a", "label": "neg", "label": "neg"}', "the key 'label' twice"),
         ("[" * 100_000, "line 5: "),
         ('{"text": "a", "label": 1' + "0" * 5000 + "}", "line 5: cannot be read as JSON"),
@@ -158,3 +161,23 @@ def test_under_secret_a_malformed_line_is_one_example_without_effect(tmp_path, c
     counted = [text for text in caplog.messages if "1 row could not be read" in text]
     assert len(counted) == (line != "{}")
     assert all("the first is line 4" in text for text in counted)
+
+
+@pytest.mark.parametrize("first", ['["a","b"]', "[hello", "[", "<html>", "%PDF", "PK\x03\x04"])
+def test_under_secret_the_first_line_does_not_decide_about_the_others(tmp_path, first):
+    config = DataConfig(
+        dataset="file", data_path=str(put(tmp_path, [first, *OBJECTS])), labels="neg,pos"
+    )
+    assert pairs(load_files(config, secret=True).train) == [("", ""), *sentences(9)]
+
+
+@pytest.mark.parametrize("other", ["z", "z {", "{{{"])
+@pytest.mark.parametrize("key", ["text", "te\\u0078t"])
+def test_a_key_that_stands_twice_is_found_whatever_other_rows_hold(tmp_path, refused, other, key):
+    twice = f'{{"{key}": "a", "text": "b", "label": "pos"}}'
+    path = tmp_path / "x.json"
+    path.write_text(f"[{twice}, {json.dumps({'text': other, 'label': 'neg'})}]")
+    with refused("row 1: the object has the key 'text' twice"):
+        load(path)
+    config = DataConfig(dataset="file", data_path=str(path), labels="neg,pos")
+    assert pairs(load_files(config, secret=True).train) == [("", ""), (other, "neg")]
