@@ -24,6 +24,13 @@ _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 QUOTE = '"'
 
+# What programs write for a missing value, in lower case; some are names of labels as well.
+MISSING_WORDS = frozenset(
+    ("nan", "na", "n/a", "<na>", "none", "null", "(null)", "\\n", "#n/a", "#ref!", "#name?", "nil")
+)
+# Test splits without labels are published with these in place of labels.
+NO_LABELS = frozenset(("", "-1", "NaN", "nan", "NA", "N/A", "<NA>", "NULL", "null", "\\N", "#N/A"))
+
 
 def normalise_label(value: object) -> str:
     """Return the spelling of the label `value`; an empty text stands for a missing label.

@@ -1,6 +1,7 @@
 """What a kind of data set is: see `dataset_kinds` for those that there are."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from fedattn_app.config import DataConfig
 from fedattn_app.data.sources import Table
@@ -33,6 +34,13 @@ class DatasetKind(ABC):
         Empty if the rows cannot change during a run, because they are computed from the seed.
         """
         return ""
+
+    def training_labels(self, config: DataConfig) -> Sequence[str]:
+        """Return the label of each training row; empty if the number of clients decides about it.
+
+        They are counted, to warn of labels that are not meant.
+        """
+        return ()
 
     def test_table(self, config: DataConfig, seed: int) -> Table | None:
         """Return the rows that the server evaluates on; None if there are none.

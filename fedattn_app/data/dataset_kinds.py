@@ -67,6 +67,11 @@ class SplitsDataset(DatasetKind):
         """Return the training rows, which do not depend on `seed` or `num_clients`."""
         return self.splits(config).training()
 
+    def training_labels(self, config: DataConfig) -> Sequence[str]:
+        """Return the label of each training row; empty if the server has none."""
+        train = self.splits(config).train if self.server_has_data(config) else None
+        return train.labels if train else ()
+
     def training_fingerprint(self, config: DataConfig) -> str:
         """Return the SHA-256 (hex) of the training rows; empty if the server has none."""
         train = self.splits(config).train if self.server_has_data(config) else None

@@ -13,14 +13,13 @@ from fedattn_app.data.dataset_kinds import kind_of
 from fedattn_app.data.examples import UNKNOWN_LABEL
 from fedattn_app.data.sources import Table
 from fedattn_app.errors import UserError
-from fedattn_app.label_text import join_labels, normalise_label, sort_labels
+from fedattn_app.label_text import NO_LABELS, join_labels, normalise_label, sort_labels
 
 log = logging.getLogger("fedattn")
 
-NO_LABEL = "-1"  # in the test split of many public data sets, unless it is the name of a label
 MAX_LABELS_LISTED = 10  # in an error or a line of the log
+MAX_LABEL_LENGTH = 60  # characters of a label in an error or a line of the log
 MAX_UNKNOWN_LABELS = 3  # that one error names
-MANY_LABELS = 1000  # more of them are rarely meant
 
 
 def label_names(config: DataConfig) -> tuple[str, ...]:
@@ -29,61 +28,37 @@ def label_names(config: DataConfig) -> tuple[str, ...]:
     They come from the key `labels`, or from the data set if that is empty. Raises `UserError` if
     neither names them.
     """
-    return config.label_names or _names_in_data(config)
+    return config.label_names or names_in_data(config)
 
 
-def _names_in_data(config: DataConfig) -> tuple[str, ...]:
+def names_in_data(config: DataConfig) -> tuple[str, ...]:
+    """Return the normalised label names of the data set, in the order of the model's outputs."""
     return tuple(map(normalise_label, kind_of(config).label_names(config)))
-
-
-def log_doubtful_labels(config: DataConfig, names: Sequence[str]) -> None:
-    """Log a warning for each thing about the label `names` of a run that is rarely meant.
-
-    That is labels of the data that differ in nothing but upper and lower case, very many of them,
-    and a label in the key `labels` that the data do not have.
-    """
-    if config.label_names:
-        found = _names_in_data(config) if kind_of(config).server_has_data(config) else names
-        if absent := [name for name in names if name not in found]:
-            log.warning(
-                "labels: no training example that the server reads has the label %s",
-                list_labels(absent),
-            )
-        return
-    spellings: dict[str, list[str]] = {}
-    for name in names:
-        spellings.setdefault(name.casefold(), []).append(name)
-    if alike := [same for same in spellings.values() if len(same) > 1]:
-        log.warning(
-            "labels: %s are different labels, though they differ in nothing but case",
-            "; ".join(" and ".join(map(repr, same)) for same in alike[:MAX_UNKNOWN_LABELS]),
-        )
-    if len(names) > MANY_LABELS:
-        log.warning(
-            "label-column = %s: there are %d different labels; is it the right column?",
-            as_toml(config.label_column),
-            len(names),
-        )
 
 
 def list_labels(names: Sequence[str]) -> str:
     """Return `names` as one line, as the key `labels` takes them, or the first and their number."""
-    if len(names) <= MAX_LABELS_LISTED:
-        return join_labels(names)
-    return f"{join_labels(names[:MAX_LABELS_LISTED])} and {len(names) - MAX_LABELS_LISTED} more"
+    listed = join_labels(map(shortened, names[:MAX_LABELS_LISTED]))
+    more = len(names) - MAX_LABELS_LISTED
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def shortened(label: str) -> str:
+    """Return `label`, or its beginning if it is too long for a line."""
+    return label if len(label) <= MAX_LABEL_LENGTH else f"{label[:MAX_LABEL_LENGTH]}…"
 
 
 def has_labels(table: Table, config: DataConfig, secret: bool = False) -> bool:
     """Return whether the rows of a test split have labels; log a warning if none has.
 
-    A row has no label if its cell is empty, or if it is -1 and no label of the run is called so.
+    A row has no label if its cell is one of `NO_LABELS` and no label of the run is called so.
     With `secret`, only a missing column counts, because cells would reveal something about rows.
 
     Raises `UserError` if some rows have a label and others do not, unless `secret`.
     """
     if secret and table.labels:
         return True
-    no_label = {"", NO_LABEL}.difference(label_names(config))
+    no_label = NO_LABELS.difference(label_names(config))
     missing = [row for row, label in enumerate(table.labels, 1) if label in no_label]
     if len(missing) == len(table.labels):
         log.warning(
@@ -111,7 +86,7 @@ def check_labels(table: Table, names: Sequence[str]) -> None:
     for label in sort_labels(unknown)[:MAX_UNKNOWN_LABELS]:
         near = get_close_matches(label.casefold(), by_case, n=1)
         hint = f", perhaps {by_case[near[0]]!r}" if near else ""
-        found.append(f"{label!r} ({unknown[label]} of {len(table)} rows{hint})")
+        found.append(f"{shortened(label)!r} ({unknown[label]} of {len(table)} rows{hint})")
     more = len(unknown) - len(found)
     raise UserError(
         f"{table.source}: unknown label {', '.join(found)}{f' and {more} more' * bool(more)}; the "

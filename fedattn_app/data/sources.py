@@ -21,12 +21,10 @@ from fedattn_app.data.files.layout import describe, file_states, find_splits
 from fedattn_app.data.files.parquet_reader import values_of
 from fedattn_app.data.files.readers import first_line, read_cells
 from fedattn_app.errors import UserError
-from fedattn_app.label_text import normalise_label, sort_labels, without_surrogates
+from fedattn_app.label_text import NO_LABELS, normalise_label, sort_labels, without_surrogates
 
 log = logging.getLogger("fedattn")
 
-# How test splits without labels are published: empty, or with the class number -1.
-NO_LABELS = {"", "-1"}
 NESTED = {dict, list, tuple}
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedattn_app.config import Config, TrainingConfig
+from fedattn_app.data.dataset_kinds import kind_of
+from fedattn_app.data.doubtful_labels import log_doubtful_labels
 from fedattn_app.data.examples import Examples
-from fedattn_app.data.labels import label_names, list_labels, log_doubtful_labels
+from fedattn_app.data.labels import label_names, list_labels
 from fedattn_app.data.loading import (
     data_fingerprints,
     examples_per_client,
@@ -215,9 +217,11 @@ def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
     total = sum(array.size for array in arrays.values())
     warmup = f", after {federation.warmup_rounds} rounds of all" * bool(federation.warmup_rounds)
     log.info(
-        "%s: %d labels; %s model; %s shares %s: %s of %s parameters%s",
+        "%s: %d labels (%s)%s; %s model; %s shares %s: %s of %s parameters%s",
         config.data.dataset,
         len(setup.labels),
+        list_labels(setup.labels),
+        _number_of_rows(config, setup),
         config.model.model,
         config.aggregation.strategy,
         federation.shared,
@@ -235,6 +239,13 @@ def log_plan(config: Config, protection: Protection, setup: Setup) -> None:
             "adapters or the head, 5e-4 for attention, 2e-4 for all",
             TrainingConfig.learning_rate,
         )
+
+
+def _number_of_rows(config: Config, setup: Setup) -> str:
+    """Return how many rows the server has read, as a part of a log line."""
+    num_training = len(kind_of(config.data).training_labels(config.data))
+    test = "" if setup.test is None else f", {len(setup.test):,} for testing"
+    return f"; {num_training:,} training rows{test}" if num_training else ""
 
 
 def _build_classifier(config: Config, labels: tuple[str, ...]) -> Classifier:

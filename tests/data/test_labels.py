@@ -8,8 +8,9 @@ from helpers.data_files import FORMATS, MODEL, NUMBERED, THREE, own, rows, rows_
 from fedattn_app.config import DataConfig
 from fedattn_app.data import dataset_kinds
 from fedattn_app.data.dataset_kind import DatasetKind
+from fedattn_app.data.doubtful_labels import log_doubtful_labels
 from fedattn_app.data.examples import UNKNOWN_LABEL
-from fedattn_app.data.labels import label_names, list_labels, log_doubtful_labels
+from fedattn_app.data.labels import label_names, list_labels
 from fedattn_app.data.loading import check_split, private_data, server_test_set
 from fedattn_app.data.sources import Table
 
@@ -254,6 +255,20 @@ def test_a_few_rows_or_a_few_labels_are_not_suspect(tmp_path, count, num_rows):
         ),
         (["pos", "pos"], "neg,pos", ["has the label neg"]),
         ([str(number % 1001) for number in range(2002)], "", ["there are 1001 different labels"]),
+        (["a", "b"] * 30 + ["nan"] * 3, "", ["3 of 63 training rows have the label 'nan', which"]),
+        (["a", "b"] * 30 + ["NULL"], "", ["1 of 61 training rows have the label 'NULL', which"]),
+        (["a", "b"] * 30 + [r"\N"], "", [r"1 of 61 training rows have the label '\\N', which"]),
+        (["a", "None"] * 30, "a,None", []),
+        (["pos", "neg"] * 30 + ["psitive"], "", ["1 of 61 training rows have the label 'psitive'"]),
+        (["pos", "neg"] * 5 + ["rare"], "", []),
+        (["very good", "very_good"], "", ["'very good' and 'very_good' are different labels"]),
+        (["1", "1.00", "x"], "", ["'1' and '1.00' are different labels"]),
+        (["\uff11", "1"], "", ["'1' and '\uff11' are different labels"]),
+        (["C", "C++", "C#", "+", "-"], "", []),
+        (["0", "1", "-1"], "", ["1 of 3 training rows have the label '-1', which often means"]),
+        (["1", "-1"], "", []),
+        (["0", "-1"], "", []),
+        (["a", "x" * 100, "X" * 100], "", [f"'{'X' * 60}…' and '{'x' * 60}…' are different"]),
     ],
 )
 def test_doubtful_labels_are_warned_about(tmp_path, caplog, train, named, lines):
@@ -268,3 +283,12 @@ def test_doubtful_labels_are_warned_about(tmp_path, caplog, train, named, lines)
 def test_labels_of_nodes_that_the_server_cannot_read_are_not_doubtful(caplog):
     log_doubtful_labels(DataConfig(dataset="file", labels="a,b"), ("a", "b"))
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("cell", ["NA", "NULL", "nan", r"\N", "N/A", "-1"])
+def test_test_rows_with_a_word_for_a_missing_label_have_none(tmp_path, caplog, cell):
+    write(tmp_path / "train.csv", ["one", "two"], ["a", "b"])
+    write(tmp_path / "test.csv", ["three"], [cell])
+    config = DataConfig(dataset="file", data_path=str(tmp_path))
+    assert server_test_set(config, MODEL, 1) is None
+    assert "not used as test split, because no row has a label" in caplog.text

@@ -25,7 +25,7 @@ def zip_archive():
     [
         (zip_archive(), "zip archive or Excel"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 100, "old Excel"),
-        (gzip.compress(TEXT), "must end in .gz"),
+        (gzip.compress(TEXT, mtime=0), "must end in .gz"),
         (POINTER, "git lfs pull"),
         (b"<!DOCTYPE html>\n<html><title>a,b</title>", "web page"),
         (b"\n  <HTML lang='en'>", "web page"),
@@ -54,9 +54,9 @@ def test_a_parquet_file_with_another_name_is_named(refused, tmp_path, name):
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(TEXT * 1000)[:-20],
-        gzip.compress(TEXT * 1000)[:30],
-        gzip.compress(TEXT)[:20] + b"\xff" * 20,
+        gzip.compress(TEXT * 1000, mtime=0)[:-20],
+        gzip.compress(TEXT * 1000, mtime=0)[:30],
+        gzip.compress(TEXT, mtime=0)[:20] + b"\xff" * 20,
         TEXT,
         b"PK\x03\x04",
         b"\x1f\x8b",
