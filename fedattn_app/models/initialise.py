@@ -100,11 +100,11 @@ def _fill(
         return
     digest = sha256(f"{seed}/{name}".encode()).digest()
     words = np.random.Philox(key=int.from_bytes(digest[:16], "big"))
-    values = parameter.detach().view(-1).numpy()
+    values = parameter.detach().view(-1)
     for start in range(0, len(values), WORDS_PER_BLOCK):
         block = values[start : start + WORDS_PER_BLOCK]
         exact = integers(words.random_raw(len(block))).astype(np.float32)  # below 2²⁴
-        np.multiply(exact, np.float32(factor), out=block)
+        block.copy_(torch.from_numpy(exact * np.float32(factor)))
 
 
 def _uniform_integers(words: Integers) -> Integers:

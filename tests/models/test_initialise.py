@@ -109,6 +109,10 @@ def test_a_longer_tensor_begins_with_the_same_values(fill):
     assert np.array_equal(long[:70], short)
 
 
+def test_a_tensor_without_memory_is_left_alone():
+    fill_normal(torch.empty(5, device="meta"), 1.0, 0, "x")
+
+
 def test_each_module_has_the_distribution_that_torch_gives_it():
     ours, theirs = Model(), Model()
     initialise(ours, 1)
