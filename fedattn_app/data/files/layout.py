@@ -23,8 +23,17 @@ SPLIT_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
 }
+# The folders in which table formats list the files that are still part of a table.
+TABLE_FORMATS: Mapping[str, str] = {
+    "_delta_log": "Delta Lake",
+    ".hoodie": "Apache Hudi",
+    "metadata": "Apache Iceberg",
+}
+NO_PARTS = ("README", "README.md", "LICENSE")
+# Other files that hold data, which people may expect to be read.
+OTHER_DATA = (".zip", ".xlsx", ".xls", ".txt", ".bz2", ".xz", ".zst", ".gz", ".arrow", ".feather")
 _SHARD = re.compile(r"(?P<word>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<hash>-[0-9a-f]+)?")
-_FIRST_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -89,14 +98,13 @@ def _search_folder(folder: Path, given: str) -> SplitFiles:
         elif versions:
             files[split] = versions[0]
     if suffix_of(folder.name) and not files:
-        return SplitFiles({"train": _parts(folder, given)})
+        return SplitFiles({"train": _parts(folder, given, "train")})
     if not files.keys() & {"train", "test"}:
         raise UserError(f"{given}: no train.csv, .jsonl or .parquet in it{_hint(folder, entries)}")
     used = {path for paths in files.values() for path in paths}
+    folders = {path.parent for path in used}
     unused += [
-        _name(path, folder)
-        for path in entries
-        if suffix_of(path.name) and path not in used and path.is_file() and _split_of(path)
+        _name(path, folder) for path in entries if path not in used | folders and _is_expected(path)
     ]
     return SplitFiles(files, list(dict.fromkeys(unused)))
 
@@ -115,7 +123,7 @@ def _versions(split: str, entries: Sequence[Path], given: str) -> list[list[Path
             if not path.is_dir():
                 versions += [[path]] if suffix else []
             elif suffix or any(suffix_of(part.name) for part in _list(path)):
-                versions.append(_parts(path, given))
+                versions.append(_parts(path, given, split))
     return versions + [_complete(paths, given) for paths in shards.values()]
 
 
@@ -139,20 +147,37 @@ def _complete(shards: Sequence[Path], given: str) -> list[Path]:
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _parts(folder: Path, given: str) -> list[Path]:
+def _parts(folder: Path, given: str, split: str) -> list[Path]:
     """Return the data files in a folder that is one split, in the order of their names.
 
-    Empty files are left out: Spark writes them for parts without rows.
+    Empty files are left out: Spark writes them for parts without rows. Raises `UserError` where the
+    folder holds more than the parts of one split, or less.
     """
-    parts = [path for path in _list(folder) if suffix_of(path.name) and path.is_file()]
-    parts = [path for path in parts if path.stat().st_size]
+    within = f"{given}: the folder {folder.name}"
+    for log_folder in TABLE_FORMATS.keys() & {path.name for path in folder.iterdir()}:
+        raise UserError(
+            f"{within} is a table of {TABLE_FORMATS[log_folder]}, which keeps removed rows in its "
+            "files; export it to one Parquet file"
+        )
+    entries = _list(folder)
+    parts = [path for path in entries if suffix_of(path.name)]
+    for path in entries:
+        if path.is_dir() or not suffix_of(path.name):
+            if path.name not in NO_PARTS:
+                raise UserError(f"{within} holds {path.name}, which is not one of its parts")
+        elif not path.exists():
+            raise UserError(f"{within} holds {path.name}, a link to nowhere")
+        elif _split_of(path) not in (None, split):
+            raise UserError(f"{within} holds {path.name}, whose name tells another split")
+    parts = [path for path in parts if path.stat().st_size or suffix_of(path.name) == ".parquet"]
     if not parts:
-        raise UserError(f"{given}: the folder {folder.name} holds no data files")
+        raise UserError(f"{within} holds no data files")
     suffixes = {suffix_of(path.name): path.name for path in parts}
     if len(suffixes) > 1:
         first, second, *_ = suffixes.values()
-        raise UserError(f"{given}: the folder {folder.name} holds both {first} and {second}")
-    return parts
+        raise UserError(f"{within} holds both {first} and {second}")
+    shards = [path for path in parts if _SHARD.fullmatch(_stem(path))]
+    return _complete(shards, given) if len(shards) == len(parts) else parts
 
 
 def _hint(folder: Path, entries: Sequence[Path]) -> str:
@@ -182,8 +207,18 @@ def _stem(path: Path) -> str:
 
 def _split_of(path: Path) -> str | None:
     """Return the split that the first word of the name tells, if it does."""
-    word = _FIRST_WORD.match(path.name)
+    word = _WORD.match(path.name)
     return SPLIT_WORDS.get(word[0].lower()) if word else None
+
+
+def _is_expected(path: Path) -> bool:
+    """Return whether one would expect a file or folder to be read as a split, by its name."""
+    words = {word.lower() for word in _WORD.findall(path.name)}
+    if not words & SPLIT_WORDS.keys():
+        return False
+    if path.is_dir():
+        return _stem(path).lower() in SPLIT_WORDS
+    return bool(suffix_of(path.name)) or path.name.lower().endswith(OTHER_DATA)
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -192,7 +192,7 @@ def test_two_versions_of_a_split_are_refused(refused, tmp_path, names):
         (["mine.csv"], "there are mine.csv"),
         (["plain_text/train.csv"], "there is one in plain_text"),
         (["dev.csv"], "there are dev.csv"),
-        (["train.parquet/x.txt"], "the folder train.parquet holds no data files"),
+        (["train.parquet/x.txt"], "the folder train.parquet holds x.txt, which is not"),
         (["notes.txt"], "in it"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_line_names_files_that_look_like_a_part_of_a_split(tmp_path, caplog):
     splits = load(tmp_path)
     assert (pairs(splits.train), splits.test) == (ROWS, None)
     assert [line.split(": ", 1)[1] for line in caplog.messages] == [
-        "not used: test_labels.csv, train (1).csv, train_1.csv"
+        "not used: test_labels.csv, train (1).csv, train.txt, train_1.csv"
     ]
 
 
@@ -271,3 +271,42 @@ def test_under_secret_cells_do_not_decide_which_split_is_used(tmp_path):
     (tmp_path / "test.csv").write_text("text,label\na,-1\nb,\n")
     config = DataConfig(dataset="file", data_path=str(tmp_path), labels="neg,pos")
     assert len(load_files(config, secret=True).test) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["train/train.csv", "train/test.csv"], "test.csv, whose name tells another split"),
+        (["training/train.csv", "training/dev.csv"], "dev.csv, whose name tells another split"),
+        (["train/a-00000-of-00003.csv", "train/a-00002-of-00003.csv"], "shard 00001 of 3"),
+        (["train/a.csv", "train/more/b.csv"], "more, which is not one of its parts"),
+        (["train/a.csv", "train/b.csv.bz2"], "b.csv.bz2, which is not one of its parts"),
+        (["train/a.csv", "train/b.csv.crdownload"], "b.csv.crdownload, which is not"),
+        (["train/a.csv", "train/_delta_log/0.json"], "Delta Lake"),
+    ],
+)
+def test_a_folder_that_is_not_just_the_parts_of_a_split_is_refused(tmp_path, refused, names, part):
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put(path) if suffix_of(path.name) == ".csv" else path.write_bytes(b"x")
+    with refused(f"the folder {names[0].split('/')[0]}" if "shard" not in part else "", part):
+        load(tmp_path)
+
+
+def test_a_part_that_is_a_link_to_nowhere_is_refused(tmp_path, refused):
+    (tmp_path / "train").mkdir()
+    put(tmp_path / "train" / "a.csv")
+    (tmp_path / "train" / "b.csv").symlink_to(tmp_path / "nowhere.csv")
+    with refused("b.csv, a link to nowhere"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["test.csv.zip", "test.xlsx", "imdb_test.csv", "2023_test.csv", "test.arrow", "test/"]
+)
+def test_a_test_split_that_is_not_read_is_named(tmp_path, caplog, name):
+    put(tmp_path / "train.csv")
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
+    load(tmp_path)
+    assert f"not used: {name.rstrip('/')}" in caplog.text
