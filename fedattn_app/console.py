@@ -128,10 +128,12 @@ def flush_output() -> None:
 def occupy_closed_descriptors() -> None:
     """Open nowhere as standard input, output or error if it is closed.
 
-    A file of the run would get its number otherwise, and with it what libraries print.
+    A file of the run would get its number otherwise, and with it what libraries print. Processes
+    that this one starts inherit what is opened here.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(opened, True)

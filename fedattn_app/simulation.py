@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing import current_process
 from typing import Any
 
+import torch
 from flwr.app import Context, Message, MessageType
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
@@ -34,6 +35,10 @@ from fedattn_app.server.partition_grid import PartitionGrid
 
 ENGINES = ("local", "flower")
 DEFAULT_NUM_CLIENTS = 10
+
+# The threads of torch do not survive a fork, and a forked process would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 _RUNNING_LOCK = threading.Lock()
 _RUNNING: list[int] = []  # the process and the thread that are running a simulation

@@ -100,3 +100,15 @@ def test_a_file_does_not_get_the_number_of_a_closed_stream(python):
         print(open(os.devnull).fileno(), file=sys.stderr)
     """)
     assert int(ran.stderr) > 2
+
+
+def test_a_process_that_is_started_inherits_what_takes_the_place_of_a_closed_stream(python):
+    ran = python("""if True:
+        import os, subprocess, sys
+        from fedattn_app.console import occupy_closed_descriptors
+        os.close(2)
+        occupy_closed_descriptors()
+        code = "import os; os.fstat(2); print('open')"
+        print(subprocess.run([sys.executable, "-c", code], stdout=1).returncode, flush=True)
+    """)
+    assert ran.stdout.split() == ["open", "0"]

@@ -280,8 +280,7 @@ class RunFolder:
             raise self._failure(self.path / name, error) from None
 
     def _failure(self, path: Path, error: OSError) -> RunFailedError:
-        resumable = (self.path / CHECKPOINT).exists()
-        advice = f"; the rounds so far can be resumed from {self.path}" * resumable
+        advice = f"; the rounds so far are in {self.path}" * (self.path / CHECKPOINT).exists()
         return RunFailedError(f"{path}: cannot be written ({error.strerror}){advice}")
 
 

@@ -1,6 +1,8 @@
 """The state of a run: ``status.json`` in its folder, and a lock that the run holds."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 from filelock import FileLock
@@ -11,6 +13,8 @@ from fedattn_app.types import Row
 
 STATUS = "status.json"
 LOCK = ".lock"
+STATUS_BYTES = 511  # spaces fill up the file, so that a full disk has room for a reason
+READER_TIMEOUT_SECONDS = 0.2  # longer than other readers hold the lock
 LOCK_TIMEOUT_SECONDS = 2  # longer than another run takes to read a folder that it resumes
 RUNNING, ENDED, FAILED, INTERRUPTED, DIED = "running", "ended", "failed", "interrupted", "died"
 STATES = (RUNNING, ENDED, FAILED, INTERRUPTED)  # in the file
@@ -39,14 +43,12 @@ def remove_final_files(run: Path) -> None:
 
 def write_status(run: Path, state: str, server_round: int, reason: str = "") -> None:
     """Replace ``status.json`` in the folder `run`; raises `OSError`."""
-    status = {"state": state, "round": server_round, "reason": reason or None}
-    content = json.dumps(status).encode() + b"\n"
     path = run / STATUS
     try:
-        write_atomically(path, content)
+        write_atomically(path, _encode(state, server_round, reason))
     except OSError as error:
         try:  # a full disk has room for a change of a file, although not for another one
-            _overwrite(path, content)
+            _overwrite(path, state, server_round, reason)
         except OSError:
             raise error from None
 
@@ -77,18 +79,24 @@ def lock_run(key: str, run: Path) -> FileLock:
         raise UserError(f"{key} = {run}: another run is writing there") from None
 
 
-def _overwrite(path: Path, content: bytes) -> None:
-    """Replace the content of the file `path` in place, or leave it; raises `OSError`."""
-    with path.open("r+b") as file:
-        before = file.read()
-        file.seek(0)
-        try:
-            file.write(content)
-            file.truncate()
-            file.flush()
-        except OSError:
-            path.write_bytes(before)
-            raise
+def _encode(state: str, server_round: int, reason: str) -> bytes:
+    status = {"state": state, "round": server_round, "reason": reason or None}
+    return json.dumps(status).encode().ljust(STATUS_BYTES) + b"\n"
+
+
+def _overwrite(path: Path, state: str, server_round: int, reason: str) -> None:
+    """Replace the content of the file `path` in place, or leave it; raises `OSError`.
+
+    The file does not grow: what is too long of a reason is left out.
+    """
+    size = path.stat().st_size
+    content = _encode(state, server_round, reason)
+    if len(content) > size:
+        content = _encode(state, server_round, reason[: STATUS_BYTES // 8])
+    if len(content) > size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with path.open("r+b", buffering=0) as file:
+        file.write(content.ljust(size))
 
 
 def _read(run: Path) -> Row:
@@ -112,7 +120,7 @@ def _is_locked(run: Path) -> bool:
     if not (run / LOCK).exists():
         return False
     try:
-        acquire_lock(run / LOCK, 0).release()
+        acquire_lock(run / LOCK, READER_TIMEOUT_SECONDS).release()
     except OSError:  # held, or of another user
         return True
     return False

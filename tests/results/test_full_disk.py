@@ -109,7 +109,7 @@ def test_a_run_ends_in_one_line_at_every_write_and_resumes(tmp_path, monkeypatch
             if (path / name).exists():
                 assert fingerprint(read_arrays(path / name)[0]) == fingerprint(ARRAYS)
         if (path / CHECKPOINT).exists():
-            assert f"can be resumed from {path}" in reason
+            assert f"the rounds so far are in {path}" in reason
             config = make_config(resume_from=str(path), num_rounds=2)
         assert content(run(config)) == whole, num_writes
     assert content(RunResult(path)) == whole

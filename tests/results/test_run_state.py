@@ -268,3 +268,29 @@ def test_final_files_are_removed_together(config):
         folder.remove_final_files()
         assert not folder.finished
         assert not any((folder.path / name).exists() for name in FINAL_FILES)
+
+
+def test_a_status_that_cannot_be_replaced_is_overwritten_or_stays(config, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with begun(config) as folder:
+        pass
+    path = folder.path / STATUS
+    monkeypatch.setattr(run_state, "write_atomically", full)
+    run_state.write_status(folder.path, "failed", 3, "a reason")
+    assert json.loads(path.read_bytes()) == {"state": "failed", "round": 3, "reason": "a reason"}
+    run_state.write_status(folder.path, "failed", 3, "ü" * 5000)
+    assert json.loads(path.read_bytes())["reason"].startswith("ü")
+    before = b'{"state": "ended", "round": 1, "reason": null}'
+    path.write_bytes(before)
+    with pytest.raises(OSError, match="No space"):
+        run_state.write_status(folder.path, "interrupted", 10**9)
+    assert path.read_bytes() == before
+
+
+def test_many_readers_see_the_same_state(interrupted):
+    run_state.write_status(interrupted, "running", 1)
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(lambda _: RunResult(interrupted).state, range(200)))
+    assert set(states) == {"died"}

@@ -173,3 +173,24 @@ def test_a_run_that_is_stopped_has_no_summary_and_can_be_resumed(
     resumed = simulate({"resume-from": str(result.path), "num-rounds": last + 1}, 2, quiet=True)
     assert (resumed.state, resumed.summary["rounds"]) == ("ended", last + 1)
     assert rounds(result.path) == list(range(last + 2))
+
+
+def test_a_forked_process_can_simulate_after_its_parent(tmp_path, python):
+    ran = python(
+        """if True:
+        import multiprocessing, sys
+        from fedattn_app import simulate
+        def run(name):
+            keys = {"model": "tiny", "vocabulary": 512, "max-length": 16, "num-rounds": 1}
+            keys |= {"output-dir": f"{sys.argv[1]}/{name}"}
+            print(simulate(keys, 3, workers=1, quiet=True).state, flush=True)
+        run("one")
+        run("two")
+        child = multiprocessing.get_context("fork").Process(target=run, args=("child",))
+        child.start()
+        child.join(60)
+        child.kill()
+        """,
+        tmp_path,
+    )
+    assert ran.stdout.split() == ["ended"] * 3
