@@ -76,6 +76,7 @@ def here(folders):
     return what_must_agree(folders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", OLDER)
 def test_another_capability_of_torch_gives_the_same_start_and_split(folders, here, capability):
     assert what_must_agree(folders, ATEN_CPU_CAPABILITY=capability) == here

@@ -55,11 +55,13 @@ if TYPE_CHECKING:
 class PretrainedTokenizer(Tokenizer):
     """The tokenizer that belongs to a pretrained model.
 
-    `backend` truncates the texts. `padding` is the id of the padding token.
+    `backend` truncates the texts. `padding` is the id of the padding token. With `specials_as_text`
+    the name of a special token in a text, such as ``</s>``, is text like any other.
     """
 
-    def __init__(self, backend: "Backend", padding: int) -> None:
+    def __init__(self, backend: "Backend", padding: int, specials_as_text: bool = False) -> None:
         backend.no_padding()
+        backend.encode_special_tokens = specials_as_text
         self.backend = backend
         self.padding = padding
 
@@ -69,11 +71,13 @@ class PretrainedTokenizer(Tokenizer):
         from tokenizers import Tokenizer as Backend
 
         saved = json.loads(text)
-        return cls(Backend.from_str(saved["tokenizer"]), saved["padding"])
+        backend = Backend.from_str(saved["tokenizer"])
+        return cls(backend, saved["padding"], saved.get("specials-as-text", False))
 
     def to_json(self) -> str:
         """Return the whole tokenizer, vocabulary included, as JSON."""
-        return json.dumps({"tokenizer": self.backend.to_str(), "padding": self.padding})
+        saved = {"tokenizer": self.backend.to_str(), "padding": self.padding}
+        return json.dumps(saved | {"specials-as-text": self.backend.encode_special_tokens})
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -176,7 +180,10 @@ def load_tokenizer(config: ModelConfig) -> PretrainedTokenizer:
             f"model = {as_toml(config.model)}"
         )
     backend.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
-    return PretrainedTokenizer(backend, padding_id_of(architecture))
+    # These find the end of a text by its token, of which each text must have one.
+    return PretrainedTokenizer(
+        backend, padding_id_of(architecture), architecture.is_encoder_decoder
+    )
 
 
 def build_untrained(architecture: Mapping[str, Any]) -> PretrainedClassifier:

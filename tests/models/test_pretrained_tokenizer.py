@@ -131,3 +131,13 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder_copy, ref
     tokenizer.save_pretrained(folder_copy)
     with refused(str(folder_copy), f"{vocabulary + 2} tokens", f"the model {vocabulary}"):
         tokenizer_of(folder_copy)
+
+
+def test_the_name_of_a_special_token_in_a_text_can_be_text(pretrained_folder):
+    """Encoders with a decoder count the tokens that end a text."""
+    backend = load_tokenizer(config_of(pretrained_folder("bert")).model).backend
+    text = "chest [SEP] pain"
+    assert backend.encode(text).tokens.count("[SEP]") == 2
+    tokenizer = PretrainedTokenizer(backend, 0, specials_as_text=True)
+    assert tokenizer.tokens(text).count("[SEP]") == 1
+    assert PretrainedTokenizer.from_json(tokenizer.to_json()).tokens(text) == tokenizer.tokens(text)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell r
     [
         ("> output", "ascii"),
         ("| head -1", "cp1252"),
-        (">&- 2>&- <&-", "utf-8"),
-        ("> /dev/full 2> /dev/full", "utf-8"),
+        pytest.param(">&- 2>&- <&-", "utf-8", marks=pytest.mark.slow),
+        pytest.param("> /dev/full 2> /dev/full", "utf-8", marks=pytest.mark.slow),
     ],
 )
 def test_a_private_run_succeeds_whatever_becomes_of_its_output(

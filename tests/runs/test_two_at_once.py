@@ -127,6 +127,7 @@ def rounds(folder):
     return [row["round"] for row in RunResult(folder).history]
 
 
+@pytest.mark.slow
 def test_of_two_runs_with_one_folder_one_is_refused(start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
@@ -154,6 +155,7 @@ def test_of_two_runs_with_one_folder_one_is_refused(start, tmp_path):
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.slow
 def test_a_run_that_is_stopped_has_no_summary_and_can_be_resumed(
     start, tmp_path, number, status, state
 ):

@@ -83,6 +83,7 @@ def test_what_no_round_can_have_leaves_no_folder(tmp_path, refused, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_same_is_refused_on_flowers_engine(tmp_path, refused):
     settings, parts = REFUSED["delta, one example too many"]
     config = QUICK | settings | {"output-dir": str(tmp_path / "run")}
