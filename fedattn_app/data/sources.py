@@ -197,10 +197,10 @@ def _request(config: DataConfig, split: str, secret: bool = False) -> Request:
     """Return the columns of a split that `config` names. Only training rows need them all."""
     columns = {"text-column": config.text_column, "label-column": config.label_column}
     if split != "train":
-        return Request(columns, frozenset(["label-column"]), secret)
+        return Request(columns, frozenset(["label-column"]), secret, config.label_names)
     if config.partition_by:
         columns["partition-by"] = config.partition_by
-    return Request(columns, secret=secret)
+    return Request(columns, secret=secret, labels=config.label_names)
 
 
 def _hub_cells(split: Any, request: Request, source: str) -> Cells:

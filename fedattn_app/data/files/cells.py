@@ -21,11 +21,13 @@ class Request:
         optional: The keys of the columns that the file may lack.
         secret: Whether an error about a single row would reveal too much. Such a row is then read
             as missing values and counted.
+        labels: The labels that the run declares; empty if it takes those of the training rows.
     """
 
     columns: Mapping[str, str]
     optional: frozenset[str] = frozenset()
     secret: bool = False
+    labels: Sequence[str] = ()
 
     def find(self, names: Sequence[str], source: str) -> dict[str, int]:
         """Return the position in `names` of each wanted column, by the column's name.

@@ -3,7 +3,8 @@
 Python's `csv` module reads any text as some rows. So a row with too few or too many cells is a
 fault here, and so is a quoted cell that does not end where a cell may end. That leaves two stray
 quotes in two rows, where the second happens to stand before a comma: they make one cell of all
-rows between them. Its lines then look like rows of their own, which is a fault too.
+rows between them. Its lines then look like rows of their own (see `swallowed_rows`), which is a
+fault too.
 """
 
 import csv
@@ -12,18 +13,18 @@ import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from fedattn_app.data.files.cells import Cells, FaultyRows, Request, bare_name, count
 from fedattn_app.data.files.layout import suffix_of
 from fedattn_app.data.files.opening import open_text
+from fedattn_app.data.files.swallowed_rows import LINE_END, Layout, comparable, num_rows_inside
 from fedattn_app.errors import UserError
 
 log = logging.getLogger("fedattn")
 
-_LINE_END = re.compile(r"\r\n|\r|\n")
 REMEDY = "write a text with a quote in it in quotes, and the quote itself twice"
 QUOTE_FAULT = f"a quote opens a cell here, and none closes it at the end of a cell; {REMEDY}"
 NUL_FAULT = "holds NUL characters: it is UTF-16, damaged, or not text; save it as UTF-8"
@@ -62,6 +63,7 @@ class _Rows:
     def __init__(self, file: Path, request: Request, names: Sequence[str], delimiter: str) -> None:
         self.file = file
         self.secret = request.secret
+        self.declared = request.labels
         self.delimiter = delimiter
         self.names = names
         self.width = len(names)
@@ -144,12 +146,16 @@ class _Rows:
 
     def _check_multiline(self) -> None:
         """Find cells that have swallowed rows."""
-        if self.label_position is None:
+        if self.label_position is None or not self.multiline:
             return
-        name = next(n for n, at in self.positions.items() if at == self.label_position)
-        labels = {label for label in self.columns[name] if label and not _LINE_END.search(label)}
+        layout = Layout(self.delimiter, self.num_named, self.width, self.label_position)
+        known = {comparable(label) for label in self.declared}
+        if not self.secret:  # one row must not decide about another
+            name = next(n for n, at in self.positions.items() if at == self.label_position)
+            found = {label for label in self.columns[name] if label and not LINE_END.search(label)}
+            known |= {comparable(label) for label in found} - {""}
         for row, cells in self.multiline:
-            if num_rows := self._num_rows_inside(cells, labels):
+            if num_rows := num_rows_inside(cells, layout, known):
                 self.faulty.add(
                     row,
                     f"line {self.lines[row]}: a quote opens a cell here that contains {num_rows} "
@@ -158,17 +164,6 @@ class _Rows:
                 )
                 for column in self.columns.values():
                     column[row] = None
-
-    def _num_rows_inside(self, cells: Sequence[str], labels: Collection[str | None]) -> int:
-        """Return how many lines of a multi-line row are complete rows; 0 if it is one row."""
-        lines = [line for line in _LINE_END.split(self.delimiter.join(cells)) if line.strip()]
-        complete = [self._is_row(line.split(self.delimiter), labels) for line in lines]
-        is_several = complete[0] and complete[-1] and 2 * sum(complete) >= len(complete)
-        return sum(complete) if is_several and len(lines) > 1 else 0
-
-    def _is_row(self, cells: Sequence[str], labels: Collection[str | None]) -> bool:
-        assert self.label_position is not None
-        return len(cells) in (self.num_named, self.width) and cells[self.label_position] in labels
 
     def _check_characters(self) -> None:
         """Find NUL characters, and labels with quotes that are not quotes for the reader."""
