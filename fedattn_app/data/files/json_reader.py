@@ -1,26 +1,33 @@
 """Read JSON Lines, or one JSON array of objects."""
 
 import json
+import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
 from fedattn_app.data.files.cells import Cells, FaultyRows, Request, list_names
+from fedattn_app.data.files.layout import COMPRESSED, suffix_of
 from fedattn_app.data.files.opening import open_text
 from fedattn_app.errors import UserError
 
 # An object, or the reason why there is none.
 Row = dict[str, Any] | str
 
-_decode = json.JSONDecoder().decode
+ARRAY_SUFFIX = ".json"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{},]', re.DOTALL)
 _TYPES = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
 
 
 def read_json(file: Path, request: Request) -> Cells:
     """Return the wanted values of JSON Lines, or of one JSON array of objects.
 
-    A value that is null or not a number (NaN) is None.
+    Only a file ``.json`` may be an array; in other files, a line that begins with ``[`` is a row
+    that is not an object. A value that is null or not a number (NaN) is None.
 
     Raises `UserError` if a row is not an object or lacks a wanted key, unless the request is
     secret. Raises `UnicodeDecodeError`, `OSError`, `EOFError`, `ValueError` or `RecursionError` if
@@ -28,52 +35,102 @@ def read_json(file: Path, request: Request) -> Cells:
     """
     names = list(request.columns.values())
     with open_text(file) as stream:
-        while (start := stream.read(1)).isspace():
-            pass
-        stream.seek(0)
-        if start == "[":
+        may_be_array = suffix_of(file.name).removesuffix(COMPRESSED) == ARRAY_SUFFIX
+        if may_be_array and _first_character(stream) == "[":
             return _read_rows(file, request, _array(stream.read(), names), has_lines=False)
         return _read_rows(file, request, _lines(stream, names), has_lines=True)
 
 
+def _first_character(stream: TextIO) -> str:
+    while (start := stream.read(1)).isspace():
+        pass
+    stream.seek(0)
+    return start
+
+
 def _lines(stream: TextIO, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Yield the line and the row of every line that is not blank."""
-    quoted_names = [f'"{name}"' for name in names]
     for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, _as_row(_parse(line, quoted_names, 1), names)
-        except json.JSONDecodeError as error:
-            yield number, f"not JSON ({error.msg}); one object on each line is expected"
-        except (ValueError, RecursionError) as error:
-            yield number, f"cannot be read as JSON ({error})"
+        if line.strip():
+            try:
+                yield number, _as_row(_decoder.decode(line), names)
+            except (ValueError, RecursionError) as error:
+                yield number, _fault(error)
 
 
 def _array(text: str, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Yield the number and the row of every element of a JSON array."""
-    values = _parse(text, [f'"{name}"' for name in names], text.count("{"))
-    yield from ((number, _as_row(value, names)) for number, value in enumerate(values, 1))
+    """Yield the number and the row of every element of a JSON array.
+
+    Raises `ValueError` or `RecursionError` if the text is not one array, where the end of an
+    element that cannot be read is at the next comma or bracket outside of it.
+    """
+    at = _skip_space(text, 0) + 1
+    for number in count(1):
+        start = _skip_space(text, at)
+        if number == 1 and text[start : start + 1] == "]":
+            at = start
+        else:
+            row: Row
+            try:
+                value, at = _decoder.raw_decode(text, start)
+                row = _as_row(value, names)
+            except (ValueError, RecursionError) as error:
+                at = _end_of_element(text, start)
+                if at == start:
+                    raise
+                row = _fault(error)
+            yield number, row
+            at = _skip_space(text, at)
+        if text[at : at + 1] != ",":
+            break
+        at += 1
+    if text[at : at + 1] != "]" or _skip_space(text, at + 1) < len(text):
+        raise json.JSONDecodeError("one array of objects is expected", text, at)
 
 
-def _parse(text: str, quoted_names: Sequence[str], num_objects: int) -> Any:
-    """Return the value of JSON text. Raises `ValueError` if an object has a wanted key twice."""
-    for name in quoted_names:
-        if text.count(name) > num_objects:
-            return json.loads(text, object_pairs_hook=_without_repetition)
-    return _decode(text)
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
 
 
-def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _end_of_element(text: str, start: int) -> int:
+    """Return the position of the comma or bracket behind an element; `start` if there is none."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        if depth == 0 and token[0] in ",]}":
+            return token.start() if token[0] != "}" else start
+        depth += (token[0] in "[{") - (token[0] in "]}")
+    return start
+
+
+class _Repetitive(dict[str, Any]):
+    """An object with a key that occurs twice."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.occurrences = Counter(key for key, _ in pairs)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return found
+    return found if len(found) == len(pairs) else _Repetitive(pairs)
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg}); one object on each line, or one array, is expected"
+    return f"cannot be read as JSON ({error})"
 
 
 def _as_row(value: Any, names: Sequence[str]) -> Row:
+    if isinstance(value, _Repetitive):
+        twice = [name for name in names if value.occurrences[name] > 1]
+        if twice:
+            return f"cannot be read as JSON (an object has the key {twice[0]!r} twice)"
     if isinstance(value, dict):
         return value
     found = "null" if value is None else _TYPES[type(value)]

@@ -113,6 +113,51 @@ def test_an_array_with_a_repeated_key_is_refused(refused, tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "x", "label": "neg", "label": "pos"}',
+        '{"text": "x", "label": "neg", "te\\u0078t": 1}',
+    ],
+    ids=["as it is", "escaped"],
+)
+@pytest.mark.parametrize("is_array", [False, True])
+def test_a_repeated_key_is_found_beside_texts_with_braces(refused, tmp_path, row, is_array):
+    rows = [json.dumps({"text": "a { b {", "label": "neg"}), row]
+    (tmp_path / "x.json").write_text(f"[{','.join(rows)}]" if is_array else "\n".join(rows))
+    with refused(f"{'row' if is_array else 'line'} 2: cannot be read", "twice"):
+        load(tmp_path / "x.json")
+
+
+def test_a_repeated_key_that_is_not_read_is_no_mistake(tmp_path):
+    row = '{"text": "x", "label": "neg", "id": 1, "id": 2, "more": {"text": 1, "text": 2}}'
+    assert pairs(load(put(tmp_path, [row])).train) == [("x", "neg")]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.jsonl.gz"])
+@pytest.mark.parametrize("line", ['["a"]', "[hello", "[]"])
+def test_lines_are_no_array_whatever_the_first_is(refused, tmp_path, name, line):
+    content = "\n".join([line, *map(json.dumps, OBJECTS)]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with refused(tmp_path / name, "line 1: "):
+        load(tmp_path / name)
+    config = DataConfig(dataset="file", data_path=str(tmp_path / name), labels="neg,pos")
+    assert pairs(load_files(config, secret=True).train) == [("", ""), *sentences(9)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('[{"text": "a", "label": "b"},]', '[{"text": "a", "label": "b"}', "[,]", '["a" "b"]'),
+        *('[{"text": "a", "label": "b"}] []', '[{"text": "a", "label": "b}]', "[}]", "["),
+    ],
+)
+def test_a_text_that_is_not_one_array_is_refused(refused, tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with refused(tmp_path / "x.json: "):
+        load(tmp_path / "x.json")
+
+
 def test_a_key_is_no_repetition_where_it_is_part_of_a_text(tmp_path):
     row = {"text": 'the keys "text" and "label"', "label": "neg", "other": {"text": 1}}
     assert pairs(load(put(tmp_path, [row])).train) == [(row["text"], "neg")]
@@ -158,3 +203,20 @@ def test_under_secret_a_malformed_line_is_one_example_without_effect(tmp_path, c
     counted = [text for text in caplog.messages if "1 row could not be read" in text]
     assert len(counted) == (line != "{}")
     assert all("the first is line 4" in text for text in counted)
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        *("null", "[1, [2]]", '{"text": "a", "label": "neg", "label": "pos"}', "{}", "hello"),
+        *('{"text": "a, ]}", "label": }', '{"text": "a", "label": 1' + "0" * 5000 + "}"),
+        '{"text": "\\"a", "label": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+)
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_under_secret_a_malformed_element_is_one_example_without_effect(tmp_path, element, at):
+    elements = [*map(json.dumps, OBJECTS[:at]), element, *map(json.dumps, OBJECTS[at:])]
+    (tmp_path / "x.json").write_text(f" [ {' ,'.join(elements)} ]\n")
+    config = DataConfig(dataset="file", data_path=str(tmp_path / "x.json"), labels="neg,pos")
+    rows = pairs(load_files(config, secret=True).train)
+    assert rows == [*sentences(9)[:at], ("", ""), *sentences(9)[at:]]
