@@ -84,7 +84,10 @@ class Splits:
     def training(self) -> Table:
         """Return the training rows; raises `UserError` if there are none."""
         if self.train is None:
-            raise UserError("data-path: no train.csv, .jsonl or .parquet in the folder")
+            assert self.test is not None
+            raise UserError(
+                f"data-path: no train.csv, .jsonl or .parquet beside {self.test.source}"
+            )
         return self.train
 
     @cached_property
