@@ -46,6 +46,11 @@ def with_line(number, line, header="text,label", rows=ROWS):
         ('text,label\r\n"two\r\nlines",a\r\nx,b\r\n', [("two\r\nlines", "a"), ("x", "b")]),
         ('text,label\n"\n\n",a\n"x\n",b\n', [("\n\n", "a"), ("x\n", "b")]),
         ("text,label\rx,a\ry,b\r", [("x", "a"), ("y", "b")]),
+        ("text,label\rx,a\ry,b", [("x", "a"), ("y", "b")]),
+        ("text,label\r\r\nx,a\r\r\ny,b\r\r\n", [("x", "a"), ("y", "b")]),
+        ('text,label\n"x\ry\r",a\ny,b', [("x\ry\r", "a"), ("y", "b")]),
+        ('label,text\na, "x" he said\nb," ""y"""\n', [(' "x" he said', "a"), (' "y"', "b")]),
+        ("label,text\n1,x,\n2,y,\n1,z,\n", [("x", "1"), ("y", "2"), ("z", "1")]),
         ("text,label\nx,a\n\n\ny,b\n\n", [("x", "a"), ("y", "b")]),
         ('"text","label"\n"x","a"\n"y","b"', [("x", "a"), ("y", "b")]),
         ("text,label\n,a\ny,b\n", [("", "a"), ("y", "b")]),
@@ -63,6 +68,7 @@ def with_line(number, line, header="text,label", rows=ROWS):
     ],
     ids=[
         *("quotes in a cell", "doubled quotes", "CRLF", "blank lines in a cell", "CR"),
+        *("CR but at the end", "CR CRLF", "CR in a cell", "spaces and quotes", "numbers first"),
         *("blank lines", "all quoted", "empty text", "blank first lines", "empty first row"),
         *("spaces in the header", "two byte order marks", "unnamed columns"),
         *("delimiter at the end", "fewer delimiters", "index", "end of DOS"),
@@ -322,6 +328,12 @@ def test_a_quote_in_the_header_that_is_not_closed_is_refused(refused, tmp_path):
         ("t\0e\0x\0t\0,\0l\0", ["NUL", "UTF-16"]),
         ('"text", "label"\n"x", "a"\n', ["the header: a space stands between"]),
         ('text, label\n"x", a\n"y", "b"\n', ["line 3: a space stands between"]),
+        ('label, text\na, x\nb, "y ""z"""\n', ["line 3: a space stands between"]),
+        ('text,label\n "x y",a\n', ["line 2: a space stands between"]),
+        ("label,text\na,x\nb,one\ra,two\nb,y\n", ["line 3 ends in a carriage return alone"]),
+        ('label,text\n1,"a","x"\n', ["line 2 has 3 cells for 2 columns"]),
+        ('label,text,note\n"1","a","x",""\n"2","b","y",""\n', ["one cell more", "first column"]),
+        ("label,text,note\n7,a,x,\n3,b,y,\n", ["one cell more", "first column"]),
         (b"text,label\nx,a\ny,b\ncaf\xe9,a\n", ["line 4 is not UTF-8 text"]),
         ("x,text,label\n" + "a,b\n" * 3, ["line 2 has 2 cells for 3 columns"]),
     ],
@@ -383,6 +395,12 @@ def test_under_secret_a_row_does_not_decide_whether_another_is_malformed(tmp_pat
     first, second = (pairs(secretly(put(tmp_path, content.format(x)))) for x in ("pos", "zzz"))
     assert first[:2] == second[:2] == [("alpha,zzz\nbeta", "neg"), ("c", "neg")]
     assert (first[2], second[2]) == (("d", "pos"), ("d", "zzz"))
+
+
+def test_under_secret_a_row_causes_no_error_about_the_whole_file(tmp_path):
+    content = 'label,text,note\nneg, "x",\nneg,one\rpos,two,\n1,neg,x,\n'
+    rows = pairs(secretly(put(tmp_path, content)))
+    assert rows == [(' "x"', "neg"), ("", ""), ("two", "pos"), ("neg", "1")]
 
 
 def test_under_secret_two_declared_labels_tell_two_rows_from_a_text(tmp_path):
