@@ -233,9 +233,13 @@ class _Rows:
                 count(len(cells.malformed), "row"),
                 cells.place(cells.malformed[0]),
             )
-        for name in cells.columns:
-            if not request.secret and NESTED & set(map(type, cells.columns[name])):
-                raise UserError(f"{source}: column {name!r} holds lists, not single values")
+        for name, column in cells.columns.items():
+            kinds = list(map(type, column))
+            if not request.secret and (nested := NESTED & set(kinds)):
+                row = min(map(kinds.index, nested))
+                what = "an object" if kinds[row] is dict else "a list"
+                where = f"{source}: {cells.place(row)}"
+                raise UserError(f"{where}: column {name!r} holds {what}, not a single value")
 
     def __len__(self) -> int:
         return len(self._cells)

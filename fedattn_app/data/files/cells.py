@@ -7,6 +7,7 @@ from typing import Any
 
 from fedattn_app.config import as_toml
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import without_surrogates
 
 MAX_NAMES_LISTED = 20
 MAX_NAME_LENGTH = 60  # characters of a column's name in an error
@@ -121,7 +122,10 @@ def list_names(names: Sequence[str]) -> str:
     """Return the names of columns as one short line."""
     short = [
         name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}…"
-        for name in (" ".join(name.split()) or "(no name)" for name in names[:MAX_NAMES_LISTED])
+        for name in (
+            " ".join(without_surrogates(name).split()) or "(no name)"
+            for name in names[:MAX_NAMES_LISTED]
+        )
     ]
     rest = len(names) - MAX_NAMES_LISTED
     return ", ".join(short) + (f" and {rest} more" if rest > 0 else "")

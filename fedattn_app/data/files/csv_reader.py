@@ -30,8 +30,8 @@ QUOTE_FAULT = f"a quote opens a cell here, and none closes it at the end of a ce
 NUL_FAULT = "holds NUL characters: it is UTF-16, damaged, or not text; save it as UTF-8"
 SPACE_FAULT = "a space stands between a comma and a quote; remove it"
 LINE_END_FAULT = (
-    "ends in a carriage return alone, unlike other lines; write a text with line ends in quotes, or "
-    "save the file with one kind of line end"
+    "ends in a carriage return alone, unlike other lines; write a text with line ends in quotes, "
+    "or save the file with one kind of line end"
 )
 ROW_NAME_FAULT = (
     "each row has one cell more than the header, and the first cells are different numbers: the "

@@ -17,6 +17,7 @@ from fedattn_app.errors import UserError
 # An object, or the reason why there is none.
 Row = dict[str, Any] | str
 
+SHAPE = "a JSON file must be one object on each line, or one array of objects (.json)"
 ARRAY_SUFFIX = ".json"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{},]', re.DOTALL)
@@ -122,7 +123,7 @@ _decoder = json.JSONDecoder(object_pairs_hook=_object)
 
 def _fault(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg}); one object on each line, or one array, is expected"
+        return f"not JSON ({error.msg}); {SHAPE}"
     return f"cannot be read as JSON ({error})"
 
 
@@ -163,7 +164,11 @@ def _read_rows(
     if not request.secret:  # whether a row has the key would reveal something about it
         for key, name in request.columns.items():
             if len(lacking[name]) == len(numbers):
-                request.check_absent(key, list(names), str(file))
+                try:
+                    request.check_absent(key, list(names), str(file))
+                except UserError as error:
+                    shape = f"; {SHAPE}" if len(numbers) == 1 else ""
+                    raise UserError(f"{error}{shape}") from None
                 del columns[name]
             elif lacking[name] and key not in request.optional:
                 others = len(lacking[name]) - 1

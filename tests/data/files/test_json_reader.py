@@ -73,8 +73,8 @@ def test_every_partitioner_splits_texts_and_labels_with_half_of_a_character(tmp_
         ('{"text": "a", "label": "neg", "label": "neg"}', "the key 'label' twice"),
         ("[" * 100_000, "line 5: "),
         ('{"text": "a", "label": 1' + "0" * 5000 + "}", "line 5: cannot be read as JSON"),
-        ('{"text": {"a": 1}, "label": "neg"}', "'text' holds lists"),
-        ('{"text": "a", "label": ["neg"]}', "'label' holds lists"),
+        ('{"text": {"a": 1}, "label": "neg"}', "line 5: column 'text' holds an object"),
+        ('{"text": "a", "label": ["neg"]}', "line 5: column 'label' holds a list, not"),
         ('{"text": "a", "label": null}', "line 5 has no label"),
         ('{"text": "a", "label": NaN}', "line 5 has no label"),
         ('{"sentence": "a", "label": "neg"}', "line 5: 'text' (text-column) is missing; the keys"),
@@ -173,6 +173,25 @@ def test_the_error_says_how_many_rows_lack_the_key(refused, tmp_path):
         load(path)
     with refused(path, "no column 'Text'", 'is it text-column = "text"?'):
         load(path, text_column="Text")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"data": [{"text": "a", "label": 1}]}', '{"data": [\n{"text": "a", "label": 1}\n]}'),
+        '{\n"text": "a",\n"label": 1\n}\n{\n"text": "b",\n"label": 1\n}\n',
+    ],
+)
+def test_another_structure_is_refused_with_what_is_expected(refused, tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with refused("x.json", "one object on each line, or one array of objects"):
+        load(tmp_path / "x.json")
+
+
+def test_an_error_holds_no_half_of_a_character(refused, tmp_path):
+    path = put(tmp_path, ['{"texts": "a", "cut\\ud83d": 1}'])
+    with refused(path, "there are texts, cut?"):
+        load(path)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]", "{}\n", "[{}]"])
