@@ -82,7 +82,10 @@ class Splits:
     def training(self) -> Table:
         """Return the training rows; raises `UserError` if there are none."""
         if self.train is None:
-            raise UserError("data-path: no train.csv, .jsonl or .parquet in the folder")
+            assert self.test is not None
+            raise UserError(
+                f"data-path: no train.csv, .jsonl or .parquet beside {self.test.source}"
+            )
         return self.train
 
     @cached_property
@@ -194,10 +197,11 @@ def _has_labels(test: Table, train: Table) -> bool:
 def _request(config: DataConfig, split: str, secret: bool = False) -> Request:
     """Return the columns of a split that `config` names. Only training rows need them all."""
     columns = {"text-column": config.text_column, "label-column": config.label_column}
-    optional = frozenset(["label-column"] if split != "train" else ())
-    if config.partition_by and split == "train":
+    if split != "train":
+        return Request(columns, frozenset(["label-column"]), secret, config.label_names)
+    if config.partition_by:
         columns["partition-by"] = config.partition_by
-    return Request(columns, optional, secret, frozenset(config.label_names))
+    return Request(columns, secret=secret, labels=config.label_names)
 
 
 def _hub_cells(split: Any, request: Request, source: str) -> Cells:
@@ -227,9 +231,13 @@ class _Rows:
                 count(len(cells.malformed), "row"),
                 cells.place(cells.malformed[0]),
             )
-        for name in cells.columns:
-            if not request.secret and NESTED & set(map(type, cells.columns[name])):
-                raise UserError(f"{source}: column {name!r} holds lists, not single values")
+        for name, column in cells.columns.items():
+            kinds = list(map(type, column))
+            if not request.secret and (nested := NESTED & set(kinds)):
+                row = min(map(kinds.index, nested))
+                what = "an object" if kinds[row] is dict else "a list"
+                where = f"{source}: {cells.place(row)}"
+                raise UserError(f"{where}: column {name!r} holds {what}, not a single value")
 
     def __len__(self) -> int:
         return len(self._cells)

@@ -15,7 +15,7 @@ from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import DataConfig
 from fedattn_app.data.labels import label_names
 from fedattn_app.data.loading import server_test_set
-from fedattn_app.data.sources import Table, load_hub
+from fedattn_app.data.sources import Table, load_files, load_hub
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 
@@ -196,7 +196,11 @@ def test_an_invalid_file_is_refused(refused, tmp_path, name, content, reason):
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("x.jsonl", '{"text": ["a", "b"], "label": ["x", "y"]}\n', ["'text'", "lists"]),
+        (
+            "x.jsonl",
+            '{"text": ["a", "b"], "label": ["x", "y"]}\n',
+            ["line 1: column 'text'", "a list"],
+        ),
         (
             "x.csv",
             "text,label,text\na,b,c\n",
@@ -209,6 +213,12 @@ def test_a_file_of_another_structure_is_refused(refused, tmp_path, name, content
     (tmp_path / name).write_text(content)
     with refused(name, *parts):
         label_names(DataConfig(dataset="file", data_path=str(tmp_path / name)))
+
+
+def test_a_folder_without_training_rows_is_named_when_they_are_needed(refused, tmp_path):
+    path = write(tmp_path / "test.csv", ["a"], ["b"])
+    with refused(f"no train.csv, .jsonl or .parquet beside {path}"):
+        load_files(DataConfig(dataset="file", data_path=str(tmp_path))).training()
 
 
 def test_nan_in_a_parquet_label_is_a_missing_label(refused, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedattn_app.config import as_toml
 from fedattn_app.errors import UserError
+from fedattn_app.label_text import without_surrogates
 
 MAX_NAMES_LISTED = 20
 MAX_NAME_LENGTH = 60  # characters of a column's name in an error
@@ -20,14 +21,14 @@ class Request:
         columns: The name of each wanted column, by the run-config key that gives it.
         optional: The keys of the columns that the file may lack.
         secret: Whether an error about a single row would reveal too much. Such a row is then read
-            as missing values and counted, and what becomes of a row depends on no other row.
-        labels: The label names in the settings of the run, normalised; empty if it names none.
+            as missing values and counted.
+        labels: The labels that the run declares; empty if it takes those of the training rows.
     """
 
     columns: Mapping[str, str]
     optional: frozenset[str] = frozenset()
     secret: bool = False
-    labels: frozenset[str] = frozenset()
+    labels: Sequence[str] = ()
 
     def find(self, names: Sequence[str], source: str) -> dict[str, int]:
         """Return the position in `names` of each wanted column, by the column's name.
@@ -121,7 +122,10 @@ def list_names(names: Sequence[str]) -> str:
     """Return the names of columns as one short line."""
     short = [
         name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}…"
-        for name in (" ".join(name.split()) or "(no name)" for name in names[:MAX_NAMES_LISTED])
+        for name in (
+            " ".join(without_surrogates(name).split()) or "(no name)"
+            for name in names[:MAX_NAMES_LISTED]
+        )
     ]
     rest = len(names) - MAX_NAMES_LISTED
     return ", ".join(short) + (f" and {rest} more" if rest > 0 else "")

@@ -3,9 +3,8 @@
 Python's `csv` module reads any text as some rows. So a row with too few or too many cells is a
 fault here, and so is a quoted cell that does not end where a cell may end. That leaves two stray
 quotes in two rows, where the second happens to stand before a comma: they make one cell of all
-rows between them. Its lines then look like rows of their own, which is a fault too: they have as
-many cells as the header, and labels of the run, of other rows or of one another. Under `secret` no
-row may decide about another one, so there only the labels count that the settings of the run name.
+rows between them. Its lines then look like rows of their own (see `swallowed_rows`), which is a
+fault too.
 """
 
 import csv
@@ -14,25 +13,30 @@ import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from fedattn_app.data.files.cells import Cells, FaultyRows, Request, bare_name, count
 from fedattn_app.data.files.layout import suffix_of
 from fedattn_app.data.files.opening import open_text
+from fedattn_app.data.files.swallowed_rows import LINE_END, Layout, comparable, num_rows_inside
 from fedattn_app.errors import UserError
-from fedattn_app.label_text import normalise_label
 
 log = logging.getLogger("fedattn")
 
-_LINE_END = re.compile(r"\r\n|\r|\n")
-# Lines of one text rarely end alike more often than this, as those of a table may.
-MIN_REPETITIONS = 5
 REMEDY = "write a text with a quote in it in quotes, and the quote itself twice"
 QUOTE_FAULT = f"a quote opens a cell here, and none closes it at the end of a cell; {REMEDY}"
 NUL_FAULT = "holds NUL characters: it is UTF-16, damaged, or not text; save it as UTF-8"
 SPACE_FAULT = "a space stands between a comma and a quote; remove it"
+LINE_END_FAULT = (
+    "ends in a carriage return alone, unlike other lines; write a text with line ends in quotes, "
+    "or save the file with one kind of line end"
+)
+ROW_NAME_FAULT = (
+    "each row has one cell more than the header, and the first cells are different numbers: the "
+    "header seems to lack the name of the first column; add it"
+)
 EXCEL_DELIMITER_MARK = "sep="  # the first cell of a first line "sep=,"
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
@@ -46,7 +50,8 @@ def read_csv(file: Path, request: Request) -> Cells:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     delimiter = "\t" if suffix_of(file.name).startswith(".tsv") else ","
     with open_text(file) as stream:
-        records = _records(stream, delimiter)
+        lines = _Lines(stream)
+        records = _records(lines, delimiter)
         names: Sequence[str] = ()
         for line, _, cells in records:
             if cells is None:
@@ -58,7 +63,7 @@ def read_csv(file: Path, request: Request) -> Cells:
             raise UserError(f"{file}: is empty")
         if any("\0" in name for name in names):
             raise UserError(f"{file}: {NUL_FAULT}")
-        return _Rows(file, request, names, delimiter).read(records)
+        return _Rows(file, request, names, delimiter).read(records, lines)
 
 
 class _Rows:
@@ -67,7 +72,7 @@ class _Rows:
     def __init__(self, file: Path, request: Request, names: Sequence[str], delimiter: str) -> None:
         self.file = file
         self.secret = request.secret
-        self.labels = request.labels
+        self.declared = request.labels
         self.delimiter = delimiter
         self.names = names
         self.width = len(names)
@@ -81,30 +86,39 @@ class _Rows:
         self.faulty = FaultyRows(file, request.secret)
         self.multiline: list[tuple[int, list[str]]] = []  # row numbers, and all cells
         self.left_out = Counter[str]()
+        self.first_cells: list[str] = []  # of the rows with one cell more than the header
+        self.row_ends: dict[str, int] = {}  # the first line with each last character of a row
 
-    def read(self, records: "Iterator[tuple[int, int, list[str] | None]]") -> Cells:
+    def read(self, records: "Iterator[tuple[int, int, list[str] | None]]", raw: "_Lines") -> Cells:
         unnamed_lines, last_name = array("Q"), self.names[-1]
         targets = [(at, self.columns[name].append) for name, at in self.positions.items()]
         for line, num_lines, cells in records:
             if cells is None or len(cells) != self.width or not cells[0] or cells[-1] == last_name:
                 if cells is not None and self._is_left_out(cells):
                     continue
+                if cells is not None and len(cells) == self.width + 1 and last_name.strip():
+                    self.first_cells.append(cells[0])
                 if fault := self._fault(line, cells):
                     self.faulty.add(len(self.lines), fault)
                     cells = None
             self.lines.append(line)
+            self.row_ends.setdefault(raw.record[-1][-1], line)
             if cells is None:
                 for _, append in targets:
                     append(None)
                 continue
             for at, append in targets:
-                append(cells[at])
+                append(cell := cells[at])
+                if cell[:1].isspace() and not self.secret:
+                    self._check_space(cell, "".join(raw.record), line)
             if num_lines > 1:
                 self.multiline.append((len(self.lines) - 1, cells))
             if self.unnamed and any(cells[at].strip() for at in self.unnamed if at < len(cells)):
                 unnamed_lines.append(line)
         self._check_multiline()
-        self._check_characters()
+        if not self.secret:
+            self._check_characters()
+            self._check_structure()
         self._log_unused(unnamed_lines)
         return Cells(self.columns, self.faulty.numbers, self.lines)
 
@@ -150,15 +164,16 @@ class _Rows:
 
     def _check_multiline(self) -> None:
         """Find cells that have swallowed rows."""
-        if self.label_position is None:
+        if self.label_position is None or not self.multiline:
             return
-        known = self.labels
-        if self.multiline and not self.secret:
+        layout = Layout(self.delimiter, self.num_named, self.width, self.label_position)
+        known = {comparable(label) for label in self.declared}
+        if not self.secret:  # one row must not decide about another
             name = next(n for n, at in self.positions.items() if at == self.label_position)
-            cells_of_labels = {cell for cell in self.columns[name] if cell}
-            known |= {normalise_label(c) for c in cells_of_labels if not _LINE_END.search(c)}
+            found = {label for label in self.columns[name] if label and not LINE_END.search(label)}
+            known |= {comparable(label) for label in found} - {""}
         for row, cells in self.multiline:
-            if num_rows := self._num_rows_inside(cells, known):
+            if num_rows := num_rows_inside(cells, layout, known):
                 self.faulty.add(
                     row,
                     f"line {self.lines[row]}: a quote opens a cell here that contains {num_rows} "
@@ -168,39 +183,15 @@ class _Rows:
                 for column in self.columns.values():
                     column[row] = None
 
-    def _num_rows_inside(self, cells: Sequence[str], known: Collection[str]) -> int:
-        """Return how many lines of a multi-line row are rows of their own; 0 if it is one row.
-
-        `known` are labels that the run or other rows have. Without `secret`, labels that the lines
-        repeat count too.
-        """
-        text = self.delimiter.join(cells)
-        lines = [line.split(self.delimiter) for line in _LINE_END.split(text) if line.strip()]
-        whole = [line for line in lines if self.num_named <= len(line) <= self.width]
-        found = Counter(filter(None, (self._label_of(line, cells) for line in whole)))
-        num_rows = sum(
-            number
-            for label, number in found.items()
-            if label in known or (number >= MIN_REPETITIONS and not self.secret)
-        )
-        # A line of a text may look like a row by chance, and the last one ends as a row does.
-        enough = len(lines) / 2 if len(whole) == len(lines) else len(lines) * 2 / 3 + 1 / 3
-        return num_rows if num_rows >= max(2, enough) else 0
-
-    def _label_of(self, line: Sequence[str], record: Sequence[str]) -> str:
-        """Return the normalised label in a line of `record`.
-
-        It is empty if a space comes before it and not before that of the record: that is a comma
-        in a text.
-        """
-        assert self.label_position is not None
-        cell, other = line[self.label_position], record[self.label_position]
-        return "" if cell[:1].isspace() and not other[:1].isspace() else normalise_label(cell)
+    def _check_space(self, cell: str, raw: str, line: int) -> None:
+        """Find a quoted cell behind a space, where the quotes are no quotes for the reader."""
+        bare = cell.strip()
+        is_quoted = len(bare) > 1 and bare[0] == bare[-1] == '"'
+        if is_quoted and (raw.startswith(cell) or self.delimiter + cell in raw):
+            raise UserError(f"{self.file}: line {line}: {SPACE_FAULT}")
 
     def _check_characters(self) -> None:
         """Find NUL characters, and labels with quotes that are not quotes for the reader."""
-        if self.secret:
-            return
         for name, column in self.columns.items():
             is_label = self.positions[name] == self.label_position
             for cell in set(column) if is_label else column:
@@ -210,6 +201,15 @@ class _Rows:
                     raise self._error_at(column.index(cell), NUL_FAULT)
                 if is_label and cell[:1].isspace() and cell.lstrip()[:1] == '"':
                     raise self._error_at(column.index(cell), SPACE_FAULT)
+
+    def _check_structure(self) -> None:
+        """Find rows shifted by one column, and carriage returns that have split a row."""
+        if {"\r", "\n"} <= self.row_ends.keys():
+            first = self.row_ends["\r"]
+            raise UserError(f"{self.file}: line {first} {LINE_END_FAULT}")
+        numbers = set(filter(str.isdecimal, self.first_cells))
+        if 1 < len(self.lines) == len(numbers) == len(self.first_cells):
+            raise UserError(f"{self.file}: {ROW_NAME_FAULT}")
 
     def _error_at(self, row: int, fault: str) -> UserError:
         return UserError(f"{self.file}: line {self.lines[row]}: {fault}")
@@ -253,13 +253,12 @@ class _Lines:
         self._again += reversed(self.record[first:])
 
 
-def _records(stream: TextIO, delimiter: str) -> Iterator[tuple[int, int, list[str] | None]]:
+def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, int, list[str] | None]]:
     """Yield the first line, the number of lines, and the cells of each record.
 
     The cells are None if a quoted cell ends wrongly. Such a record is the one line where this cell
     begins, and the next record begins on the line below: a stray quote takes no other row with it.
     """
-    lines = _Lines(stream)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     first = 1
     while True:

@@ -1,8 +1,11 @@
 """Read JSON Lines, or one JSON array of objects."""
 
 import json
+import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,69 +17,123 @@ from fedattn_app.errors import UserError
 # An object, or the reason why there is none.
 Row = dict[str, Any] | str
 
+SHAPE = "a JSON file must be one object on each line, or one array of objects (.json)"
+ARRAY_SUFFIX = ".json"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{},]', re.DOTALL)
 _TYPES = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
 
 
 def read_json(file: Path, request: Request) -> Cells:
     """Return the wanted values of JSON Lines, or of one JSON array of objects.
 
-    A value that is null or not a number (NaN) is None. Under `secret` only a file that ends in
-    .json may be an array.
+    Only a file ``.json`` may be an array; in other files, a line that begins with ``[`` is a row
+    that is not an object. A value that is null or not a number (NaN) is None.
 
     Raises `UserError` if a row is not an object or lacks a wanted key, unless the request is
     secret. Raises `UnicodeDecodeError`, `OSError`, `EOFError`, `ValueError` or `RecursionError` if
     the text cannot be read.
     """
     names = list(request.columns.values())
-    # The first line of JSON Lines is a row, which must not decide about the others.
-    may_be_array = not request.secret or suffix_of(file.name).removesuffix(COMPRESSED) == ".json"
     with open_text(file) as stream:
-        while (start := stream.read(1)).isspace():
-            pass
-        stream.seek(0)
-        if start == "[" and may_be_array:
+        may_be_array = suffix_of(file.name).removesuffix(COMPRESSED) == ARRAY_SUFFIX
+        if may_be_array and _first_character(stream) == "[":
             return _read_rows(file, request, _array(stream.read(), names), has_lines=False)
         return _read_rows(file, request, _lines(stream, names), has_lines=True)
+
+
+def _first_character(stream: TextIO) -> str:
+    while (start := stream.read(1)).isspace():
+        pass
+    stream.seek(0)
+    return start
 
 
 def _lines(stream: TextIO, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Yield the line and the row of every line that is not blank."""
     for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, _as_row(_decode(line), names)
-        except json.JSONDecodeError as error:
-            yield number, f"not JSON ({error.msg}); one object on each line is expected"
-        except (ValueError, RecursionError) as error:
-            yield number, f"cannot be read as JSON ({error})"
+        if line.strip():
+            try:
+                yield number, _as_row(_decoder.decode(line), names)
+            except (ValueError, RecursionError) as error:
+                yield number, _fault(error)
 
 
 def _array(text: str, names: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Yield the number and the row of every element of a JSON array."""
-    yield from ((number, _as_row(value, names)) for number, value in enumerate(_decode(text), 1))
+    """Yield the number and the row of every element of a JSON array.
+
+    Raises `ValueError` or `RecursionError` if the text is not one array, where the end of an
+    element that cannot be read is at the next comma or bracket outside of it.
+    """
+    at = _skip_space(text, 0) + 1
+    for number in count(1):
+        start = _skip_space(text, at)
+        if number == 1 and text[start : start + 1] == "]":
+            at = start
+        else:
+            row: Row
+            try:
+                value, at = _decoder.raw_decode(text, start)
+                row = _as_row(value, names)
+            except (ValueError, RecursionError) as error:
+                at = _end_of_element(text, start)
+                if at == start:
+                    raise
+                row = _fault(error)
+            yield number, row
+            at = _skip_space(text, at)
+        if text[at : at + 1] != ",":
+            break
+        at += 1
+    if text[at : at + 1] != "]" or _skip_space(text, at + 1) < len(text):
+        raise json.JSONDecodeError("one array of objects is expected", text, at)
 
 
-class _Repeated(str):
-    """A key that an object has more than once, in place of the object."""
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
+def _end_of_element(text: str, start: int) -> int:
+    """Return the position of the comma or bracket behind an element; `start` if there is none."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        if depth == 0 and token[0] in ",]}":
+            return token.start() if token[0] != "}" else start
+        depth += (token[0] in "[{") - (token[0] in "]}")
+    return start
+
+
+class _Repetitive(dict[str, Any]):
+    """An object with a key that occurs twice."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.occurrences = Counter(key for key, _ in pairs)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    keys = [key for key, _ in pairs]
-    return _Repeated(next(key for key in keys if keys.count(key) > 1))
+    return found if len(found) == len(pairs) else _Repetitive(pairs)
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object).decode
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg}); {SHAPE}"
+    return f"cannot be read as JSON ({error})"
 
 
 def _as_row(value: Any, names: Sequence[str]) -> Row:
+    if isinstance(value, _Repetitive):
+        twice = [name for name in names if value.occurrences[name] > 1]
+        if twice:
+            return f"cannot be read as JSON (an object has the key {twice[0]!r} twice)"
     if isinstance(value, dict):
         return value
-    if isinstance(value, _Repeated):
-        return f"the object has the key {str(value)!r} twice"
     found = "null" if value is None else _TYPES[type(value)]
     expected = ", ".join(f'"{name}": …' for name in dict.fromkeys(names))
     return f"an object such as {{{expected}}} is expected, not {found}"
@@ -107,7 +164,11 @@ def _read_rows(
     if not request.secret:  # whether a row has the key would reveal something about it
         for key, name in request.columns.items():
             if len(lacking[name]) == len(numbers):
-                request.check_absent(key, list(names), str(file))
+                try:
+                    request.check_absent(key, list(names), str(file))
+                except UserError as error:
+                    shape = f"; {SHAPE}" if len(numbers) == 1 else ""
+                    raise UserError(f"{error}{shape}") from None
                 del columns[name]
             elif lacking[name] and key not in request.optional:
                 others = len(lacking[name]) - 1

@@ -23,17 +23,20 @@ SPLIT_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
 }
-# The folders in which table formats list the files that are still part of a table.
-TABLE_FORMATS: Mapping[str, str] = {
-    "_delta_log": "Delta Lake",
-    ".hoodie": "Apache Hudi",
-    "metadata": "Apache Iceberg",
-}
-NO_PARTS = ("README", "README.md", "LICENSE")
-# Other files that hold data, which people may expect to be read.
-OTHER_DATA = (".zip", ".xlsx", ".xls", ".txt", ".bz2", ".xz", ".zst", ".gz", ".arrow", ".feather")
 _SHARD = re.compile(r"(?P<word>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<hash>-[0-9a-f]+)?")
 _WORD = re.compile(r"[^\W\d_]+")
+_COPY = re.compile(r"(?P<stem>.+?)(?: \(\d+\)| - Copy(?: \(\d+\))?| copy(?: \d+)?)", re.IGNORECASE)
+BACKUPS = ("~", ".bak")
+HELD_OUT_WORDS = {"holdout", "heldout"}  # that no split is called, though people call files so
+
+# What marks a folder as a table of which a part of the files is no longer valid, or as another
+# format.
+TABLES: Mapping[str, str] = {
+    "_delta_log": "a Delta Lake table",
+    ".hoodie": "a Hudi table",
+    "metadata/*.metadata.json": "an Iceberg table",
+    "data-*-of-*.arrow": "a data set as save_to_disk of the library `datasets` writes it",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def find_splits(data_path: str) -> SplitFiles:
     given = f"data-path = {as_toml(data_path)}"
     if not path.exists():
         raise UserError(f"{given}: does not exist ({as_toml(str(path))})")
+    if len(data_path.splitlines()) > 1:
+        raise UserError(f"{given}: must not contain a line end")
     if path.is_dir():
         return _search_folder(path, given)
     if not suffix_of(path.name):
@@ -83,6 +88,7 @@ def find_splits(data_path: str) -> SplitFiles:
 
 
 def _search_folder(folder: Path, given: str) -> SplitFiles:
+    _check_not_table(folder, given)
     entries = _list(folder)
     if (folder / "data").is_dir():
         entries += _list(folder / "data")
@@ -98,14 +104,16 @@ def _search_folder(folder: Path, given: str) -> SplitFiles:
         elif versions:
             files[split] = versions[0]
     if suffix_of(folder.name) and not files:
-        return SplitFiles({"train": _parts(folder, given, "train")})
+        files = {"train": _parts(folder, "train", given)}
+        part_folders = {folder}
+    else:
+        part_folders = {paths[0].parent for paths in files.values()} - {folder, folder / "data"}
     if not files.keys() & {"train", "test"}:
         raise UserError(f"{given}: no train.csv, .jsonl or .parquet in it{_hint(folder, entries)}")
-    used = {path for paths in files.values() for path in paths}
-    folders = {path.parent for path in used}
-    unused += [
-        _name(path, folder) for path in entries if path not in used | folders and _is_expected(path)
-    ]
+    used = {path for paths in files.values() for path in paths} | part_folders
+    beside = [path for path in entries if _is_named_like_split(path)]
+    beside += [path for parts in sorted(part_folders) for path in _list(parts)]
+    unused += [_name(path, folder) for path in beside if path not in used and _has_content(path)]
     return SplitFiles(files, list(dict.fromkeys(unused)))
 
 
@@ -121,9 +129,10 @@ def _versions(split: str, entries: Sequence[Path], given: str) -> list[list[Path
             shards.setdefault(group, []).append(path)
         elif SPLIT_WORDS.get(stem.lower()) == split:
             if not path.is_dir():
+                _check_link(path, given)
                 versions += [[path]] if suffix else []
             elif suffix or any(suffix_of(part.name) for part in _list(path)):
-                versions.append(_parts(path, given, split))
+                versions.append(_parts(path, split, given))
     return versions + [_complete(paths, given) for paths in shards.values()]
 
 
@@ -147,37 +156,80 @@ def _complete(shards: Sequence[Path], given: str) -> list[Path]:
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _parts(folder: Path, given: str, split: str) -> list[Path]:
+def _parts(folder: Path, split: str, given: str) -> list[Path]:
     """Return the data files in a folder that is one split, in the order of their names.
 
-    Empty files are left out: Spark writes them for parts without rows. Raises `UserError` where the
-    folder holds more than the parts of one split, or less.
+    Empty files are left out: Spark writes them for parts without rows. Raises `UserError` if some
+    of the files do not seem to be parts of one table.
     """
-    within = f"{given}: the folder {folder.name}"
-    for log_folder in TABLE_FORMATS.keys() & {path.name for path in folder.iterdir()}:
-        raise UserError(
-            f"{within} is a table of {TABLE_FORMATS[log_folder]}, which keeps removed rows in its "
-            "files; export it to one Parquet file"
-        )
-    entries = _list(folder)
-    parts = [path for path in entries if suffix_of(path.name)]
-    for path in entries:
-        if path.is_dir() or not suffix_of(path.name):
-            if path.name not in NO_PARTS:
-                raise UserError(f"{within} holds {path.name}, which is not one of its parts")
-        elif not path.exists():
-            raise UserError(f"{within} holds {path.name}, a link to nowhere")
-        elif _split_of(path) not in (None, split):
-            raise UserError(f"{within} holds {path.name}, whose name tells another split")
-    parts = [path for path in parts if path.stat().st_size or suffix_of(path.name) == ".parquet"]
+    _check_not_table(folder, given)
+    where = f"{given}: the folder {folder.name}"
+    shards: dict[str, list[Path]] = {}
+    parts = []
+    for path in _list(folder):
+        _check_link(path, given)
+        if path.is_dir():
+            _check_no_data(path, folder, where)
+        elif suffix_of(path.name):
+            if _split_of(path) not in (None, split):
+                raise UserError(f"{where} holds {path.name}, by its name a part of another split")
+            parts.append(path)
+            if shard := _SHARD.fullmatch(_stem(path)):
+                shards.setdefault(f"{shard['word']}-of-{shard['total']}", []).append(path)
     if not parts:
-        raise UserError(f"{within} holds no data files")
-    suffixes = {suffix_of(path.name): path.name for path in parts}
+        raise UserError(f"{where} holds no data files")
+    for group in shards.values():
+        _complete(group, given)
+    by_stem = {_stem(path): path.name for path in parts}
+    for stem, name in by_stem.items():
+        if (copy := _COPY.fullmatch(stem)) and copy["stem"] in by_stem:
+            raise UserError(f"{where} holds both {by_stem[copy['stem']]} and {name}, a copy")
+    filled = [path for path in parts if path.stat().st_size]
+    suffixes = {suffix_of(path.name): path.name for path in filled}
     if len(suffixes) > 1:
         first, second, *_ = suffixes.values()
-        raise UserError(f"{within} holds both {first} and {second}")
-    shards = [path for path in parts if _SHARD.fullmatch(_stem(path))]
-    return _complete(shards, given) if len(shards) == len(parts) else parts
+        raise UserError(f"{where} holds both {first} and {second}")
+    for path in set(parts) - set(filled):
+        if suffix_of(path.name) == ".parquet":
+            raise UserError(f"{where} holds {path.name}, which is incomplete: it has 0 bytes")
+    if not filled:
+        raise UserError(f"{where} holds only empty files")
+    return filled
+
+
+def _check_not_table(folder: Path, given: str) -> None:
+    for mark, what in TABLES.items():
+        if any(folder.glob(mark)):
+            raise UserError(f"{given}: {folder.name} is {what}; export it as Parquet")
+
+
+def _check_link(path: Path, given: str) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{given}: {path}: is a link to a file that is not there")
+
+
+def _check_no_data(sub: Path, folder: Path, where: str) -> None:
+    """Raise `UserError` if there are data files in a sub-folder of a split's folder."""
+    for path in sub.rglob("*"):
+        name = path.relative_to(folder)
+        if suffix_of(path.name) and not any(part.startswith((".", "_")) for part in name.parts):
+            raise UserError(
+                f"{where} has data files in a sub-folder ({name.as_posix()}), which are not read; "
+                "move all parts into one folder, or the others elsewhere"
+            )
+
+
+def _is_named_like_split(path: Path) -> bool:
+    words = {word.lower() for word in _WORD.findall(path.name)}
+    return not words.isdisjoint(SPLIT_WORDS.keys() | HELD_OUT_WORDS)
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a path is not a backup, an empty folder or a data file of 0 bytes."""
+    if path.is_dir():
+        return bool(_list(path))
+    is_empty = suffix_of(path.name) and path.is_file() and not path.stat().st_size
+    return not is_empty and not path.name.lower().endswith(BACKUPS)
 
 
 def _hint(folder: Path, entries: Sequence[Path]) -> str:
@@ -209,16 +261,6 @@ def _split_of(path: Path) -> str | None:
     """Return the split that the first word of the name tells, if it does."""
     word = _WORD.match(path.name)
     return SPLIT_WORDS.get(word[0].lower()) if word else None
-
-
-def _is_expected(path: Path) -> bool:
-    """Return whether one would expect a file or folder to be read as a split, by its name."""
-    words = {word.lower() for word in _WORD.findall(path.name)}
-    if not words & SPLIT_WORDS.keys():
-        return False
-    if path.is_dir():
-        return _stem(path).lower() in SPLIT_WORDS
-    return bool(suffix_of(path.name)) or path.name.lower().endswith(OTHER_DATA)
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -46,6 +46,11 @@ def with_line(number, line, header="text,label", rows=ROWS):
         ('text,label\r\n"two\r\nlines",a\r\nx,b\r\n', [("two\r\nlines", "a"), ("x", "b")]),
         ('text,label\n"\n\n",a\n"x\n",b\n', [("\n\n", "a"), ("x\n", "b")]),
         ("text,label\rx,a\ry,b\r", [("x", "a"), ("y", "b")]),
+        ("text,label\rx,a\ry,b", [("x", "a"), ("y", "b")]),
+        ("text,label\r\r\nx,a\r\r\ny,b\r\r\n", [("x", "a"), ("y", "b")]),
+        ('text,label\n"x\ry\r",a\ny,b', [("x\ry\r", "a"), ("y", "b")]),
+        ('label,text\na, "x" he said\nb," ""y"""\n', [(' "x" he said', "a"), (' "y"', "b")]),
+        ("label,text\n1,x,\n2,y,\n1,z,\n", [("x", "1"), ("y", "2"), ("z", "1")]),
         ("text,label\nx,a\n\n\ny,b\n\n", [("x", "a"), ("y", "b")]),
         ('"text","label"\n"x","a"\n"y","b"', [("x", "a"), ("y", "b")]),
         ("text,label\n,a\ny,b\n", [("", "a"), ("y", "b")]),
@@ -63,6 +68,7 @@ def with_line(number, line, header="text,label", rows=ROWS):
     ],
     ids=[
         *("quotes in a cell", "doubled quotes", "CRLF", "blank lines in a cell", "CR"),
+        *("CR but at the end", "CR CRLF", "CR in a cell", "spaces and quotes", "numbers first"),
         *("blank lines", "all quoted", "empty text", "blank first lines", "empty first row"),
         *("spaces in the header", "two byte order marks", "unnamed columns"),
         *("delimiter at the end", "fewer delimiters", "index", "end of DOS"),
@@ -267,6 +273,77 @@ def test_two_stray_quotes_around_whole_rows_are_refused(refused, tmp_path, colum
         load(path)
 
 
+BEFORE, AFTER = "a,1\nb,0\n" * 3, "c,1\nd,0\n" * 3
+
+
+def numbered(number, label):
+    return "".join(f"x{at},{label}\n" for at in range(number))
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_rows"),
+    [
+        (numbered(9, "A") + '"5 inch,A\n' + numbered(20, "B") + 'is 5",C\n' + numbered(9, "C"), 22),
+        (numbered(9, "A") + '"5 inch,B\n' + numbered(20, "B") + 'is 5",C\n' + numbered(9, "C"), 22),
+        (BEFORE + '"5 inch,rare\n' + numbered(20, "1") + 'is 5",0\n' + AFTER, 22),
+        (BEFORE + '"5 inch,1\n' + numbered(20, "rare") + 'is 5",0\n' + AFTER, 22),
+        (BEFORE + '"5 inch,1.0\nis 5",0\n' + AFTER, 2),
+        ('a,True\nb,False\n"5 inch,TRUE\nis 5",False\n', 2),
+        ('a,Pos\nb,neg\n"5 inch,pos\nis 5",neg\n', 2),
+        ('a, pos\nb, neg\n"5 inch,pos\nis 5", neg\n', 2),
+        ('a, pos\nb, neg\n"5 inch, pos\nc, neg\nis 5", neg\n', 3),
+        (BEFORE + '"5 inch,\ny,0\nis 5",0\n' + AFTER, 2),
+        (BEFORE + '"5 inch\ny,0\nz,1\nis 5",0\n' + AFTER, 3),
+    ],
+    ids=[
+        *("a class inside", "most of a class inside", "rare first label", "rare labels inside"),
+        *("1.0 and 1", "TRUE and True", "another case", "a space outside", "spaces"),
+        *("no first label", "short first row"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_that_stray_quotes_swallow_are_found_whatever_their_labels(
+    refused, tmp_path, rows, num_rows, split
+):
+    put(tmp_path, "text,label\n" + BEFORE)
+    path = put(tmp_path, "text,label\n" + rows, f"{split}.csv")
+    with refused(path, f"{num_rows} lines like rows"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        ("text,label,,", 'a,1,,\nb,0\n"5 inch,1,\nc,1,\nis 5",0,,\n'),
+        ("text,label,note", 'a,1,x\nb,0,y\nc,1,"5 inch\nd,0,z\ne,1,5"\n'),
+        ("label,text", '1,a\n0,b\n1,"5 inch\n0,is 5"\n'),
+        ("label,text", '1,a\n0,b\n"1,c\n0,d\n1",is 5\n'),
+    ],
+)
+def test_swallowed_rows_are_found_in_every_column(refused, tmp_path, header, rows):
+    path = put(tmp_path, f"{header}\n{rows}")
+    with refused(path, "line 4", "lines like rows"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dear Sir,\nI am fine.",
+        "Dear Sir,\n\nthank you\n\nBob",
+        "1, 0\n2, 1\n3, 0",
+        "name,0\nbob,1",
+        "Prices:\n1,000\n2,000 and more",
+    ],
+)
+@pytest.mark.parametrize("header", ["text,label", "label,text"])
+def test_letters_and_tables_are_texts(tmp_path, header, text):
+    rows = [(text, "pos"), ("x", "neg"), ("y", "pos")]
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([row if header == "text,label" else row[::-1] for row in rows])
+    assert pairs(load(put(tmp_path, f"{header}\n{file.getvalue()}")).train) == rows
+
+
 def test_a_quote_in_the_header_that_is_not_closed_is_refused(refused, tmp_path):
     path = put(tmp_path, '"text,label\nx,a\ny,b\n')
     with refused(path, "line 1, the header", "quote"):
@@ -295,6 +372,12 @@ def test_a_quote_in_the_header_that_is_not_closed_is_refused(refused, tmp_path):
         ("t\0e\0x\0t\0,\0l\0", ["NUL", "UTF-16"]),
         ('"text", "label"\n"x", "a"\n', ["the header: a space stands between"]),
         ('text, label\n"x", a\n"y", "b"\n', ["line 3: a space stands between"]),
+        ('label, text\na, x\nb, "y ""z"""\n', ["line 3: a space stands between"]),
+        ('text,label\n "x y",a\n', ["line 2: a space stands between"]),
+        ("label,text\na,x\nb,one\ra,two\nb,y\n", ["line 3 ends in a carriage return alone"]),
+        ('label,text\n1,"a","x"\n', ["line 2 has 3 cells for 2 columns"]),
+        ('label,text,note\n"1","a","x",""\n"2","b","y",""\n', ["one cell more", "first column"]),
+        ("label,text,note\n7,a,x,\n3,b,y,\n", ["one cell more", "first column"]),
         (b"text,label\nx,a\ny,b\ncaf\xe9,a\n", ["line 4 is not UTF-8 text"]),
         ("x,text,label\n" + "a,b\n" * 3, ["line 2 has 2 cells for 3 columns"]),
     ],
@@ -349,3 +432,21 @@ def test_under_secret_cells_with_many_rows_inside_count_as_empty(tmp_path):
     lines[3], lines[8] = '"a fine start,pos', 'an early end",neg'
     rows = pairs(secretly(put(tmp_path, "\n".join(lines))))
     assert rows == [*ROWS[:2], ("", ""), *ROWS[8:]]
+
+
+def test_under_secret_a_row_does_not_decide_whether_another_is_malformed(tmp_path):
+    content = 'text,label\n"alpha,zzz\nbeta",neg\nc,neg\nd,{}\n'
+    first, second = (pairs(secretly(put(tmp_path, content.format(x)))) for x in ("pos", "zzz"))
+    assert first[:2] == second[:2] == [("alpha,zzz\nbeta", "neg"), ("c", "neg")]
+    assert (first[2], second[2]) == (("d", "pos"), ("d", "zzz"))
+
+
+def test_under_secret_a_row_causes_no_error_about_the_whole_file(tmp_path):
+    content = 'label,text,note\nneg, "x",\nneg,one\rpos,two,\n1,neg,x,\n'
+    rows = pairs(secretly(put(tmp_path, content)))
+    assert rows == [(' "x"', "neg"), ("", ""), ("two", "pos"), ("neg", "1")]
+
+
+def test_under_secret_two_declared_labels_tell_two_rows_from_a_text(tmp_path):
+    path = put(tmp_path, 'label,text\npos,"hello\nneg,bye"\npos,"hello\nwell,bye"\n')
+    assert pairs(secretly(path)) == [("", ""), ("hello\nwell,bye", "pos")]

@@ -69,15 +69,12 @@ def test_every_partitioner_splits_texts_and_labels_with_half_of_a_character(tmp_
         ("[]", "not a list"),
         ("{'text': 'a'}", "line 5: not JSON"),
         ('{"text": "a", "label": "neg"} {"text": "b"}', "line 5: not JSON (Extra data)"),
-        (
-            '{"text": "a", "label": "neg", "text": "b"}',
-            "line 5: the object has the key 'text' twice",
-        ),
+        ('{"text": "a", "label": "neg", "text": "b"}', "line 5: cannot be read as JSON (an object"),
         ('{"text": "a", "label": "neg", "label": "neg"}', "the key 'label' twice"),
         ("[" * 100_000, "line 5: "),
         ('{"text": "a", "label": 1' + "0" * 5000 + "}", "line 5: cannot be read as JSON"),
-        ('{"text": {"a": 1}, "label": "neg"}', "'text' holds lists"),
-        ('{"text": "a", "label": ["neg"]}', "'label' holds lists"),
+        ('{"text": {"a": 1}, "label": "neg"}', "line 5: column 'text' holds an object"),
+        ('{"text": "a", "label": ["neg"]}', "line 5: column 'label' holds a list, not"),
         ('{"text": "a", "label": null}', "line 5 has no label"),
         ('{"text": "a", "label": NaN}', "line 5 has no label"),
         ('{"sentence": "a", "label": "neg"}', "line 5: 'text' (text-column) is missing; the keys"),
@@ -116,6 +113,51 @@ def test_an_array_with_a_repeated_key_is_refused(refused, tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "x", "label": "neg", "label": "pos"}',
+        '{"text": "x", "label": "neg", "te\\u0078t": 1}',
+    ],
+    ids=["as it is", "escaped"],
+)
+@pytest.mark.parametrize("is_array", [False, True])
+def test_a_repeated_key_is_found_beside_texts_with_braces(refused, tmp_path, row, is_array):
+    rows = [json.dumps({"text": "a { b {", "label": "neg"}), row]
+    (tmp_path / "x.json").write_text(f"[{','.join(rows)}]" if is_array else "\n".join(rows))
+    with refused(f"{'row' if is_array else 'line'} 2: cannot be read", "twice"):
+        load(tmp_path / "x.json")
+
+
+def test_a_repeated_key_that_is_not_read_is_no_mistake(tmp_path):
+    row = '{"text": "x", "label": "neg", "id": 1, "id": 2, "more": {"text": 1, "text": 2}}'
+    assert pairs(load(put(tmp_path, [row])).train) == [("x", "neg")]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.jsonl.gz"])
+@pytest.mark.parametrize("line", ['["a"]', "[hello", "[]"])
+def test_lines_are_no_array_whatever_the_first_is(refused, tmp_path, name, line):
+    content = "\n".join([line, *map(json.dumps, OBJECTS)]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with refused(tmp_path / name, "line 1: "):
+        load(tmp_path / name)
+    config = DataConfig(dataset="file", data_path=str(tmp_path / name), labels="neg,pos")
+    assert pairs(load_files(config, secret=True).train) == [("", ""), *sentences(9)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('[{"text": "a", "label": "b"},]', '[{"text": "a", "label": "b"}', "[,]", '["a" "b"]'),
+        *('[{"text": "a", "label": "b"}] []', '[{"text": "a", "label": "b}]', "[}]", "["),
+    ],
+)
+def test_a_text_that_is_not_one_array_is_refused(refused, tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with refused(tmp_path / "x.json: "):
+        load(tmp_path / "x.json")
+
+
 def test_a_key_is_no_repetition_where_it_is_part_of_a_text(tmp_path):
     row = {"text": 'the keys "text" and "label"', "label": "neg", "other": {"text": 1}}
     assert pairs(load(put(tmp_path, [row])).train) == [(row["text"], "neg")]
@@ -131,6 +173,25 @@ def test_the_error_says_how_many_rows_lack_the_key(refused, tmp_path):
         load(path)
     with refused(path, "no column 'Text'", 'is it text-column = "text"?'):
         load(path, text_column="Text")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"data": [{"text": "a", "label": 1}]}', '{"data": [\n{"text": "a", "label": 1}\n]}'),
+        '{\n"text": "a",\n"label": 1\n}\n{\n"text": "b",\n"label": 1\n}\n',
+    ],
+)
+def test_another_structure_is_refused_with_what_is_expected(refused, tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with refused("x.json", "one object on each line, or one array of objects"):
+        load(tmp_path / "x.json")
+
+
+def test_an_error_holds_no_half_of_a_character(refused, tmp_path):
+    path = put(tmp_path, ['{"texts": "a", "cut\\ud83d": 1}'])
+    with refused(path, "there are texts, cut?"):
+        load(path)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]", "{}\n", "[{}]"])
@@ -163,6 +224,23 @@ def test_under_secret_a_malformed_line_is_one_example_without_effect(tmp_path, c
     assert all("the first is line 4" in text for text in counted)
 
 
+@pytest.mark.parametrize(
+    "element",
+    [
+        *("null", "[1, [2]]", '{"text": "a", "label": "neg", "label": "pos"}', "{}", "hello"),
+        *('{"text": "a, ]}", "label": }', '{"text": "a", "label": 1' + "0" * 5000 + "}"),
+        '{"text": "\\"a", "label": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+)
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_under_secret_a_malformed_element_is_one_example_without_effect(tmp_path, element, at):
+    elements = [*map(json.dumps, OBJECTS[:at]), element, *map(json.dumps, OBJECTS[at:])]
+    (tmp_path / "x.json").write_text(f" [ {' ,'.join(elements)} ]\n")
+    config = DataConfig(dataset="file", data_path=str(tmp_path / "x.json"), labels="neg,pos")
+    rows = pairs(load_files(config, secret=True).train)
+    assert rows == [*sentences(9)[:at], ("", ""), *sentences(9)[at:]]
+
+
 @pytest.mark.parametrize("first", ['["a","b"]', "[hello", "[", "<html>", "%PDF", "PK\x03\x04"])
 def test_under_secret_the_first_line_does_not_decide_about_the_others(tmp_path, first):
     config = DataConfig(
@@ -177,7 +255,7 @@ def test_a_key_that_stands_twice_is_found_whatever_other_rows_hold(tmp_path, ref
     twice = f'{{"{key}": "a", "text": "b", "label": "pos"}}'
     path = tmp_path / "x.json"
     path.write_text(f"[{twice}, {json.dumps({'text': other, 'label': 'neg'})}]")
-    with refused("row 1: the object has the key 'text' twice"):
+    with refused("an object has the key 'text' twice"):
         load(path)
     config = DataConfig(dataset="file", data_path=str(path), labels="neg,pos")
     assert pairs(load_files(config, secret=True).train) == [("", ""), (other, "neg")]

@@ -192,7 +192,7 @@ def test_two_versions_of_a_split_are_refused(refused, tmp_path, names):
         (["mine.csv"], "there are mine.csv"),
         (["plain_text/train.csv"], "there is one in plain_text"),
         (["dev.csv"], "there are dev.csv"),
-        (["train.parquet/x.txt"], "the folder train.parquet holds x.txt, which is not"),
+        (["train.parquet/x.txt"], "the folder train.parquet holds no data files"),
         (["notes.txt"], "in it"),
     ],
 )
@@ -217,8 +217,116 @@ def test_a_line_names_files_that_look_like_a_part_of_a_split(tmp_path, caplog):
 
 def test_a_broken_link_is_refused(refused, tmp_path):
     (tmp_path / "train.csv").symlink_to(tmp_path / "none.csv")
-    with refused(tmp_path / "train.csv", "No such file"):
+    with refused(tmp_path / "train.csv", "is a link to a file that is not there"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train/part-1.csv", "test.csv", "test"])
+def test_a_broken_link_beside_the_data_is_refused(refused, tmp_path, name):
+    put(tmp_path / "train" / "part-0.csv")
+    (tmp_path / name).symlink_to(tmp_path / "none")
+    with refused(tmp_path / name, "is a link to a file that is not there"):
+        load(tmp_path)
+
+
+# Files that do not belong together, or are not read
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["train/train.csv", "train/dev.csv"], "folder train holds dev.csv"),
+        (["train/a.csv", "train/test.csv"], "folder train holds test.csv"),
+        (["train.csv/train.csv", "train.csv/test.csv"], "folder train.csv holds test.csv"),
+        (["training/train.csv", "training/test.csv"], "folder training holds test.csv"),
+        (["test/test.csv", "test/train.csv"], "folder test holds train.csv"),
+        (["train/part-0-of-3.csv", "train/part-2-of-3.csv"], "shard 00001 of 3 is missing"),
+        (["train/train-0-of-3.csv", "train/train-2-of-3.csv"], "shard 00001 of 3 is missing"),
+        (["train/a.csv", "train/more/b.csv"], "sub-folder (more/b.csv)"),
+        (["train.csv/a.csv", "train.csv/year=2020/b/c.csv"], "sub-folder (year=2020/b/c.csv)"),
+        (["train.parquet/label=0/a.parquet"], "sub-folder (label=0/a.parquet)"),
+        (["train/train.csv", "train/train (1).csv"], "train.csv and train (1).csv, a copy"),
+        (["train/train.csv", "train/train - Copy.csv"], "train.csv and train - Copy.csv, a copy"),
+        (["train/a.jsonl", "train/a copy.jsonl"], "a.jsonl and a copy.jsonl, a copy"),
+    ],
+)
+def test_parts_that_are_not_one_table_are_refused(refused, tmp_path, names, part):
+    put(tmp_path / "train.jsonl") if names[0].startswith("test/") else None
+    put_all(tmp_path, *names)
+    with refused("data-path", part):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["more/b.csv", "year=2020/b/c.csv", "a (1).csv"])
+def test_the_folder_that_is_the_data_path_is_checked_as_well(refused, tmp_path, other):
+    put_all(tmp_path / "mine.csv", "a.csv", other)
+    with refused("folder mine.csv", other):
+        load(tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize(
+    ("mark", "what"),
+    [
+        ("_delta_log/00000000000000000000.json", "Delta Lake"),
+        (".hoodie/hoodie.properties", "Hudi"),
+        ("metadata/v1.metadata.json", "Iceberg"),
+        ("data-00000-of-00001.arrow", "save_to_disk"),
+    ],
+)
+@pytest.mark.parametrize("as_path", [False, True], ids=["in a folder", "data-path"])
+def test_a_table_whose_old_files_are_still_there_is_refused(refused, tmp_path, mark, what, as_path):
+    table = tmp_path / "train.parquet"
+    put_all(table, "part-0.parquet", "part-1.parquet")
+    (table / mark).parent.mkdir(exist_ok=True)
+    (table / mark).write_text("{}\n")
+    with refused("data-path", "train.parquet is ", what, "export it as Parquet"):
+        load(table if as_path else tmp_path)
+
+
+def test_an_empty_parquet_part_is_refused(refused, tmp_path):
+    put(tmp_path / "train" / "a.parquet")
+    (tmp_path / "train" / "b.parquet").touch()
+    with refused("folder train holds b.parquet", "0 bytes"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test.csv.zip", "test.xlsx", "test.txt", "test.csv.bz2", "test.arrow", "imdb_test.csv"),
+        *(
+            "2023_test.csv",
+            "holdout.csv",
+            "Test set.csv",
+            "test_labels.csv",
+            "valid.csv.crdownload",
+        ),
+        *("data/my-test.csv", "train/b.csv.bz2", "train/part-00000", "train/b.csv.crdownload"),
+    ],
+)
+def test_a_line_names_every_file_that_seems_to_be_data_and_is_not_read(tmp_path, caplog, name):
+    put(tmp_path / "train" / "a.csv")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("text,label\na,b\n")
+    for other in ("other.csv", "train/b.csv~", "train/.c.csv", "latest.csv", "test.csv.bak"):
+        (tmp_path / other).write_text("nothing")
+    splits = load(tmp_path)
+    assert (pairs(splits.train), splits.test) == (ROWS, None)
+    assert [line.split(": ", 1)[1] for line in caplog.messages] == [f"not used: {name}"]
+
+
+def test_a_line_names_a_test_folder_without_data_files(tmp_path, caplog):
+    put(tmp_path / "train.csv")
+    (tmp_path / "test" / "pos").mkdir(parents=True)
+    (tmp_path / "test" / "pos" / "1.txt").write_text("a fine day")
+    assert load(tmp_path).test is None
+    assert [line.split(": ", 1)[1] for line in caplog.messages] == ["not used: test"]
+
+
+def test_a_path_with_a_line_end_is_refused_in_one_line(refused, tmp_path):
+    put(tmp_path / "a\nb" / "train.csv")
+    with refused("data-path", r"a\nb", "line end"):
+        load(tmp_path / "a\nb")
 
 
 def test_a_path_with_control_characters_gives_one_line(refused):
@@ -271,42 +379,3 @@ def test_under_secret_cells_do_not_decide_which_split_is_used(tmp_path):
     (tmp_path / "test.csv").write_text("text,label\na,-1\nb,\n")
     config = DataConfig(dataset="file", data_path=str(tmp_path), labels="neg,pos")
     assert len(load_files(config, secret=True).test) == 2
-
-
-@pytest.mark.parametrize(
-    ("names", "part"),
-    [
-        (["train/train.csv", "train/test.csv"], "test.csv, whose name tells another split"),
-        (["training/train.csv", "training/dev.csv"], "dev.csv, whose name tells another split"),
-        (["train/a-00000-of-00003.csv", "train/a-00002-of-00003.csv"], "shard 00001 of 3"),
-        (["train/a.csv", "train/more/b.csv"], "more, which is not one of its parts"),
-        (["train/a.csv", "train/b.csv.bz2"], "b.csv.bz2, which is not one of its parts"),
-        (["train/a.csv", "train/b.csv.crdownload"], "b.csv.crdownload, which is not"),
-        (["train/a.csv", "train/_delta_log/0.json"], "Delta Lake"),
-    ],
-)
-def test_a_folder_that_is_not_just_the_parts_of_a_split_is_refused(tmp_path, refused, names, part):
-    for name in names:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        put(path) if suffix_of(path.name) == ".csv" else path.write_bytes(b"x")
-    with refused(f"the folder {names[0].split('/')[0]}" if "shard" not in part else "", part):
-        load(tmp_path)
-
-
-def test_a_part_that_is_a_link_to_nowhere_is_refused(tmp_path, refused):
-    (tmp_path / "train").mkdir()
-    put(tmp_path / "train" / "a.csv")
-    (tmp_path / "train" / "b.csv").symlink_to(tmp_path / "nowhere.csv")
-    with refused("b.csv, a link to nowhere"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["test.csv.zip", "test.xlsx", "imdb_test.csv", "2023_test.csv", "test.arrow", "test/"]
-)
-def test_a_test_split_that_is_not_read_is_named(tmp_path, caplog, name):
-    put(tmp_path / "train.csv")
-    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
-    load(tmp_path)
-    assert f"not used: {name.rstrip('/')}" in caplog.text
