@@ -5,9 +5,9 @@ converts between the two.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from flwr.app import (
     ArrayRecord,
@@ -19,19 +19,22 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from fedattn_app.clients.factory import make_client
-from fedattn_app.clients.node_policy import is_real
+from fedattn_app.clients.factory import make_client, policy_of
 from fedattn_app.console import printing
+from fedattn_app.engine.virtual_node import is_simulated
+from fedattn_app.errors import UserError
 from fedattn_app.flower_compat import failure_reply
+from fedattn_app.policy.reasons import Reason, RefusalError
+from fedattn_app.policy.release import wait_for_release
 
 if TYPE_CHECKING:
     from flwr.common import NDArrays, Scalar
 
     from fedattn_app.clients.base import FrozenClient
 
-log = logging.getLogger("fedattn")
+Task: TypeAlias = "Callable[[FrozenClient, NDArrays], Message]"
 
-REASON_STAYS_HERE = "this node cannot answer; its own log says why"
+log = logging.getLogger("fedattn")
 
 app = ClientApp()
 
@@ -43,14 +46,24 @@ def describe(message: Message, context: Context) -> Message:
     The server orders the nodes by partition. ``own-data`` is whether the node has a file of its
     own; without it, the server can split the data set of the run as the nodes do.
     """
+    try:
+        own_data = bool(policy_of(context).data_path)
+    except RefusalError:  # the node says so when it is asked to train
+        own_data = True
     answer = ConfigRecord(
         {
-            "partition-id": int(context.node_config.get("partition-id", -1)),
-            "num-partitions": int(context.node_config.get("num-partitions", 0)),
-            "own-data": "data-path" in context.node_config,
+            "partition-id": _whole_number(context, "partition-id", -1),
+            "num-partitions": _whole_number(context, "num-partitions", 0),
+            "own-data": own_data,
         }
     )
     return Message(RecordDict({"node": answer}), reply_to=message)
+
+
+def _whole_number(context: Context, key: str, default: int) -> int:
+    """Return the value of `key` in the node-config, or `default` if it is no whole number."""
+    value = context.node_config.get(key)
+    return value if type(value) is int else default
 
 
 @app.train()
@@ -78,39 +91,59 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, score)
 
 
-def _answer(
-    message: Message, context: Context, task: "Callable[[FrozenClient, NDArrays], Message]"
-) -> Message:
+def _answer(message: Message, context: Context, task: Task) -> Message:
     """Make the client, run `task` with the arrays of `message`, and return the reply."""
-    with _logging(context):
-        client = make_client(context, _server_round(message))
-        parameters = _parameters(message, client)
+    if is_simulated(context):
+        return _simulated_answer(message, context, task)
+    began, reply_every = time.monotonic(), 0.0
+    with printing():
         try:
-            return task(client, parameters)
+            reply_every = policy_of(context).reply_every
+            client = make_client(context, _server_round(message))
+            reply = task(client, _parameters(message, client))
         except Exception as error:
-            return _failed(message, context, client, error)
+            reply = failure_reply(message, _reason_of(error))
+        wait_for_release(began, reply_every)
+        return reply
 
 
-def _logging(context: Context) -> AbstractContextManager[None]:
-    """Return a context that prints log lines on a real node.
+def _simulated_answer(message: Message, context: Context, task: Task) -> Message:
+    """Return the reply of a simulated node, whose errors may say everything.
 
-    In a simulation it does nothing, because the server's process prints them.
+    With ``dp-sgd`` an error becomes a reply: Flower's simulation discards the state, and so the
+    privacy ledger, of a client that raises.
     """
-    return printing() if is_real(context.node_config) else nullcontext()
+    from fedattn_app.privacy.protections import protection_of
+
+    client = make_client(context, _server_round(message))
+    parameters = _parameters(message, client)
+    try:
+        return task(client, parameters)
+    except Exception as error:
+        if protection_of(client.config).protects_on_node:
+            return failure_reply(message, str(error))
+        raise
+
+
+def _reason_of(error: Exception) -> Reason:
+    """Return what the server may know of `error`, and write `error` to the log of this node."""
+    log.error("%s", error if isinstance(error, UserError) else repr(error))
+    log.debug("the error in full", exc_info=error)
+    return error.reason if isinstance(error, RefusalError) else Reason.ANSWER
 
 
 def _parameters(message: Message, client: "FrozenClient") -> "NDArrays":
     """Return the arrays of `message` as a list, in the order of the client's shared parameters.
 
     In a run with warm-up rounds, the frozen parameters follow if the message holds them. Raises
-    `ValueError` if the names of the shared parameters differ.
+    `RefusalError` if the names of the shared parameters differ.
     """
     record = message.content.array_records["arrays"]
     if set(record) != set(client.shared):
         different = sorted(set(record) ^ set(client.shared))
-        raise ValueError(
-            f"the server shares other parameters than this node: {len(different)} names differ, "
-            f"such as {different[0]}"
+        raise RefusalError(
+            Reason.SHARED,
+            f"{Reason.SHARED}: {len(different)} names differ, such as {different[0]}",
         )
     parameters = [record[name].numpy() for name in client.shared]
     if client.config.federation.warmup_rounds and "rest" in message.content.array_records:
@@ -127,31 +160,6 @@ def _server_round(message: Message) -> int:
 def _config(message: Message) -> "dict[str, Scalar]":
     record = message.content.config_records["config"]
     return {key: value for key, value in record.items() if not isinstance(value, list)}
-
-
-def _failed(
-    message: Message, context: Context, client: "FrozenClient", error: Exception
-) -> Message:
-    """Raise `error`, or return a reply that says why the client failed.
-
-    With ``dp-sgd`` the result is a reply: Flower's simulation discards the state, and so the
-    privacy ledger, of a client that raises. On a real node two kinds of texts stay in the node's
-    log: that of a `UserError`, which may name files, and with ``dp-sgd`` that of any error, which
-    may depend on examples. A `MismatchError` is always reported.
-    """
-    from fedattn_app.clients.agreement import MismatchError
-    from fedattn_app.errors import UserError
-    from fedattn_app.privacy.protections import protection_of
-
-    may_leave = isinstance(error, MismatchError) or not is_real(context.node_config)
-    if protection_of(client.config).protects_on_node:
-        log.error("%s: %s", type(error).__name__, error)
-        reason = str(error) if may_leave else REASON_STAYS_HERE
-        return failure_reply(message, reason)
-    if isinstance(error, UserError) and not may_leave:
-        log.error("%s", error)
-        raise UserError(REASON_STAYS_HERE) from None
-    raise error
 
 
 def _reply(

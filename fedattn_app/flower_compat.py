@@ -18,6 +18,7 @@ private part                             why the public API is not enough
 """
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -70,6 +71,15 @@ def protobuf_size(content: RecordDict) -> int:
 def empty_run(run_id: int) -> Run:
     """Return Flower's record of a run, with an id and nothing else."""
     return Run.create_empty(run_id)
+
+
+def in_simulation_engine() -> bool:
+    """Return whether Flower's simulation engine runs this process, which is then a worker of Ray.
+
+    A node's own process never starts Ray.
+    """
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 @contextmanager

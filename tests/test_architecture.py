@@ -25,6 +25,7 @@ RANKS = [
     ["data", "results", "engine"],
     ["training"],
     ["privacy"],
+    ["policy"],
     ["clients", "server"],
     ["client_app", "server_app", "analysis"],
     ["simulation"],

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
-from helpers.nodes import PRIVATE, SETTINGS, context, ledger_of, message, train
+from helpers.nodes import OPEN, PRIVATE, SETTINGS, context, ledger_of, message, train
 
 from fedattn_app import client_app
 from fedattn_app.engine.local_grid import LocalGrid
+from fedattn_app.policy.reasons import Reason
 from fedattn_app.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("task_id")
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("task_id")
 
 def test_a_training_reply_has_the_shared_arrays_by_name(site):
     request = message()
-    reply = client_app.app(request, context(data_path=site))
+    reply = client_app.app(request, context(data_path=site, **OPEN))
     sent = request.content["arrays"]
     assert list(reply.content["arrays"]) != []
     assert set(reply.content["arrays"]) == set(sent)
@@ -26,7 +27,7 @@ def test_a_training_reply_has_the_shared_arrays_by_name(site):
 
 
 def test_an_evaluation_reply_has_no_arrays(site):
-    reply = client_app.app(message("evaluate"), context(data_path=site))
+    reply = client_app.app(message("evaluate"), context(data_path=site, **OPEN))
     assert not reply.content.array_records
     assert reply.content["metrics"]["num-examples"] == 4
 
@@ -57,8 +58,9 @@ def test_a_private_evaluation_reply_has_only_counts_and_epsilon(private_node, tm
 
 
 def test_arrays_that_this_node_does_not_share_are_refused(site):
-    with pytest.raises(ValueError, match="shares other parameters than this node"):
-        client_app.app(message(run_config=SETTINGS | {"shared": "head"}), context(data_path=site))
+    request = message(run_config=SETTINGS | {"shared": "head"})
+    reply = client_app.app(request, context(data_path=site, **OPEN))
+    assert reply.error.reason == Reason.SHARED
 
 
 @pytest.mark.parametrize(

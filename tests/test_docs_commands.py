@@ -21,9 +21,9 @@ from helpers.data_files import write
 from helpers.pages import FEDERATION_KEYS, PAGES, ROOT, blocks_of
 
 import run_simulation
-from fedattn_app.clients.node_policy import NODE_KEYS
 from fedattn_app.config import Config, parse_run_config
 from fedattn_app.errors import UserError
+from fedattn_app.policy.owner_policy import NODE_KEYS
 from fedattn_app.simulation import simulate
 
 BIN = Path(sys.executable).parent

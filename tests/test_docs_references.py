@@ -7,8 +7,8 @@ import tomllib
 import pytest
 from helpers.pages import FEDERATION_KEYS, PAGES, ROOT, blocks_of, prose_of
 
-from fedattn_app.clients.node_policy import NODE_KEYS
 from fedattn_app.config import Config
+from fedattn_app.policy.owner_policy import NODE_KEYS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,25 +10,22 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.common import Scalar
 
 from fedattn_app.errors import UserError
+from fedattn_app.policy.reasons import Reason, RefusalError
 from fedattn_app.run_identity import RunIdentity
 
 # Which one is named first if several differ: changed data often bring other labels, and other
 # labels another head.
-REASONS: Mapping[str, str] = {
-    "data-fingerprint": "the training data of this client are not those that the server split when "
-    "the run began: put the files back as they were, or start a new run",
-    "labels-fingerprint": "the labels of this client differ from the server's in name or order",
-    "tokenizer-fingerprint": "the tokenizer of this client differs from the server's: model or "
-    "model-path must name the same model on both",
-    "frozen-fingerprint": "the frozen parameters of this node differ from the server's: both need "
-    "the same settings and version of fedattn, for a pretrained model also the same weights and "
-    "transformers, and for LoRA the same peft",
+REASONS: Mapping[str, Reason] = {
+    "data-fingerprint": Reason.CHANGED_DATA,
+    "labels-fingerprint": Reason.LABELS,
+    "tokenizer-fingerprint": Reason.TOKENIZER,
+    "frozen-fingerprint": Reason.FROZEN,
 }
 
 _OWN_DATA = "own-data"
 
 
-class MismatchError(UserError):
+class MismatchError(RefusalError):
     """Raised if something that must be the same differs between this client and the server."""
 
 

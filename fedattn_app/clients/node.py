@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context
 
-from fedattn_app.clients.node_policy import is_real, ledger_path, limit_of
+from fedattn_app.engine.virtual_node import is_simulated
+from fedattn_app.policy.owner_policy import OwnerPolicy
 
 if TYPE_CHECKING:
     from fedattn_app.clients.node_state import NodeState
@@ -27,6 +28,7 @@ class Node:
         data: the examples to train on and those held out.
         partition: the number of the node, from 0.
         context: Flower's context of the message.
+        policy: what the node's owner has set.
     """
 
     config: "Config"
@@ -34,6 +36,7 @@ class Node:
     data: "ClientData"
     partition: int
     context: Context
+    policy: OwnerPolicy
 
     @property
     def state(self) -> "NodeState":
@@ -43,12 +46,10 @@ class Node:
         which does not outlast the run; a real node then logs a warning.
         """
         from fedattn_app.clients.node_state import ContextState, FolderState
-        from fedattn_app.files import user_path
 
-        folder = self.context.node_config.get("state-dir")
-        if folder:
-            return FolderState(user_path("state-dir", str(folder)))
-        if is_real(self.context.node_config):
+        if folder := self.policy.state_folder:
+            return FolderState(folder)
+        if not is_simulated(self.context):
             log.warning("no state-dir in node-config: personal parameters end with the run")
         return ContextState(self.context.state)
 
@@ -57,12 +58,4 @@ class Node:
         """The node's privacy ledger; raises `UserError` if it cannot be read."""
         from fedattn_app.privacy.ledger import Ledger
 
-        return Ledger(self.context.state, ledger_path(self.context.node_config))
-
-    @property
-    def max_epsilon(self) -> float:
-        """The owner's limit on ε for all runs together, infinite if none is set.
-
-        Raises `UserError` if the limit is not a number above 0.
-        """
-        return limit_of(self.context.node_config, "max-epsilon")
+        return Ledger(self.context.state, self.policy.ledger_path)

@@ -20,11 +20,13 @@ from fedattn_app.config import Config
 from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
+from fedattn_app.policy.owner_policy import DEFAULT_MAX_DELTA
 from fedattn_app.privacy.accounting import Steps, epsilon_of, is_within, noise_for
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.engine import GradientEngine
 from fedattn_app.privacy.gradients.selection import engine_for
 from fedattn_app.privacy.ledger import Entry, Ledger
+from fedattn_app.privacy.privacy_filter import PrivacyFilter
 from fedattn_app.privacy.protections.dp_sgd import check_delta
 from fedattn_app.privacy.randomness import SecretRandom
 from fedattn_app.training.evaluation import EVALUATION_BATCH_SIZE, evaluate
@@ -55,6 +57,7 @@ class PrivateClient(PersonalClient):
         ledger: the privacy ledger of this node, for all runs.
         run: Flower's id of the run; the noise multiplier is set once per run and sample rate.
         max_epsilon: the owner's limit on ε for all runs together, above 0.
+        max_delta: the δ of that limit.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PrivateClient(PersonalClient):
         ledger: Ledger,
         run: int = 0,
         max_epsilon: float = math.inf,
+        max_delta: float = DEFAULT_MAX_DELTA,
     ) -> None:
         max_length = config.model.max_length
         padded = replace(
@@ -78,8 +82,12 @@ class PrivateClient(PersonalClient):
         self.privacy = config.privacy
         self.ledger = ledger
         self.run = run
-        self.max_epsilon = max_epsilon
-        check_delta(self.privacy.target_delta, len(data.train) + len(data.validation))
+        self.limit: PrivacyFilter | None = None
+        num_examples = len(data.train) + len(data.validation)
+        check_delta(self.privacy.target_delta, num_examples)
+        if max_epsilon < math.inf:
+            check_delta(max_delta, num_examples, "max-delta")
+            self.limit = PrivacyFilter(max_epsilon, max_delta)
 
     @classmethod
     def on_node(cls, node: "Node") -> Self:
@@ -92,7 +100,8 @@ class PrivateClient(PersonalClient):
             node.state,
             node.ledger,
             node.context.run_id,
-            node.max_epsilon,
+            node.policy.epsilon_limit,
+            node.policy.max_delta,
         )
 
     @property
@@ -200,7 +209,8 @@ class PrivateClient(PersonalClient):
             epsilon = self._epsilon_with([steps])
             mechanisms = [*(entry.mechanism for entry in self.ledger.entries_of(kind)), steps]
             within = is_within(epsilon_of(mechanisms, delta, accountant), target)
-            if not within or epsilon > self.max_epsilon:
+            allowed = not self.limit or self.limit.allows([*self.ledger.mechanisms, steps])
+            if not within or not allowed:
                 log.warning(
                     "client %d: no budget left to %s in round %d: ε is %.4g and would become %.4g; "
                     "the limits are %g in this run and %g in all runs",
@@ -210,7 +220,7 @@ class PrivateClient(PersonalClient):
                     self.epsilon,
                     epsilon,
                     target or math.inf,
-                    self.max_epsilon,
+                    self.limit.max_epsilon if self.limit else math.inf,
                 )
                 return None
             if not self.ledger.entries_of(kind, self.run):

@@ -20,6 +20,7 @@ ConfigValue: TypeAlias = bool | int | float | str
 Choices: TypeAlias = Collection[str] | Callable[[], Collection[str]]
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+MAX_WHOLE_NUMBER = 2**63 - 1  # what Flower can send
 EXACT_FLOAT_LIMIT = 2**53  # whole numbers below it are floats without rounding
 
 
@@ -73,6 +74,8 @@ class Constraint:
             return value in self.names
         if isinstance(value, str):
             return True
+        if isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
+            return False
         within = self.above < value and self.minimum <= value <= self.maximum
         return within and math.isfinite(value)
 

@@ -14,6 +14,10 @@ class DatasetKind(ABC):
     examples in every process.
     """
 
+    # Whether the rows are computed from the settings, so that a run cannot name what is read.
+    # A real node refuses all other kinds, unless it has a file of its own.
+    generated = False
+
     @abstractmethod
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
         """Return the label names in the order of the model's outputs.

@@ -21,6 +21,8 @@ MAX_LABELS_OF_FEW_ROWS = 20
 class TriageCorpus(DatasetKind):
     """The built-in corpus. By default each client is one hospital that writes its own notes."""
 
+    generated = True
+
     def label_names(self, config: DataConfig) -> tuple[str, ...]:
         """Return the names of the departments."""
         return triage.LABELS

@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedattn_app.engine.virtual_node import VirtualContext
 from fedattn_app.engine.workers import Answer, Task, Workers
 from fedattn_app.flower_compat import (
     LOCAL_RUN_ID,
@@ -184,7 +185,7 @@ class LocalGrid(Grid):
             "num-partitions": self.num_supernodes,
         }
         state = self._states.get(node_id) or RecordDict()
-        return Context(LOCAL_RUN_ID, node_id, node_config, state, self.run_config)
+        return VirtualContext(LOCAL_RUN_ID, node_id, node_config, state, self.run_config)
 
 
 @contextmanager

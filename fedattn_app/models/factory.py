@@ -3,8 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from fedattn_app.cache import PROCESS_CACHE
 from fedattn_app.config import Config, ModelConfig
+from fedattn_app.config.model import TRANSFORMER_BUILDER
 from fedattn_app.files import folder_of
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.models.fast_linear import speed_up
@@ -25,6 +28,22 @@ def build_classifier(config: Config, labels: Sequence[str]) -> Classifier:
     else:
         model = config.model.size.builder.load()(config.model, len(labels), seed)
     return _prepare(model, config)
+
+
+def num_parameters(config: ModelConfig, num_labels: int) -> int:
+    """Return the number of parameters of a built-in model, without making their arrays.
+
+    A size with a builder of its own is built, because only that code knows.
+    """
+    builder = config.size.builder
+    if builder != TRANSFORMER_BUILDER:
+        model: Classifier = builder.load()(config, num_labels, 0)
+    else:
+        from fedattn_app.models.transformer import TransformerClassifier
+
+        with torch.device("meta"):
+            model = TransformerClassifier(config, num_labels)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def build_tokenizer(config: ModelConfig) -> Tokenizer:

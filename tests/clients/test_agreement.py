@@ -1,16 +1,14 @@
 """A client refuses a message of a server with other labels, data, tokenizer or parameters."""
 
-import logging
-
 import pytest
 from flwr.app import RecordDict
 from helpers.data_files import write
-from helpers.nodes import PERSONAL, PRIVATE, SETTINGS, context, message
+from helpers.nodes import OPEN, PERSONAL, PRIVATE, SETTINGS, context, message
 
 from fedattn_app import client_app
 from fedattn_app.clients.agreement import REASONS, MismatchError, check_agreement, check_own_data
 from fedattn_app.clients.factory import make_client
-from fedattn_app.errors import UserError
+from fedattn_app.policy.reasons import Reason
 from fedattn_app.run_identity import RunIdentity
 
 SERVER = RunIdentity(("no", "yes"), "a" * 64, "b" * 64, "c" * 64)
@@ -45,7 +43,7 @@ def test_an_identity_survives_its_metadata():
 
 
 def test_every_message_of_a_run_is_compared_with_the_tokenizer_of_the_node(site):
-    client = make_client(context(SETTINGS, data_path=site))
+    client = make_client(context(SETTINGS, data_path=site, **OPEN))
     parameters = client.get_parameters({})
     for call in (client.fit, client.evaluate):
         with pytest.raises(MismatchError, match="tokenizer"):
@@ -53,7 +51,7 @@ def test_every_message_of_a_run_is_compared_with_the_tokenizer_of_the_node(site)
 
 
 def test_a_node_with_its_own_data_does_not_compare_them_with_the_servers(site):
-    client = make_client(context(SETTINGS, data_path=site))
+    client = make_client(context(SETTINGS, data_path=site, **OPEN))
     config = {"server-round": 1, "data-fingerprint": "0" * 64}
     assert client.evaluate(client.get_parameters({}), config)[1] > 0
 
@@ -61,13 +59,12 @@ def test_a_node_with_its_own_data_does_not_compare_them_with_the_servers(site):
 @pytest.mark.parametrize("run_config", [SETTINGS, PERSONAL, PRIVATE])
 def test_own_data_that_change_during_a_run_stop_the_node(tmp_path, task_id, caplog, run_config):
     file = write(tmp_path / "site.csv", ["good", "bad"] * 20, ["yes", "no"] * 20)
-    state = str(tmp_path / "state")
-    node = context(run_config, data_path=str(file), partition_id=0, state_dir=state)
+    own = {"data_path": str(file), "state_dir": str(tmp_path / "state")}
+    node = context(run_config, **own, **OPEN)
     assert not client_app.app(message(run_config=run_config), node).has_error()
     write(file, ["good", "bad"] * 21, ["yes", "no"] * 21)
-    with caplog.at_level(logging.ERROR, "fedattn"), pytest.raises(UserError) as error:
-        client_app.app(message(run_config=run_config), node)
-    assert str(error.value) == "this node cannot use its data-path; its own log says why"
+    reply = client_app.app(message(run_config=run_config), node)
+    assert reply.error.reason == Reason.USE_DATA
     write(file, ["good", "bad"] * 20, ["yes", "no"] * 20)
     assert not client_app.app(message(run_config=run_config), node).has_error()
 
@@ -79,7 +76,7 @@ def test_the_next_run_takes_the_data_as_they_are_then():
 
 def test_personal_parameters_belong_to_the_order_of_the_labels(site):
     names = [
-        make_client(context(PERSONAL | {"labels": labels}, data_path=site)).state_name
+        make_client(context(PERSONAL | {"labels": labels}, data_path=site, **OPEN)).state_name
         for labels in ("no,yes", "yes,no")
     ]
     assert names[0] != names[1]

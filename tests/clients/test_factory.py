@@ -5,6 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from helpers.data_files import write
 from helpers.nodes import (
+    OPEN,
     PERSONAL,
     PRIVACY_REFUSAL,
     PRIVATE,
@@ -19,13 +20,20 @@ from fedattn_app import client_app
 from fedattn_app.clients.factory import make_client
 from fedattn_app.config import Config
 from fedattn_app.data.examples import ClientData
-from fedattn_app.errors import UserError
+from fedattn_app.engine.virtual_node import VirtualContext
 from fedattn_app.models.batch import PADDING_MULTIPLE
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.transformer import build_model
+from fedattn_app.policy.reasons import Reason
 from fedattn_app.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("task_id")
+
+
+def allowed_of(settings):
+    """The keys with which a node's owner allows a run with these settings."""
+    private = settings.get("privacy") == "dp-sgd"
+    return {"max_epsilon": 1e3, "max_delta": 0.01} if private else OPEN
 
 
 # Few examples
@@ -49,7 +57,9 @@ def test_the_log_of_a_node_says_that_it_holds_out_nothing(tmp_path, node_log, nu
         ["no", "yes"] * (num_rows // 2) + ["no"] * (num_rows % 2),
     )
     settings = SETTINGS | more
-    node = context(settings, data_path=str(own), state_dir=str(tmp_path / "state"))
+    node = context(
+        settings, data_path=str(own), state_dir=str(tmp_path / "state"), **allowed_of(settings)
+    )
     client_app.app(message(run_config=settings), node)
     text = f"this node holds out none of its {num_rows} examples at validation-fraction"
     assert (text in node_log.text) is said
@@ -59,7 +69,8 @@ def test_the_log_of_a_node_says_that_it_holds_out_nothing(tmp_path, node_log, nu
 
 
 def test_personal_parameters_are_saved_in_the_state_dir(site, tmp_path, node_log):
-    node = context(PERSONAL, data_path=site, partition_id=3, state_dir=str(tmp_path / "state"))
+    own = {"data_path": site, "state_dir": str(tmp_path / "state"), **OPEN}
+    node = context(PERSONAL, partition_id=3, **own)
     client_app.app(message(run_config=PERSONAL), node)
     (file,) = (tmp_path / "state").iterdir()
     assert file.name.startswith("personal-3-")
@@ -68,7 +79,7 @@ def test_personal_parameters_are_saved_in_the_state_dir(site, tmp_path, node_log
 
 
 def test_a_real_node_without_a_state_dir_logs_a_warning(site, node_log):
-    node = context(PERSONAL, data_path=site)
+    node = context(PERSONAL, data_path=site, **OPEN)
     client_app.app(message(run_config=PERSONAL), node)
     assert "no state-dir in node-config" in node_log.text
     assert node.state
@@ -76,7 +87,7 @@ def test_a_real_node_without_a_state_dir_logs_a_warning(site, node_log):
 
 def test_a_simulated_node_without_a_state_dir_logs_nothing(node_log):
     settings = {"model": "tiny", "vocabulary": 512, "local": "personal", "shared": "attention"}
-    node = context(settings, partition_id=0, num_partitions=2)
+    node = context(settings, VirtualContext, partition_id=0, num_partitions=2)
     arrays = get_arrays(build_model(Config.from_run_config(settings).model, 6, 1))
     record = ArrayRecord({n: Array(a) for n, a in arrays.items() if ".attention." in n})
     content = {"arrays": record, "config": ConfigRecord({"server-round": 1})}
@@ -96,7 +107,9 @@ def test_epsilon_includes_the_entries_from_before_a_restart(private_node, tmp_pa
 
 def test_a_simulated_node_keeps_its_ledger_in_its_context():
     settings = {"model": "tiny", "vocabulary": 512, "privacy": "dp-sgd", "noise-multiplier": 1.0}
-    node = context(settings | {"reproducible-noise": True}, partition_id=0, num_partitions=2)
+    node = context(
+        settings | {"reproducible-noise": True}, VirtualContext, partition_id=0, num_partitions=2
+    )
     client = make_client(node)
     client.data = ClientData(client.data.train[np.arange(8)], client.data.validation)
     *_, metrics = client.fit(client.get_parameters({}), {"server-round": 1})
@@ -109,10 +122,7 @@ def test_a_ledger_that_cannot_be_read_stops_the_node(private_node, tmp_path, nod
     file = tmp_path / "state" / "privacy-ledger.json"
     file.parent.mkdir()
     file.write_text(content)
-    with pytest.raises(UserError) as caught:
-        train(private_node())
-    assert str(caught.value) == PRIVACY_REFUSAL
-    assert caught.value.__suppress_context__
+    assert train(private_node()).error.reason == PRIVACY_REFUSAL
     assert f"{file}: is not a readable privacy ledger" in node_log.text
     assert file.read_text() == content
 
@@ -121,20 +131,17 @@ def test_a_ledger_that_was_removed_stops_the_node(private_node, tmp_path, node_l
     node = private_node()
     train(node)
     (tmp_path / "state" / "privacy-ledger.json").unlink()
-    with pytest.raises(UserError) as caught:
-        train(node)
-    assert str(caught.value) == PRIVACY_REFUSAL
+    assert train(node).error.reason == PRIVACY_REFUSAL
     assert "lacks entries that this node has written" in node_log.text
     # A node without its old context does not start an empty ledger either.
-    with pytest.raises(UserError, match=PRIVACY_REFUSAL):
-        train(private_node())
+    assert train(private_node()).error.reason == PRIVACY_REFUSAL
 
 
 def test_a_node_that_lost_its_ledger_refuses_runs_without_privacy_too(private_node, tmp_path):
     train(private_node())
     (tmp_path / "state" / "privacy-ledger.json").unlink()
-    with pytest.raises(UserError, match="this node cannot read its privacy ledger"):
-        client_app.app(message(), private_node(SETTINGS))
+    reply = client_app.app(message(), private_node(SETTINGS, **OPEN))
+    assert reply.error.reason == Reason.LEDGER
 
 
 # The examples
@@ -144,9 +151,8 @@ def test_a_node_with_its_own_file_reads_no_other_file(private_node, tmp_path, no
     path = tmp_path / "other.csv"
     path.write_text("name,diagnosis\nJane Doe,flu\n")
     run_config = PRIVATE | {"labels": "", "data-path": str(path)}
-    with pytest.raises(UserError) as caught:
-        client_app.app(message(run_config=PRIVATE), private_node(run_config))
-    assert str(caught.value) == "this node cannot use its data-path; its own log says why"
+    reply = client_app.app(message(run_config=PRIVATE), private_node(run_config))
+    assert reply.error.reason == Reason.USE_DATA
     assert "diagnosis" not in node_log.text
 
 
@@ -193,7 +199,8 @@ def test_the_padding_for_one_text_does_not_change_the_scores_of_others(private_n
         folder = tmp_path / f"site {number}"
         for split in ("train", "test"):
             write(folder / f"{split}.csv", ["bad " * PADDING_MULTIPLE] * 39 + [last], ["no"] * 40)
-        node = private_node(run_config, data_path=str(folder), ledger=f"ledger-{number}")
+        own = {"data_path": str(folder), "ledger": f"ledger-{number}", "max_epsilon": 1e7}
+        node = private_node(run_config, **own)
         metrics = client_app.app(request, node).content["metrics"]
         counts.append([metrics[f"{kind}-{k}"] for kind in ("predicted", "correct") for k in (0, 1)])
     assert np.abs(np.subtract(*counts)).max() <= 1

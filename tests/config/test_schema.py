@@ -122,6 +122,12 @@ def test_a_whole_number_that_no_float_can_hold_is_refused(refused):
         Config.from_run_config({"learning-rate": 10**400})
 
 
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
+def test_a_whole_number_that_flower_cannot_send_is_refused(refused, value):
+    with refused("local-epochs = ", "a whole number >= 1"):
+        Config.from_run_config({"local-epochs": value})
+
+
 @pytest.mark.parametrize("key", KEYS_OF_TYPE[int])
 def test_a_whole_number_is_nothing_else(refused, key):
     for value in (True, 1.0, "1", None, [1]):

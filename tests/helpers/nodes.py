@@ -9,20 +9,24 @@ from fedattn_app.models.families import BUILT_IN
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.scopes import scope_of
 from fedattn_app.models.transformer import build_model
+from fedattn_app.policy.reasons import Reason
 from fedattn_app.privacy.ledger import Ledger
 
 SETTINGS = {"model": "tiny", "vocabulary": 512, "dataset": "file", "labels": "no,yes"}
 PERSONAL = SETTINGS | {"local": "personal", "shared": "attention"}
 PRIVATE = SETTINGS | {"privacy": "dp-sgd", "noise-multiplier": 1.0, "batch-size": 32}
 
+# Keys with which the owner of a node allows runs without privacy.
+OPEN = {"allow_unprotected": True}
+
 # The error that the server gets if the owner or the ledger of a private node stops the training.
-PRIVACY_REFUSAL = "this node cannot train with these privacy settings; its own log says why"
+PRIVACY_REFUSAL = str(Reason.TRAIN_PRIVATELY)
 
 
-def context(run_config=SETTINGS, **node_config):
-    """Flower's context of a node. It is a real node unless `node_config` says otherwise."""
+def context(run_config=SETTINGS, kind=Context, **node_config):
+    """Flower's context of a node, a real one unless `kind` is `VirtualContext`."""
     node = {key.replace("_", "-"): value for key, value in node_config.items()}
-    return Context(1, 2, node, RecordDict(), Config.from_run_config(run_config).to_run_config())
+    return kind(1, 2, node, RecordDict(), Config.from_run_config(run_config).to_run_config())
 
 
 def message(kind="train", run_config=SETTINGS, **more):
@@ -33,6 +37,13 @@ def message(kind="train", run_config=SETTINGS, **more):
     record = ArrayRecord({n: Array(np.asarray(a)) for n, a in arrays.items() if n in names})
     content = {"arrays": record, "config": ConfigRecord({"server-round": 1}), **more}
     return Message(RecordDict(content), 2, kind)
+
+
+def as_real(context, **node_config):
+    """The context of a simulated node as that of a real one, with more keys in its node-config."""
+    keys = {key.replace("_", "-"): value for key, value in node_config.items()}
+    node = {**context.node_config, **keys}
+    return Context(context.run_id, context.node_id, node, context.state, context.run_config)
 
 
 def train(node):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
+from helpers.nodes import OPEN, as_real
 from helpers.pretrained_folders import FAMILIES_TESTED
 from helpers.runs import CLIENTS, run_app
 from safetensors.numpy import load_file, save_file
@@ -121,15 +122,17 @@ def test_flowers_engine_gives_the_same_bits(settings, tmp_path, shared):
     assert not changed(local.arrays, flower.arrays)
 
 
-def with_own_models(paths):
-    """Our ClientApp on nodes with their own ``model-path``; `paths` maps partitions to paths."""
+def with_own_models(paths, **own):
+    """Our ClientApp, with real nodes among the simulated ones, which have a ``model-path``.
+
+    `paths` maps their partitions to paths; `own` has more keys of their node-config.
+    """
     app = ClientApp()
 
     def passing(message, context):
         path = paths.get(context.node_config["partition-id"])
         if path is not None:
-            node_config = {**context.node_config, "model-path": str(path)}
-            context = replace(context, node_config=node_config)
+            context = as_real(context, model_path=str(path), **own)
         return client_app.app(message, context)
 
     for register in (app.train, app.evaluate, app.query):
@@ -150,9 +153,10 @@ def altered_folder(pretrained_folder, tmp_path):
 
 @pytest.mark.parametrize("shared", ["attention", "lora", "lora-b", "lora-a"])
 def test_a_node_whose_frozen_weights_differ_fails_and_the_others_continue(
-    settings, altered_folder, caplog, shared
+    settings, altered_folder, notes, caplog, shared
 ):
-    result = run_app(with_own_models({1: altered_folder}), settings(shared=shared, num_rounds=2))
+    app = with_own_models({1: altered_folder}, data_path=str(notes), **OPEN)
+    result = run_app(app, settings(shared=shared, num_rounds=2, labels=",".join(LABELS)))
     for row in result.history[1:]:
         assert (row["clients"], row["failures"]) == (
             CLIENTS - 1,
@@ -163,9 +167,10 @@ def test_a_node_whose_frozen_weights_differ_fails_and_the_others_continue(
     assert {row["partition"] for row in result.clients} == {0, 2}
 
 
-def test_the_same_model_in_another_folder_is_accepted(settings, pretrained_folder, tmp_path):
+def test_the_same_model_in_another_folder_is_accepted(settings, pretrained_folder, notes, tmp_path):
     elsewhere = shutil.copytree(pretrained_folder("bert"), tmp_path / "elsewhere")
-    result = run_app(with_own_models({1: elsewhere}), settings())
+    app = with_own_models({1: elsewhere}, data_path=str(notes), **OPEN)
+    result = run_app(app, settings(labels=",".join(LABELS)))
     assert result.history[-1]["clients"] == CLIENTS
 
 
@@ -187,8 +192,9 @@ def test_changed_weights_and_tokenizer_are_read_again(settings, altered_folder, 
     assert changed(runs[0].arrays, runs[1].arrays)
 
 
-def test_the_model_path_of_a_node_is_not_reported(settings, tmp_path, caplog):
-    result = run_app(with_own_models({1: tmp_path / "Jane Doe"}), settings())
+def test_the_model_path_of_a_node_is_not_reported(settings, notes, tmp_path, caplog):
+    app = with_own_models({1: tmp_path / "Jane Doe"}, data_path=str(notes), **OPEN)
+    result = run_app(app, settings(labels=",".join(LABELS)))
     assert result.history[-1]["clients"] == CLIENTS - 1
     replies = [record.getMessage() for record in caplog.records if "client 1" in record.message]
     assert replies

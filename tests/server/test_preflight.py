@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flwr.clientapp import ClientApp
 from helpers.data_files import write
+from helpers.nodes import as_real
 from helpers.runs import QUICK, run_app
 from torch import nn
 
@@ -187,7 +188,7 @@ def test_a_node_with_data_of_its_own_is_not_judged_by_the_data_of_the_run(tmp_pa
     @app.query()
     def query(message, context):
         if context.node_config["partition-id"] == 1:
-            context.node_config["data-path"] = str(tmp_path / "own.csv")
+            context = as_real(context, data_path=str(tmp_path / "own.csv"))
         return client_app.app(message, context)
 
     with task_identity():
@@ -203,8 +204,7 @@ def test_a_run_with_nodes_that_have_data_of_their_own_is_not_refused(tmp_path):
 
     @app.query()
     def query(message, context):
-        context.node_config["data-path"] = str(tmp_path / "own.csv")
-        return client_app.app(message, context)
+        return client_app.app(message, as_real(context, data_path=str(tmp_path / "own.csv")))
 
     app.train()(client_app.app)
     config = {**QUICK, **DP_SGD, "target-delta": 1 / 400, "output-dir": str(tmp_path / "run")}

@@ -77,10 +77,13 @@ class DpSgd(NoisyProtection):
         super().announce()
 
 
-def check_delta(target_delta: float, num_examples: int) -> None:
-    """Raise `UserError` if δ is too large for a client with `num_examples` examples."""
-    if target_delta * num_examples >= 1:
+def check_delta(delta: float, num_examples: int, key: str = "target-delta") -> None:
+    """Raise `UserError` if δ is too large for a client with `num_examples` examples.
+
+    `key` is the setting that gives δ.
+    """
+    if delta * num_examples >= 1:
         raise UserError(
-            f"target-delta = {target_delta:g}: must be below 1 / number of examples, here 1 / "
+            f"{key} = {delta:g}: must be below 1 / number of examples, here 1 / "
             f"{num_examples} = {1 / num_examples:.3g}"
         )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from flwr.clientapp import ClientApp
+from helpers.nodes import as_real
 from helpers.private_clients import CLIENTS, TINY, epsilons, participants
 from helpers.runs import run_app
 
@@ -57,10 +58,7 @@ def test_nodes_whose_budgets_do_not_suffice_end_the_run_before_its_first_round(t
 
     @app.query()
     def query(message, context):
-        context.node_config["data-path"] = "own.csv"
-        reply = client_app.app(message, context)
-        del context.node_config["data-path"]
-        return reply
+        return client_app.app(message, as_real(context, data_path="own.csv"))
 
     app.train()(client_app.app)
     settings = {"privacy": "dp-sgd", "noise-multiplier": 0.5, "target-epsilon": 0.1}

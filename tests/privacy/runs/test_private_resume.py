@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, Error, Message
 from flwr.clientapp import ClientApp
+from helpers.nodes import as_real
 from helpers.private_clients import CLIENTS, app_that_calls, bits, releases, run_with
 
 from fedattn_app import client_app
@@ -186,12 +187,9 @@ def test_a_resumed_run_keeps_the_epsilon_of_clients_that_are_gone(tiny, opinions
     @app.train()
     def train(message, context):
         partition = context.node_config["partition-id"]
-        node_keys = {
-            "state-dir": str(tmp_path / f"site {partition}"),
-            "data-path": opinions["data-path"],
-        }
-        context.node_config.update(node_keys)
-        reply = client_app.app(message, context)
+        own = {"state_dir": str(tmp_path / f"site {partition}"), "max_epsilon": 1e6}
+        own["data_path"] = opinions["data-path"]
+        reply = client_app.app(message, as_real(context, **own))
         if partition == 1 and (gone or fault == "failed"):
             return Message(Error(1, "out of order"), reply_to=message)
         if partition == 1:

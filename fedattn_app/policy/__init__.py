@@ -1,0 +1,1 @@
+"""What the owner of a real node allows, and what may leave it."""
