@@ -63,20 +63,34 @@ def epsilon_of(history: Sequence[Steps], delta: float, accountant: str = "rdp") 
     """
     if not history:
         return 0.0
-    curve = sum(
-        steps.count * _rdp_of_step(steps.noise_multiplier, steps.sample_rate) for steps in history
-    )
-    orders = np.array(RDP_ORDERS)
-    converted = (
-        curve + (math.log(1 / delta) - np.log(orders)) / (orders - 1) + np.log1p(-1 / orders)
-    )
-    bound = float(converted.min())
-    if math.isnan(bound):
-        return math.inf
-    bound = max(0.0, bound)
+    bound = upper_bound(float((divergences(history) + conversion(delta)).min()))
     if accountant == "rdp" or bound > MAX_PRV_EPSILON:
         return bound
     return min(bound, _prv_epsilon(tuple(history), delta))
+
+
+def divergences(history: Sequence[Steps]) -> npt.NDArray[np.float64]:
+    """Return the Rényi divergence of all of `history` at each of `RDP_ORDERS`, (orders,)."""
+    total = np.zeros(len(RDP_ORDERS))
+    for steps in history:
+        total += steps.count * _rdp_of_step(steps.noise_multiplier, steps.sample_rate)
+    return total
+
+
+def conversion(delta: float) -> npt.NDArray[np.float64]:
+    """Return ε at `delta` minus the Rényi divergence, for each of `RDP_ORDERS`, (orders,).
+
+    Balle, Barthe, Gaboardi, Hsu and Sato, "Hypothesis testing interpretations and Rényi
+    differential privacy", 2020, arXiv 1905.09982, theorem 21.
+    """
+    orders = np.array(RDP_ORDERS)
+    converted: npt.NDArray[np.float64] = (math.log(1 / delta) - np.log(orders)) / (orders - 1)
+    return converted + np.log1p(-1 / orders)
+
+
+def upper_bound(epsilon: float) -> float:
+    """Return a converted ε as a bound: 0 if it is below 0, and infinity if it is not a number."""
+    return math.inf if math.isnan(epsilon) else max(0.0, epsilon)
 
 
 def is_within(epsilon: float, target: float) -> bool:
