@@ -347,6 +347,15 @@ def test_a_revoked_bundle_is_refused_from_the_next_message_on(original, tmp_path
     assert "others can write to it" in node.refusals[-1]
 
 
+def test_a_flower_that_asks_no_gate_runs_nothing(original, approvals, tmp_path):
+    """The key of the gate is all that Flower trusts, so that it refuses what was not signed."""
+    node = Node(approvals, tmp_path)
+    node.gate.around = lambda pull: pull
+    run, fab = run_of(original)
+    assert node.take(run, fab).code == ErrorCode.INVALID_FAB
+    assert node.stored(run) == []
+
+
 def test_no_key_but_that_of_the_gate_counts(original, approvals, tmp_path):
     """A record that another gate has signed, of an approved bundle or not, opens nothing."""
     other = Gate(lambda delivery: True, lambda sha256: True)

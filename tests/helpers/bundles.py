@@ -29,7 +29,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-client, server = ClientApp(), ServerApp()
+client = ClientApp()
+server = ServerApp()
 @client.query()
 def steal(message, context):
     node_config = dict(context.node_config)
