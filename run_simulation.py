@@ -6,9 +6,9 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from fedattn_app.config import ConfigValue, parse_run_config
-from fedattn_app.console import flush_output, occupy_closed_descriptors, print_line
-from fedattn_app.errors import RunFailedError, UserError
+from fedattn_app.config import parse_run_config
+from fedattn_app.console import exit_status, occupy_closed_descriptors, print_line
+from fedattn_app.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,19 +24,7 @@ def main() -> int:
     Returns the exit status: 0 on success, 1 for a failed run, 2 for a user's mistake, and 130 when
     the user interrupts the run. A failure is one line on standard error.
     """
-    try:
-        arguments = _make_parser().parse_args()
-        run_config = parse_run_config(arguments.run_config)
-        if arguments.output_dir is not None:
-            run_config["output-dir"] = arguments.output_dir
-        return _run(run_config, arguments)
-    except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        flush_output()
+    return exit_status(_simulate)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -78,23 +66,22 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(run_config: dict[str, ConfigValue], arguments: argparse.Namespace) -> int:
+def _simulate() -> None:
+    arguments = _make_parser().parse_args()
+    run_config = parse_run_config(arguments.run_config)
+    if arguments.output_dir is not None:
+        run_config["output-dir"] = arguments.output_dir
     from fedattn_app.simulation import simulate  # takes seconds to import
 
-    try:
-        result = simulate(
-            run_config,
-            arguments.num_supernodes,
-            engine=arguments.engine,
-            workers=arguments.workers,
-            quiet=arguments.quiet,
-        )
-    except RunFailedError as error:
-        print_line(f"error: {error}", sys.stderr)
-        return 1
+    result = simulate(
+        run_config,
+        arguments.num_supernodes,
+        engine=arguments.engine,
+        workers=arguments.workers,
+        quiet=arguments.quiet,
+    )
     if arguments.quiet:
         print_line(str(result.path), sys.stdout)
-    return 0
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from fedattn_app.errors import RunFailedError, UserError
+
 LOGGER = logging.getLogger("fedattn")
 FLOWER = logging.getLogger("flwr")
 
@@ -117,6 +119,24 @@ def print_line(line: str, stream: SafeStream | TextIO | None) -> None:
     safe = stream if isinstance(stream, SafeStream) else SafeStream(stream)
     safe.write(line + "\n")
     safe.flush()
+
+
+def exit_status(command: Callable[[], object]) -> int:
+    """Run the `command` of a user and return the exit status of its process.
+
+    That is 0 on success, 1 for a failed run, 2 for a user's mistake, and 130 when the user
+    interrupts it. A failure is one line on standard error.
+    """
+    try:
+        command()
+    except (UserError, RunFailedError) as error:
+        print_line(f"error: {error}", sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        flush_output()
+    return 0
 
 
 def flush_output() -> None:

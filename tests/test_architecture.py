@@ -22,13 +22,14 @@ RANKS = [
     ],
     ["config"],
     ["models", "transport"],
-    ["data", "results", "engine"],
+    ["bundles", "data", "results", "engine"],
     ["training"],
     ["privacy"],
     ["policy"],
     ["clients", "server"],
     ["client_app", "server_app", "analysis"],
     ["simulation"],
+    ["cli"],
 ]
 RANK = {package: rank for rank, packages in enumerate(RANKS) for package in packages}
 
@@ -39,7 +40,7 @@ REASON_FOR_LENGTH = re.compile(r"\bone\s+file\s+because\b")
 
 # Flower's private modules; `flwr.app` and the like are public.
 FLOWER_INTERNALS = re.compile(
-    r"flwr\.(supercore|superlink|supernode|server\.superlink|proto|app\.message|common\.\w+)\b"
+    r"flwr\.(cli|supercore|superlink|supernode|server\.superlink|proto|app\.message|common\.\w+)\b"
 )
 
 POSIX_ONLY = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")

@@ -2,18 +2,12 @@
 
 import csv
 import json
-import os
-import select
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from helpers.deployment import ROOT
 from helpers.pretrained_folders import make_folder
 
 from fedattn_app.analysis.predictor import Predictor
@@ -21,146 +15,9 @@ from fedattn_app.privacy.accounting import epsilon_of
 from fedattn_app.privacy.ledger import Entry
 from fedattn_app.results.run_result import RunResult
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 SITES = ("north", "south")
 
 pytestmark = pytest.mark.timeout(900)
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def wait_for_end(pid, seconds):
-    """Wait for a process that is not our child."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    select.select([handle], [], [], seconds)
-    os.close(handle)
-
-
-class Deployment:
-    """A SuperLink and its SuperNodes, each in its own process group; `stop` ends them all."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.port, *self.node_ports = free_ports(3)
-        self.environment = os.environ | {
-            "FLWR_HOME": str(folder / "flwr"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }
-        (folder / "flwr").mkdir()
-        (folder / "flwr" / "config.toml").write_text(
-            '[superlink]\ndefault = "test"\n'
-            f'[superlink.test]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        )
-        self.started = []
-
-    def start(self, name, *command):
-        log = (self.folder / f"{name}.log").open("w")
-        process = subprocess.Popen(
-            [BIN / command[0], "--insecure", *command[1:]],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=self.environment,
-            cwd=self.folder,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def start_superlink(self):
-        process = self.start(
-            "superlink",
-            *("flower-superlink", "--disable-runtime-dependency-installation"),
-            *("--host", "127.0.0.1", "--port", str(self.port)),
-        )
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            try:  # pause, but notice at once if the SuperLink dies
-                process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-            break
-        pytest.fail((self.folder / "superlink.log").read_text())
-
-    def start_supernode(self, number, **node_config):
-        pairs = " ".join(
-            f"{k.replace('_', '-')}={json.dumps(v, default=str)}" for k, v in node_config.items()
-        )
-        return self.start(
-            f"supernode{number}",
-            *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}"),
-            *("--port", str(self.node_ports[number]), "--node-config", pairs),
-        )
-
-    def flwr(self, *arguments):
-        return subprocess.run(
-            [BIN / "flwr", *arguments],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            cwd=self.folder,
-            timeout=300,
-        )
-
-    def kill(self, process):
-        """Kill a process and all that it has started, and return how many processes that were."""
-        group = [pid for pid in self.left() if os.getpgid(pid) == process.pid]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pid in group:
-            wait_for_end(pid, seconds=20)
-        self.started.remove(process)
-        return len(group)
-
-    def stop(self):
-        for process in self.started[::-1]:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in self.started:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        for pid in self.left():
-            wait_for_end(pid, seconds=20)
-        left = self.left()
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert not left, "processes that did not end by themselves"
-
-    def left(self):
-        """Every process on this machine that was started with our FLWR_HOME."""
-        mark = f"FLWR_HOME={self.folder / 'flwr'}".encode()
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in entry.read_bytes().split(b"\0"):
-                    found.append(int(entry.parent.name))
-            except OSError:  # it ended, or is not ours to read
-                continue
-        return found
-
-
-@pytest.fixture
-def deployment(tmp_path):
-    made = Deployment(tmp_path)
-    yield made
-    made.stop()
 
 
 def write_reviews(path, good, bad, count):
@@ -180,6 +37,7 @@ def start_two_sites(deployment, **folders):
     folder = deployment.folder
     write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
     write_reviews(folder / "south.csv", "kind and quick", "slow and rude", 160)
+    deployment.approve(ROOT)
     deployment.start_superlink()
     return [start_site(deployment, site, **folders) for site in SITES]
 

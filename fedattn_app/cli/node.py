@@ -1,0 +1,55 @@
+"""``fedattn node``: a ``flower-supernode`` on which only approved code runs."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedattn_app.bundles.approvals import Approvals, approvals_folder
+from fedattn_app.cli.options import ApprovedFolder, print_lines
+from fedattn_app.errors import UserError
+
+if TYPE_CHECKING:
+    from fedattn_app.flower_compat import Delivery
+
+FLOWER = logging.getLogger("flwr")  # its handler prints the log of a SuperNode
+
+
+def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
+    """Start a node, with the options of flower-supernode.
+
+    A run whose bundle is not approved is refused before any of its code is unpacked.
+    """
+    from fedattn_app import flower_compat
+    from fedattn_app.bundles.gate import is_still_approved, refusal
+    from fedattn_app.bundles.unpacked import folder_for_one_node
+
+    parser = flower_compat.supernode_options("fedattn node")
+    if {"-h", "--help"} & set(context.args):
+        print_lines(f"{context.get_help()}\n\nOptions of Flower:\n".split("\n"))
+        print_lines(parser.format_help().split("\n"))
+        return
+    options = parser.parse_args(context.args)
+    if options.isolation != "subprocess":
+        raise UserError(
+            f"--isolation {options.isolation}: the code would run in a process that this node does "
+            "not start and cannot answer for; fedattn node takes subprocess only"
+        )
+    if options.runtime_dependency_install:
+        raise UserError(
+            "--allow-runtime-dependency-installation: would run packages that the owner has not "
+            "approved; install what the app needs before"
+        )
+    approvals = Approvals(approvals_folder(approved))
+    count = len(approvals.entries())
+
+    def accepts(delivery: "Delivery") -> bool:
+        if reason := refusal(approvals, delivery):
+            FLOWER.error("Refused to run this code: %s", reason)
+        return reason is None
+
+    with folder_for_one_node(flower_compat.flower_home() / "fedattn") as folder:
+        FLOWER.info("%d bundles are approved in %s", count, approvals.folder)
+        flower_compat.run_supernode(
+            context.args, folder, accepts, lambda sha256: is_still_approved(approvals, sha256)
+        )
