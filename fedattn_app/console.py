@@ -121,14 +121,14 @@ def print_line(line: str, stream: SafeStream | TextIO | None) -> None:
     safe.flush()
 
 
-def exit_status(command: Callable[[], object]) -> int:
+def exit_status(command: Callable[[], int | None]) -> int:
     """Run the `command` of a user and return the exit status of its process.
 
-    That is 0 on success, 1 for a failed run, 2 for a user's mistake, and 130 when the user
+    That is what the command returns, or 0 on success, 1 for a failed run, 2 for a user's mistake, and 130 when the user
     interrupts it. A failure is one line on standard error.
     """
     try:
-        command()
+        return command() or 0
     except (UserError, RunFailedError) as error:
         print_line(f"error: {error}", sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -136,7 +136,6 @@ def exit_status(command: Callable[[], object]) -> int:
         return 130
     finally:
         flush_output()
-    return 0
 
 
 def flush_output() -> None:

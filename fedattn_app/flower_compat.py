@@ -11,6 +11,7 @@ private part                             why the public API is not enough
 ``Metadata.__dict__["_src_node_id"]``    A wrapping `Grid` must rename senders; again no setter.
 ``flwr.app.message.make_message``        `Message` takes no metadata.
 ``flwr.common.constant``                 Error codes, array formats and the SuperLink's node id.
+``flwr.common.config``                   How a SuperNode reads its node-config.
 ``flwr.common.serde``                    The size of a record needs its protocol buffer.
 ``flwr.supercore.run.Run``               The abstract `Grid` has it in its signatures.
 ``flwr.supercore.task_identity``         Without an identity no process can make a `Message`.
@@ -39,9 +40,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from click import ClickException
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app import Error, Message, Metadata, RecordDict, UserConfig
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.common.serde import recorddict_to_proto
@@ -187,6 +189,19 @@ def supernode_options(program: str) -> argparse.ArgumentParser:
     parser.prog = program
     parser.error = fail  # type: ignore[method-assign]
     return parser
+
+
+def node_config_of(options: argparse.Namespace) -> UserConfig:
+    """Return the node-config among the parsed `options` of a SuperNode, as Flower reads it.
+
+    Flower leaves out what it does not understand. Raises `UserError` if it understands nothing.
+    """
+    from flwr.common.config import parse_config_args
+
+    try:
+        return parse_config_args([options.node_config] if options.node_config else None)
+    except ClickException as error:
+        raise UserError(f"--node-config: {error.format_message()}") from None
 
 
 def run_supernode(

@@ -8,6 +8,7 @@ from click import ClickException
 from fedattn_app.cli.approve import approve
 from fedattn_app.cli.approved import approved
 from fedattn_app.cli.node import node
+from fedattn_app.cli.policy import policy
 from fedattn_app.cli.revoke import revoke
 from fedattn_app.console import exit_status, occupy_closed_descriptors
 from fedattn_app.errors import UserError
@@ -27,6 +28,7 @@ app.command(
 app.command()(approve)
 app.command()(approved)
 app.command()(revoke)
+app.add_typer(policy, name="policy")
 
 
 def main() -> int:
@@ -35,9 +37,11 @@ def main() -> int:
     return exit_status(_run)
 
 
-def _run() -> None:
+def _run() -> int | None:
     try:
         command = typer.main.get_command(app)
-        command.main(sys.argv[1:] or ["--help"], prog_name="fedattn", standalone_mode=False)
+        arguments = sys.argv[1:] or ["--help"]
+        status: int | None = command.main(arguments, prog_name="fedattn", standalone_mode=False)
+        return status
     except ClickException as error:
         raise UserError(error.format_message()) from None

@@ -23,6 +23,8 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
     from fedattn_app import flower_compat
     from fedattn_app.bundles.gate import is_still_approved, refusal
     from fedattn_app.bundles.unpacked import folder_for_one_node
+    from fedattn_app.config import parse_pairs
+    from fedattn_app.policy.owner_policy import OwnerPolicy
 
     parser = flower_compat.supernode_options("fedattn node")
     if {"-h", "--help"} & set(context.args):
@@ -40,6 +42,13 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
             "--allow-runtime-dependency-installation: would run packages that the owner has not "
             "approved; install what the app needs before"
         )
+    node_config = parse_pairs(options.node_config or "")
+    if node_config != flower_compat.node_config_of(options):
+        raise UserError(
+            f"--node-config {options.node_config}: Flower would leave out a part of it; write pairs "
+            'such as partition-id=0 data-path="/data/notes.csv"'
+        )
+    OwnerPolicy.of_node(node_config)  # a mistake ends here, not in a run
     approvals = Approvals(approvals_folder(approved))
     count = len(approvals.entries())
 

@@ -1,7 +1,7 @@
 """The settings of a run: every run-config key, its allowed values, and what cannot be combined."""
 
 from fedattn_app.config.aggregation import RULES, AggregationConfig, AggregationRule
-from fedattn_app.config.command_line import parse_run_config
+from fedattn_app.config.command_line import parse_pairs, parse_run_config
 from fedattn_app.config.data import PARTITIONERS, DataConfig
 from fedattn_app.config.federation import FederationConfig, num_selected
 from fedattn_app.config.model import (
@@ -43,6 +43,7 @@ __all__ = [
     "TransportConfig",
     "as_toml",
     "num_selected",
+    "parse_pairs",
     "parse_run_config",
     "with_current_names",
 ]

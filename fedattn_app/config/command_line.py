@@ -30,7 +30,7 @@ def parse_run_config(items: Iterable[str]) -> dict[str, ConfigValue]:
     """
     merged: dict[str, Any] = {}
     for item in items:
-        merged.update(_read_toml(Path(item)) if item.endswith(".toml") else _read_pairs(item))
+        merged.update(_read_toml(Path(item)) if item.endswith(".toml") else parse_pairs(item))
     return merged
 
 
@@ -49,7 +49,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return table
 
 
-def _read_pairs(text: str) -> dict[str, Any]:
+def parse_pairs(text: str) -> dict[str, Any]:
+    """Return the values, by key, in a text ``'key=value key=value'``; raises `UserError`."""
     if _PAIR.sub("", text):
         raise UserError(f"{text!r}: must be key=value pairs or the path of a .toml file")
     values: dict[str, Any] = {}

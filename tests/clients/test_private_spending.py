@@ -9,6 +9,7 @@ from helpers.dp_sgd_clients import DELTA, client_of, evaluate, fit
 
 from fedattn_app.privacy.accounting import Steps, epsilon_of
 from fedattn_app.privacy.ledger import Ledger
+from fedattn_app.privacy.privacy_filter import PrivacyFilter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,10 +75,13 @@ def test_a_given_noise_multiplier_without_a_target_never_stops(trainings):
 
 def test_the_owners_limit_covers_all_runs_and_kinds_together(trainings, tmp_path):
     path = tmp_path / "ledger.json"
-    limit = epsilon_of([Steps(1.0, 1.0, 2)], DELTA) * (1 + 1e-9)
+    limit = epsilon_of([Steps(1.0, 1.0, 2)], DELTA) * 1.1
+    allows = PrivacyFilter(limit, DELTA).allows
+    assert allows([Steps(1.0, 1.0, 2)])
+    assert not allows([Steps(1.0, 1.0, 3)])
     for run, spent in enumerate((0, 0, 1)):
         ledger = Ledger(RecordDict(), path)
-        client = client_of(ledger, run=run, max_epsilon=limit, evaluate_epsilon=1.0)
+        client = client_of(ledger, run=run, max_epsilon=limit, evaluate_epsilon=4.0)
         assert fit(client)[2]["budget-spent"] == spent
         assert client.epsilon <= limit
     _, num_examples, metrics = evaluate(client)
