@@ -21,6 +21,7 @@ from helpers.data_files import write
 from helpers.pages import FEDERATION_KEYS, PAGES, ROOT, blocks_of
 
 import run_simulation
+from fedattn_app.cli import app as fedattn
 from fedattn_app.config import Config, parse_run_config
 from fedattn_app.errors import UserError
 from fedattn_app.policy.owner_policy import NODE_KEYS
@@ -29,7 +30,7 @@ from fedattn_app.simulation import simulate
 BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-PROGRAMS = ("pip", "python", "pytest", "flwr", "flower-superlink", "flower-supernode", ".ci/run")
+PROGRAMS = ("pip", "python", "pytest", "flwr", "flower-superlink", "fedattn", ".ci/run")
 QUICK = {"num-rounds": 1, "model": "tiny", "vocabulary": 512, "max-length": 16}
 
 
@@ -79,11 +80,15 @@ def options(words, values):
 @cache
 def options_of(*program):
     """The names of all options in a program's own help."""
+    name, *command = program
+    # The environment of these tests may be older than the console script.
+    start = [sys.executable, "-m", "fedattn_app.cli"] if name == "fedattn" else [BIN / name]
     ran = subprocess.run(
-        [BIN / program[0], *program[1:], "--help"],
+        [*start, *command, "--help"],
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=ROOT,
         env={"PATH": str(BIN), "COLUMNS": "200", "FLWR_TELEMETRY_ENABLED": "0"},
     )
     return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", ran.stdout))
@@ -117,10 +122,10 @@ def check_flwr_run(words):
     assert set(superlinks) <= known, "no page shows how to declare this SuperLink"
 
 
-def check_daemon(program, words):
+def check_daemon(words, *program):
     without_value = {"--insecure", "--disable-runtime-dependency-installation"}
     named = {word for word in words if word.startswith("-")}
-    assert named <= options_of(program)
+    assert named <= options_of(*program)
     given, others = options(words, values=named - without_value)
     assert others == []
     assert set(pairs(given.get("--node-config", []))) <= NODE_KEYS
@@ -189,6 +194,14 @@ def run_script(words, monkeypatch, capsys):
     assert summary["rounds"] == settings["num-rounds"]
 
 
+def run_fedattn(words, monkeypatch):
+    """Run a command on this project, with approvals in the working folder."""
+    named = [str(ROOT) if word == "." else word for word in words]
+    monkeypatch.setenv("FEDATTN_APPROVED", str(Path.cwd() / "approved"))
+    monkeypatch.setattr(sys, "argv", ["fedattn", *named])
+    assert fedattn.main() == 0
+
+
 @pytest.fixture
 def reader_folder(tmp_path, monkeypatch, pretrained_folder):
     """The working folder of someone who follows the pages: it has what the commands name."""
@@ -219,8 +232,12 @@ def check(reader_folder, monkeypatch, capsys, request):
                 check_pip(rest)
             case ["flwr", "run", *rest]:
                 check_flwr_run(rest)
-            case ["flower-superlink" | "flower-supernode" as program, *rest]:
-                check_daemon(program, rest)
+            case ["flower-superlink", *rest]:
+                check_daemon(rest, "flower-superlink")
+            case ["fedattn", "node", *rest]:
+                check_daemon(rest, "fedattn", "node")
+            case ["fedattn", *rest]:
+                run_fedattn(rest, monkeypatch)
             case ["python", "run_simulation.py", *rest]:
                 if any("resume-from" in word for word in rest):
                     request.getfixturevalue("earlier_run")
@@ -257,7 +274,12 @@ def test_commands_run(words, check):
         "flwr run . --run-config 'num-rounds=0'",
         "flwr run . --federation-config 'no-such-key=1'",
         "flower-superlink --no-such-option",
-        "flower-supernode --node-config 'no-such-key=1'",
+        "flower-supernode --superlink HOST:8000",
+        "fedattn node --no-such-option",
+        "fedattn node --node-config 'no-such-key=1'",
+        "fedattn approve --no-such-option .",
+        "fedattn approve no-such-folder",
+        "fedattn no-such-command",
         "python run_simulation.py --no-such-option",
         "python run_simulation.py --run-config 'no-such-key=1'",
         "python benchmarks/payloads.py one argument too many",

@@ -178,8 +178,9 @@ def read_own_file(path: Path, limit: int) -> bytes:
     Raises `OSError`, and `UserError` if others can write it or it has more than `limit` bytes.
     """
     check_only_owner_writes(path, path.lstat())
-    # A link that comes in between is not followed.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    # A link that comes in between is not followed; Windows has no such flag, but one for bytes.
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
     with open(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         check_only_owner_writes(path, about)

@@ -329,6 +329,20 @@ def test_without_the_gate_a_line_of_it_runs(name, original, approvals, tmp_path)
     assert node.load(run, fab)
 
 
+def test_in_its_usual_folder_flower_runs_what_has_the_same_eight_digits(
+    original, approvals, tmp_path
+):
+    """So a node with a gate has a folder of its own, as `tests/deployment` shows."""
+    run, fab = run_of(original)
+    planted = tmp_path / "flwr" / "apps" / f"fedattn.fedattn.0.1.0.{run.fab_hash[:8]}"
+    (planted / "fedattn_app").mkdir(parents=True)
+    (planted / "pyproject.toml").write_bytes(files_of(original)["pyproject.toml"])
+    (planted / "fedattn_app" / "__init__.py").write_text(MARK)
+    node = Node(approvals, tmp_path)
+    assert node.take(run, fab) is None
+    assert node.load(run, fab)
+
+
 def test_a_revoked_bundle_is_refused_from_the_next_message_on(original, tmp_path):
     approvals = Approvals(tmp_path / "approved")
     bundle = read_bundle(original, "original.fab")

@@ -81,7 +81,7 @@ def test_the_owners_limit_covers_all_runs_and_kinds_together(trainings, tmp_path
     assert not allows([Steps(1.0, 1.0, 3)])
     for run, spent in enumerate((0, 0, 1)):
         ledger = Ledger(RecordDict(), path)
-        client = client_of(ledger, run=run, max_epsilon=limit, evaluate_epsilon=4.0)
+        client = client_of(ledger, run=run, max_epsilon=limit, evaluate_epsilon=limit)
         assert fit(client)[2]["budget-spent"] == spent
         assert client.epsilon <= limit
     _, num_examples, metrics = evaluate(client)

@@ -1,6 +1,7 @@
 """A stranger's app on a real SuperLink: what it takes from a node, and how the owner refuses it."""
 
 import json
+import shutil
 
 import pytest
 from flwr.common.constant import ErrorCode
@@ -83,12 +84,13 @@ def test_the_node_that_refuses_a_stranger_runs_what_its_owner_approved(deploymen
     approvals = Approvals(deployment.folder / "approved")
     deployment.approve(ROOT)
     (approval,) = approvals.entries()
-    marker = deployment.folder / "planted-code-ran"
-    planted = deployment.folder / "flwr" / "apps" / f"fedattn.fedattn.0.1.0.{approval.sha256[:8]}"
     # What another node has unpacked under the name that Flower gives to the approved bundle.
-    (planted / "fedattn_app").mkdir(parents=True)
-    (planted / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    (planted / "fedattn_app" / "client_app.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    name = f"fedattn.fedattn.0.1.0.{approval.sha256[:8]}"
+    planted = deployment.folder / "flwr" / "apps" / name / "fedattn_app"
+    planted.mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", planted.parent)
+    marker = deployment.folder / "planted-code-ran"
+    (planted / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     deployment.start_superlink()
     node = start(deployment)
 
@@ -114,6 +116,7 @@ def test_the_node_that_refuses_a_stranger_runs_what_its_owner_approved(deploymen
     deployment.approve(ROOT)
     assert "results in" in run(3)
     own = list((deployment.folder / "flwr" / "fedattn").glob("node-*/apps/*"))
-    assert [path.name for path in own] == [planted.name]
+    assert [path.name for path in own] == [name]
+    assert not marker.exists()
     assert deployment.end(node) == 0
     assert not list((deployment.folder / "flwr" / "fedattn").glob("node-*"))

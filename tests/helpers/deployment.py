@@ -58,13 +58,13 @@ class Deployment:
         )
         self.started = []
 
-    def start(self, name, *command):
+    def start(self, name, *command, **environment):
         with self.log_of(name).open("w") as log:
             process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self.environment,
+                env=self.environment | environment,
                 cwd=self.folder,
                 start_new_session=True,
             )
@@ -76,6 +76,7 @@ class Deployment:
             "superlink",
             *(BIN / "flower-superlink", "--insecure", "--disable-runtime-dependency-installation"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
+            FLWR_HOME=str(self.folder / "flwr-server"),  # the server is another machine
         )
         for _ in range(600):
             with socket.socket() as probe:
