@@ -1,12 +1,17 @@
 """Safe reading, writing and locking of files, and paths that a user gives.
 
-Arrays are stored as safetensors, never as pickles. A file is always replaced as a whole.
+Arrays are stored as safetensors, never as pickles. A file is always replaced as a whole. Only the
+user of this process may read what is written, whatever the umask, and nothing is written through a
+link: another user of the machine may have put it where a file was expected.
 """
 
 import errno
 import json
 import os
-from collections.abc import Mapping
+import re
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +24,12 @@ from fedattn_app.errors import UserError
 from fedattn_app.types import NDArray
 
 LOCK_POLL_SECONDS = 0.01
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+OTHERS_WRITE = 0 if os.name == "nt" else stat.S_IWGRP | stat.S_IWOTH
+STATE_SUFFIXES = {".json", ".safetensors", ".lock", ".count"}  # of the files in a state-dir
+# Of a temporary file, whose name is that of the file, eight random characters and this.
+LEFTOVER_SUFFIX = ".fedattn"
+LEFTOVER = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(LEFTOVER_SUFFIX)}")
 # The disk, the user's share of it, or the largest file that the process may write.
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_START_BYTES = 256  # of a file, to see what it is
@@ -113,17 +124,19 @@ def _has_all_arrays(file: BinaryIO) -> bool:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`, which holds either its old or its new content at any time.
 
-    When this returns, the content is on disk. Raises `OSError`.
+    When this returns, the content is on disk. If `path` is a link, the link is replaced. Raises
+    `OSError`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # A new file with a name that nobody can guess: nobody can have put a link there.
+    descriptor, name = tempfile.mkstemp(LEFTOVER_SUFFIX, f".{path.name}.", path.parent)
     try:
-        with temporary.open("wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(name, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -132,17 +145,17 @@ def remove_leftovers(folder: Path) -> None:
 
     Nobody else may be writing there. Raises `OSError`.
     """
-    for file in folder.glob(".*.*"):
-        if file.suffix[1:].isdecimal() and file.is_file():
+    for file in folder.glob(f".*{LEFTOVER_SUFFIX}"):
+        if LEFTOVER.fullmatch(file.name) and file.is_file():
             file.unlink()
 
 
 def append(path: Path, content: bytes) -> None:
     """Append `content` to `path`, or nothing if there is no room for all of it.
 
-    When this returns, the content is on disk. Raises `OSError`.
+    When this returns, the content is on disk. Raises `OSError`, also for a link.
     """
-    with path.open("ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=private_opener) as file:
         size, rest = file.tell(), memoryview(content)
         try:
             while rest:
@@ -153,6 +166,90 @@ def append(path: Path, content: bytes) -> None:
             raise
 
 
+def private_opener(name: str, flags: int) -> int:
+    """Open a file as `open` does, but no link; only this user may read a file that it makes.
+
+    Raises `OSError`.
+    """
+    try:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), PRIVATE_FILE)
+    except OSError as error:
+        raise _about_link(error, name) from None
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make `folder`, and what is missing above it, so that only this user may enter.
+
+    A folder that is there stays as it is. Raises `OSError`.
+    """
+    if not folder.parent.exists():
+        make_private_folder(folder.parent)
+    folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+
+
+def open_state_folder(key: str, folder: Path) -> None:
+    """Make the folder `folder`, which the user gave for `key`, or close one of ours to others.
+
+    A folder that has folders in it is not closed: it may serve others too. Raises `OSError`, and
+    `UserError` as `check_private_folder` does.
+    """
+    check_private_folder(key, folder)
+    make_private_folder(folder)
+    if os.name == "nt" or folder.stat().st_uid != os.geteuid():
+        return
+    if stat.S_IMODE(folder.stat().st_mode) != PRIVATE_FOLDER:
+        with os.scandir(folder) as entries:
+            if not any(entry.is_dir() for entry in entries):
+                folder.chmod(PRIVATE_FOLDER)
+
+
+def check_private_folder(key: str, folder: Path) -> None:
+    """Raise `UserError` if other users may change what is in the folder `folder`.
+
+    They may if they own it, or can write to it or to one of the files that a node keeps there, or
+    can replace it because a folder above it is open to everyone. Neither may such a file be a link,
+    or belong to another user than root. The folder itself may be a link, or be missing. Windows has
+    no such modes: there only the links are refused.
+
+    Args:
+        key: the key for which the user gave the folder.
+        folder: the folder, absolute.
+    """
+    try:
+        for fault in _open_to_others(folder) if folder.exists() else ():
+            raise UserError(f"{key} = {folder}: {fault}")
+    except OSError as error:
+        raise UserError(f"{key} = {folder}: cannot be used ({error.strerror})") from None
+
+
+def _open_to_others(folder: Path) -> Iterator[str]:
+    """Yield every way in which other users may change what is in the folder `folder`."""
+    target = folder.resolve()
+    for parent in {*folder.parents, *target.parents}:
+        mode = parent.stat().st_mode
+        if mode & OTHERS_WRITE & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            yield f"anyone can replace it in {parent}; chmod o-w that folder"
+    status = target.stat()
+    if not (_is_ours(folder.lstat()) and _is_ours(status)):
+        yield "it belongs to another user; name a folder of your own"
+    if status.st_mode & OTHERS_WRITE:
+        yield "others can write to it; chmod 700 it"
+    with os.scandir(target) as entries:
+        files = [entry for entry in entries if Path(entry.name).suffix in STATE_SUFFIXES]
+    for file in files:
+        status = file.stat(follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            yield f"{file.name} in it is a link; put the file itself there"
+        elif not _is_ours(status):
+            yield f"{file.name} in it belongs to another user"
+        elif status.st_mode & OTHERS_WRITE:
+            yield f"others can write to {file.name} in it; chmod 600 that file"
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return os.name == "nt" or status.st_uid in (0, os.geteuid())
+
+
 def acquire_lock(path: Path, timeout: float) -> FileLock:
     """Lock the file `path` on this machine and return the lock, to be released by the caller.
 
@@ -160,12 +257,20 @@ def acquire_lock(path: Path, timeout: float) -> FileLock:
     system releases the lock when the process ends, even if the process is killed.
 
     Raises `TimeoutError` if another holds it for more than `timeout` seconds, and `OSError` if the
-    file cannot be written or the file system has no locks.
+    file cannot be written or is a link, or the file system has no locks.
     """
     # Without locks it raises: a marker file in place of a lock could outlive its holder.
-    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-    lock.acquire(timeout, poll_interval=LOCK_POLL_SECONDS)
+    lock = FileLock(path, mode=PRIVATE_FILE, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout, poll_interval=LOCK_POLL_SECONDS)
+    except OSError as error:
+        raise _about_link(error, path) from None
     return lock
+
+
+def _about_link(error: OSError, path: str | Path) -> OSError:
+    """Return an error that says so if `path` is a link, and `error` if it is none."""
+    return OSError(errno.ELOOP, "it is a link", path) if os.path.islink(path) else error
 
 
 def _sync_folder(folder: Path) -> None:

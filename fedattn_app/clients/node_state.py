@@ -11,7 +11,12 @@ from typing import Protocol
 from flwr.app import RecordDict
 
 from fedattn_app.errors import UserError
-from fedattn_app.files import read_arrays, write_arrays
+from fedattn_app.files import (
+    check_private_folder,
+    open_state_folder,
+    read_arrays,
+    write_arrays,
+)
 from fedattn_app.transport.lazy_array import lazy_record
 from fedattn_app.types import NDArray
 
@@ -27,20 +32,24 @@ class NodeState(Protocol):
 
 
 class FolderState:
-    """Keeps each set of arrays as a safetensors file in one folder, replaced atomically."""
+    """Keeps each set of arrays as a safetensors file in one folder, replaced atomically.
+
+    Every method raises `UserError` if other users may change what is in the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def load(self, name: str) -> dict[str, NDArray] | None:
         """Read the file; raises `UserError` if it cannot be read."""
+        check_private_folder("state-dir", self.folder)
         path = self._path(name)
         return read_arrays(path)[0] if path.exists() else None
 
     def save(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Write the file; raises `UserError` if it cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            open_state_folder("state-dir", self.folder)
             write_arrays(self._path(name), arrays)
         except OSError as error:
             raise UserError(f"state-dir = {self.folder}: {error.strerror}") from None

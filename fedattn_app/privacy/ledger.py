@@ -18,12 +18,18 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from fedattn_app.errors import UserError
-from fedattn_app.files import acquire_lock, write_atomically
+from fedattn_app.files import (
+    acquire_lock,
+    check_private_folder,
+    open_state_folder,
+    write_atomically,
+)
 from fedattn_app.privacy.accounting import Steps
 
 FORMAT = "fedattn privacy ledger 1"
 KINDS = ("train", "evaluate")
 COPY_RECORD = "privacy-ledger"
+FOLDER_KEY = "state-dir"  # in the node-config: the folder of the ledger
 LOCK_TIMEOUT_SECONDS = 600
 
 
@@ -80,7 +86,7 @@ class Ledger:
     """A list of entries, oldest first, in a file and in a copy.
 
     Raises `UserError` if the file is not a ledger, cannot be read, or lacks entries that `copy`
-    has or that were counted.
+    has or that were counted, and if other users may change what is in its folder.
 
     Args:
         copy: Flower's `context.state`, or any `RecordDict`.
@@ -117,7 +123,7 @@ class Ledger:
             text = _to_json([*self.entries, entry])
             if self.path is not None:
                 try:
-                    write_atomically(self.path.resolve(), text.encode())
+                    write_atomically(self.path, text.encode())
                     write_atomically(_count_path(self.path), str(len(self.entries) + 1).encode())
                 except OSError as error:
                     raise _unwritable(self.path, error) from None
@@ -136,7 +142,7 @@ class Ledger:
             if self._exclusive:  # entered before by this thread
                 yield
                 return
-            with _locked(self.path.resolve()) if self.path else nullcontext():
+            with _locked(self.path) if self.path else nullcontext():
                 self._exclusive = True
                 try:
                     self.entries = self._read()
@@ -149,12 +155,11 @@ class Ledger:
         copied = _from_json(str(record["ledger"])) if record else []
         if self.path is None:
             return copied
+        check_private_folder(FOLDER_KEY, self.path.parent)
         count = self._count()  # first: another process may add an entry meanwhile
         try:
             kept = _from_json(self.path.read_text())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if self.path.is_symlink():
-                raise _unreadable(self.path, "it is a dangling link") from error
+        except (FileNotFoundError, NotADirectoryError):
             kept = []
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -213,7 +218,6 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def _count_path(path: Path) -> Path:
-    path = path.resolve()
     return path.with_name(f".{path.name}.count")
 
 
@@ -221,11 +225,11 @@ def _count_path(path: Path) -> Path:
 def _locked(path: Path) -> Iterator[None]:
     """Context manager that locks the file `path` on this machine, by a lock file next to it.
 
-    Raises `UserError` if another process holds it for more than `LOCK_TIMEOUT_SECONDS`, or if the
-    lock file cannot be written.
+    Raises `UserError` if another process holds it for more than `LOCK_TIMEOUT_SECONDS`, if the lock
+    file cannot be written, or if other users may change what is in its folder.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        open_state_folder(FOLDER_KEY, path.parent)
         lock = acquire_lock(path.with_name(f".{path.name}.lock"), LOCK_TIMEOUT_SECONDS)
     except TimeoutError:
         raise UserError(

@@ -1,5 +1,6 @@
 """Write a run's folder during the run: each round is on disk before the next one begins."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,9 @@ from fedattn_app.config import Config, ConfigValue
 from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.files import (
     FULL_ERRORS,
+    PRIVATE_FOLDER,
     append,
+    make_private_folder,
     remove_leftovers,
     user_path,
     write_arrays,
@@ -147,7 +150,9 @@ class RunFolder:
         self._round = earlier.last_round
         try:
             self._claim()
-            (self.path / "checkpoint").mkdir(exist_ok=True)
+            make_private_folder(self.path / "checkpoint")
+            if (self.path / "checkpoint").is_symlink():
+                raise OSError(errno.ELOOP, "checkpoint in it is a link")
             for folder in (self.path, self.path / "checkpoint"):
                 remove_leftovers(folder)
         except OSError as error:
@@ -249,7 +254,7 @@ class RunFolder:
         """Make the folder and lock it; raises `OSError`, and `UserError` if it is taken."""
         output = self.config.output
         if output.output_dir or output.resume_from:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.path)
         else:
             self.path = _new_folder(self.path, self.config.aggregation.strategy)
         if self._lock is None:
@@ -291,11 +296,11 @@ def _same(path: Path, other: Path) -> bool:
 def _new_folder(parent: Path, strategy: str) -> Path:
     """Make a folder with a name that no other run has; raises `OSError`."""
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{strategy}-{os.getpid()}"
-    parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(parent)
     for number in count(1):
         path = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
-            path.mkdir()
+            path.mkdir(PRIVATE_FOLDER)
             return path
     raise AssertionError("count has no end")
 

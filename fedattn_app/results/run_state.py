@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from fedattn_app.errors import UserError
-from fedattn_app.files import acquire_lock, write_atomically
+from fedattn_app.files import acquire_lock, private_opener, write_atomically
 from fedattn_app.types import Row
 
 STATUS = "status.json"
@@ -95,7 +95,7 @@ def _overwrite(path: Path, state: str, server_round: int, reason: str) -> None:
         content = _encode(state, server_round, reason[: STATUS_BYTES // 8])
     if len(content) > size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with path.open("r+b", buffering=0) as file:
+    with open(path, "r+b", buffering=0, opener=private_opener) as file:
         file.write(content.ljust(size))
 
 

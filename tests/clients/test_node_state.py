@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from helpers.permissions import modes_in, umask
 
 from fedattn_app.clients.node_state import ContextState, FolderState
 
@@ -91,3 +92,47 @@ def test_a_file_in_place_of_the_folder_is_refused(refused, tmp_path, below):
     file.write_text("")
     with refused(f"state-dir = {file / below}"):
         FolderState(file / below).save("personal", ARRAYS)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o077])
+def test_only_this_user_may_read_what_is_saved(folder, mask):
+    with umask(mask):
+        FolderState(folder).save("personal", ARRAYS)
+    assert modes_in(folder.parent) == {
+        "": 0o700,
+        folder.name: 0o700,
+        f"{folder.name}/personal.safetensors": 0o600,
+    }
+
+
+def test_others_may_no_longer_read_a_folder_of_an_earlier_version(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
+    file = folder / "personal.safetensors"
+    file.touch(0o644)
+    FolderState(folder).save("personal", ARRAYS)
+    assert modes_in(folder) == {"": 0o700, file.name: 0o600}
+
+
+@pytest.mark.parametrize("call", ["load", "save"])
+def test_what_others_can_change_is_neither_read_nor_written(refused, folder, call):
+    def attempt():
+        return state.load("personal") if call == "load" else state.save("personal", ARRAYS)
+
+    state = FolderState(folder)
+    state.save("personal", {"x": np.float32([1])})
+    file = folder / "personal.safetensors"
+    before = file.read_bytes()
+    folder.chmod(0o770)
+    with refused(f"state-dir = {folder}", "others can write to it"):
+        attempt()
+    folder.chmod(0o700)
+    file.chmod(0o606)
+    with refused(f"state-dir = {folder}", f"others can write to {file.name}"):
+        attempt()
+    file.chmod(0o600)
+    file.rename(folder / "moved")
+    file.symlink_to("moved")
+    with refused(f"state-dir = {folder}", f"{file.name} in it is a link"):
+        attempt()
+    assert (folder / "moved").read_bytes() == before

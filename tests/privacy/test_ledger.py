@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from flwr.app import RecordDict
+from helpers.permissions import modes_in, umask
 
 from fedattn_app.errors import UserError
 from fedattn_app.privacy import ledger as ledger_module
@@ -187,38 +188,78 @@ def test_a_folder_in_place_of_the_file_is_refused(refused, path):
 # Links
 
 
-@pytest.mark.parametrize("target", ["gone.json", "gone/ledger.json"])
-def test_a_dangling_link_is_refused_and_not_changed(refused, path, target):
-    path.parent.mkdir()
-    path.symlink_to(target)
-    with refused(path, "it is a dangling link"):
+@pytest.mark.parametrize("target", ["gone.json", "gone/ledger.json", "kept.json"])
+@pytest.mark.parametrize("name", ["ledger.json", ".ledger.json.count", ".ledger.json.lock"])
+def test_a_link_in_place_of_a_file_is_refused_and_not_followed(refused, path, name, target):
+    path.parent.mkdir(0o700)
+    kept = path.parent / "kept.json"
+    kept.write_text(ledger_text(row()))
+    path.with_name(name).symlink_to(target)
+    with refused(f"state-dir = {path.parent}", f"{name} in it is a link"):
         Ledger(RecordDict(), path)
-    assert path.is_symlink()
-    assert not path.exists()
+    assert path.with_name(name).is_symlink()
+    assert kept.read_text() == ledger_text(row())
+    assert {each.name for each in path.parent.iterdir()} == {name, "kept.json"}
 
 
-def test_a_link_whose_file_is_removed_is_refused(refused, path, tmp_path):
-    target = tmp_path / "kept.json"
-    Ledger(RecordDict(), target).add(FIRST)
-    path.parent.mkdir()
-    path.symlink_to(target)
+@pytest.mark.parametrize("name", ["ledger.json", ".ledger.json.count", ".ledger.json.lock"])
+def test_a_link_that_appears_later_is_refused_before_anything_is_spent(refused, path, name):
     ledger = Ledger(RecordDict(), path)
-    target.unlink()
-    with refused(path, "it is a dangling link"):
+    ledger.add(FIRST)
+    path.with_name(name).rename(path.with_name("moved"))
+    path.with_name(name).symlink_to("moved")
+    before = path.with_name("moved").read_bytes()
+    with refused(f"{name} in it is a link"):
         ledger.add(SECOND)
-    assert not path.exists()
-
-
-def test_entries_are_written_to_the_file_of_a_link(path, tmp_path):
-    target = tmp_path / "kept.json"
-    Ledger(RecordDict(), target).add(FIRST)
-    path.parent.mkdir()
-    path.symlink_to(target)
-    ledger = Ledger(RecordDict(), path)
+    assert path.with_name("moved").read_bytes() == before
     assert ledger.entries == [FIRST]
-    ledger.add(SECOND)
-    assert path.is_symlink()
-    assert Ledger(RecordDict(), target).entries == [FIRST, SECOND]
+
+
+def test_the_folder_may_be_a_link(path, tmp_path):
+    (tmp_path / "disk").mkdir(0o700)
+    path.parent.symlink_to("disk")
+    Ledger(RecordDict(), path).add(FIRST)
+    assert path.parent.is_symlink()
+    assert Ledger(RecordDict(), tmp_path / "disk" / path.name).entries == [FIRST]
+
+
+# Permissions
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o077])
+def test_only_this_user_may_read_what_is_written(path, mask):
+    with umask(mask):
+        Ledger(RecordDict(), path).add(FIRST)
+        Ledger(RecordDict(), path).add(SECOND)
+    assert modes_in(path.parent) == {
+        "": 0o700,
+        "ledger.json": 0o600,
+        ".ledger.json.count": 0o600,
+        ".ledger.json.lock": 0o600,
+    }
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o722, 0o1777])
+def test_a_folder_that_others_can_write_is_refused(refused, path, mode):
+    Ledger(RecordDict(), path).add(FIRST)
+    before = path.read_bytes()
+    path.parent.chmod(mode)
+    with refused(f"state-dir = {path.parent}", "others can write to it", "chmod 700"):
+        Ledger(RecordDict(), path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["ledger.json", ".ledger.json.count", ".ledger.json.lock"])
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_can_write_is_refused(refused, path, name, mode):
+    ledger = Ledger(RecordDict(), path)
+    ledger.add(FIRST)
+    path.with_name(name).chmod(mode)
+    for attempt in (lambda: Ledger(RecordDict(), path), lambda: ledger.add(SECOND)):
+        with refused(f"state-dir = {path.parent}", f"can write to {name}", "chmod 600"):
+            attempt()
+    path.with_name(name).chmod(0o600)
+    assert Ledger(RecordDict(), path).entries == [FIRST]
 
 
 # Files that lost entries
@@ -272,7 +313,9 @@ def test_a_file_with_more_entries_than_the_copy_is_used(path):
 
 def test_a_folder_that_cannot_be_made_is_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    path, copy = tmp_path / "file" / "ledger.json", RecordDict()
+    with refused(f"state-dir = {tmp_path / 'file'}", "Not a directory"):
+        Ledger(RecordDict(), tmp_path / "file" / "ledger.json")
+    path, copy = tmp_path / "file" / "below" / "ledger.json", RecordDict()
     ledger = Ledger(copy, path)
     with refused(path, "cannot be written"):
         ledger.add(FIRST)
@@ -300,8 +343,8 @@ def test_a_full_disk_loses_no_entry_and_leaves_no_file(refused, monkeypatch, pat
 
 def test_files_left_by_a_killed_process_do_no_harm(path):
     path.parent.mkdir()
-    path.with_name(f".{path.name}.{os.getpid()}").write_text("half an entr")
-    path.with_name(f".{path.name}.1").write_text("half an entr")
+    path.with_name(f".{path.name}.{os.getpid()}").write_text("half an entr")  # earlier versions
+    path.with_name(f".{path.name}.abcd_123.fedattn").write_text("half an entr")
     path.with_name(f".{path.name}.lock").write_text("")
     ledger = Ledger(RecordDict(), path)
     ledger.add(FIRST)

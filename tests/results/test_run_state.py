@@ -192,10 +192,11 @@ def test_the_lock_file_of_an_earlier_run_does_no_harm(config, tmp_path):
 
 def test_what_a_killed_run_was_writing_is_deleted_and_nothing_else(interrupted):
     leftovers = [
-        interrupted / ".status.json.71",
-        interrupted / "checkpoint" / ".best.safetensors.8",
+        interrupted / ".status.json.abcd_123.fedattn",
+        interrupted / "checkpoint" / ".best.safetensors.00000000.fedattn",
     ]
-    others = [interrupted / ".note.txt", interrupted / "notes.2024", interrupted / "checkpoint.1"]
+    names = (".note.txt", "notes.2024", "status.json.abcd_123.fedattn", ".note.fedattn", ".note.71")
+    others = [interrupted / name for name in names]
     for file in (*leftovers, *others):
         file.touch()
     config = make_config(resume_from=str(interrupted), num_rounds=5, dropout=0.25)
