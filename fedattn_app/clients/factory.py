@@ -41,7 +41,7 @@ def make_client(context: Context, server_round: int = 0) -> "FrozenClient":
     """Make this node's client from its run-config and node-config.
 
     Raises `UserError` if the owner does not allow the run, the data cannot be used, or the model
-    cannot be loaded. On a real node it is a `RefusalError`, whose reason says all that the server may
+    cannot be loaded. On a real node it is a `RefusalError`, whose reason is all that the server may
     know.
 
     Args:

@@ -5,12 +5,14 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from helpers.deployment import ROOT
 from helpers.pretrained_folders import make_folder
 
 from fedattn_app.analysis.predictor import Predictor
+from fedattn_app.policy.reasons import Reason
 from fedattn_app.privacy.accounting import epsilon_of
 from fedattn_app.privacy.ledger import Entry
 from fedattn_app.results.run_result import RunResult
@@ -29,27 +31,30 @@ def write_reviews(path, good, bad, count):
             writer.writerow([f"visit {k} was {words}", label])
 
 
-def start_two_sites(deployment, **folders):
+OPEN = {"allow_unprotected": True}  # for runs without differential privacy
+
+
+def start_two_sites(deployment, **keys):
     """Start a SuperLink and two SuperNodes, with 240 and 160 examples, and return the SuperNodes.
 
-    `folders` maps node-config keys to paths, to which each site adds its own name.
+    `keys` are more keys of the node-config. To a path each site adds its own name.
     """
     folder = deployment.folder
     write_reviews(folder / "north.csv", "good and kind", "bad and slow", 240)
     write_reviews(folder / "south.csv", "kind and quick", "slow and rude", 160)
     deployment.approve(ROOT)
     deployment.start_superlink()
-    return [start_site(deployment, site, **folders) for site in SITES]
+    return [start_site(deployment, site, **keys) for site in SITES]
 
 
-def start_site(deployment, site, **folders):
+def start_site(deployment, site, **keys):
     number = SITES.index(site)
     return deployment.start_supernode(
         number,
         partition_id=number,
         num_partitions=2,
         data_path=str(deployment.folder / f"{site}.csv"),
-        **{key: f"{start}-{site}" for key, start in folders.items()},
+        **{k: f"{v}-{site}" if isinstance(v, Path) else v for k, v in keys.items()},
     )
 
 
@@ -72,7 +77,7 @@ def predictor_of(site, deployment, result):
 
 
 def test_two_sites_train_on_files_of_their_own(deployment):
-    start_two_sites(deployment, state_dir=deployment.folder / "state")
+    start_two_sites(deployment, state_dir=deployment.folder / "state", **OPEN)
     result = run_on_sites(
         deployment, 'model="tiny" vocabulary=512 shared="attention" local="personal"'
     )
@@ -103,7 +108,8 @@ def test_two_sites_adapt_a_base_model_from_their_own_folders(deployment):
     bases = [folder / name for name in ("base-north", "base-south", "base-server")]
     for base in bases:
         make_folder("bert", base)
-    start_two_sites(deployment, state_dir=folder / "state", model_path=folder / "base")
+    own = {"state_dir": folder / "state", "model_path": folder / "base"}
+    start_two_sites(deployment, **own, **OPEN)
     result = run_on_sites(
         deployment, f'model="{bases[-1]}" max-length=32 learning-rate=0.01 shared="lora-a"'
     )
@@ -120,7 +126,7 @@ def test_two_sites_adapt_a_base_model_from_their_own_folders(deployment):
 
 @pytest.mark.slow
 def test_two_sites_train_asynchronously(deployment):
-    start_two_sites(deployment, state_dir=deployment.folder / "state")
+    start_two_sites(deployment, state_dir=deployment.folder / "state", **OPEN)
     buffered = 'strategy="fedbuff" fedbuff-concurrency=2 fedbuff-buffer-size=1'
     result = run_on_sites(deployment, f'model="tiny" vocabulary=512 {buffered}')
     assert [(row["clients"], row["failures"]) for row in result.history] == [(0, 0), (1, 0), (1, 0)]
@@ -189,3 +195,46 @@ def test_a_site_killed_during_training_has_recorded_the_rounds_cost(deployment):
     assert [entry["server_round"] for entry in after] == [1, 1, 2]
     reported = epsilons(again, "north")
     assert before[0]["epsilon"] < reported[0] < reported[1] == after[-1]["epsilon"]
+
+
+FILE = 'dataset="file" labels="negative,positive"'
+TINY = f'{FILE} model="tiny" vocabulary=512'
+DP = 'privacy="dp-sgd" noise-multiplier=4.0'
+
+
+@pytest.mark.slow
+def test_real_nodes_answer_hostile_runs_with_fixed_sentences(deployment):
+    """Before nodes had a policy, these runs read files, or were sent an update without noise."""
+    folder = deployment.folder
+    (folder / "secret.csv").write_text("name,salary,diagnosis\nJane Doe,1,HIV\n")
+    start_two_sites(deployment, state_dir=folder / "state", max_epsilon=4.0, max_delta=1e-5)
+    reasons = {
+        f'{TINY} strategy="fedsgd" shared="all"': Reason.UNPROTECTED,
+        f'{TINY} {DP} text-column="diagnosis"': Reason.USE_DATA,
+        f"{TINY} {DP} target-delta=2.4e-3": Reason.DELTA,
+        f"{TINY} {DP} local-epochs=1000": Reason.EPOCHS,
+    }
+    for run_config, reason in reasons.items():
+        ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
+        output = ran.stdout + ran.stderr
+        assert f"client 0 failed: {reason}" in output, output
+        assert "round 1: all 2 clients failed" in output
+        assert not any(secret in output for secret in ("Jane", "HIV", "salary", "kind", "rude"))
+    for site in SITES:
+        assert ledger_of(site, deployment) == []
+
+
+@pytest.mark.slow
+def test_a_real_node_without_a_file_reads_none_that_a_run_names(deployment):
+    """Before, the server learnt the columns of any file, and its cells one by one as labels."""
+    secret = deployment.folder / "secret.csv"
+    secret.write_text("name,salary,diagnosis\nJane Doe,1,HIV\n" * 30)
+    deployment.approve(ROOT)
+    deployment.start_superlink()
+    for number in range(2):
+        deployment.start_supernode(number, partition_id=number, num_partitions=2)
+    settings = f'{TINY} data-path="{secret}" text-column="name" label-column="diagnosis"'
+    ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", settings)
+    output = ran.stdout + ran.stderr
+    assert "Jane" not in output
+    assert "train" not in ran.stdout or Reason.DATA in output, output
