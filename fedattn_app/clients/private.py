@@ -21,7 +21,14 @@ from fedattn_app.data.examples import UNKNOWN_LABEL, ClientData, Examples
 from fedattn_app.errors import UserError
 from fedattn_app.models.classifier import Classifier
 from fedattn_app.policy.owner_policy import DEFAULT_MAX_DELTA
-from fedattn_app.privacy.accounting import Steps, epsilon_of, is_within, noise_for
+from fedattn_app.privacy.accounting import (
+    MAX_NOISE_INCREASE,
+    Steps,
+    epsilon_of,
+    is_within,
+    noise_for,
+    smallest_noise,
+)
 from fedattn_app.privacy.dp_sgd import Noise, Sampling, train_privately
 from fedattn_app.privacy.gradients.engine import GradientEngine
 from fedattn_app.privacy.gradients.selection import engine_for
@@ -209,8 +216,7 @@ class PrivateClient(PersonalClient):
             epsilon = self._epsilon_with([steps])
             mechanisms = [*(entry.mechanism for entry in self.ledger.entries_of(kind)), steps]
             within = is_within(epsilon_of(mechanisms, delta, accountant), target)
-            allowed = not self.limit or self.limit.allows([*self.ledger.mechanisms, steps])
-            if not within or not allowed:
+            if not within or not self._is_allowed(steps):
                 log.warning(
                     "client %d: no budget left to %s in round %d: ε is %.4g and would become %.4g; "
                     "the limits are %g in this run and %g in all runs",
@@ -249,8 +255,8 @@ class PrivateClient(PersonalClient):
         """Return the noise multiplier for messages of one `kind`.
 
         It is that of the run's last message of this kind if the sample rate is the same. Otherwise
-        it is the smallest with which the `target` suffices for all remaining rounds, or None if
-        there is none.
+        it is the smallest with which the `target`, and the owner's limit if that is possible,
+        suffice for all remaining rounds, or None if there is none.
         """
         of_run = self.ledger.entries_of(kind, self.run)
         if of_run and of_run[-1].sample_rate == planned.sample_rate:
@@ -267,7 +273,23 @@ class PrivateClient(PersonalClient):
                 kind,
                 rounds,
             )
-        return noise
+            return None
+        return self._noise_within_limit(whole, noise)
+
+    def _noise_within_limit(self, whole: Steps, noise: float) -> float:
+        """Return a larger noise multiplier if the owner's limit suffices for `whole` only with it.
+
+        If it would be larger by more than `MAX_NOISE_INCREASE` times, `noise` itself is returned:
+        the run then ends early.
+        """
+        if self._is_allowed(replace(whole, noise_multiplier=noise)):
+            return noise
+        larger = smallest_noise(whole, self._is_allowed)
+        return larger if larger and larger <= MAX_NOISE_INCREASE * noise else noise
+
+    def _is_allowed(self, steps: Steps) -> bool:
+        """Return whether the owner's limit has room for `steps` after all that was spent."""
+        return not self.limit or self.limit.allows([*self.ledger.mechanisms, steps])
 
     def _epsilon_with(self, more: list[Steps]) -> float:
         """Return ε of the ledger and `more`, never less than was reported before at this δ."""

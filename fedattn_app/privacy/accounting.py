@@ -10,8 +10,9 @@ importing it takes longer than importing torch.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -107,8 +108,7 @@ def noise_for(
 ) -> float | None:
     """Return the smallest noise multiplier with which `planned` after `history` fits the budget.
 
-    The search stops within 0.1 % above the smallest one, or below `MIN_NOISE_MULTIPLIER`. Returns
-    None if no noise is enough, either because `history` has spent too much or because the target
+    It is that of `smallest_noise`. Returns None if no noise is enough, either because `history` has spent too much or because the target
     is too small. Returns None too if the budget is spent: the rest would need more than
     `MAX_NOISE_INCREASE` times the noise that the whole budget needs.
 
@@ -119,32 +119,42 @@ def noise_for(
         history: the steps already run.
         accountant: ``rdp`` or ``prv``.
     """
-    noise = _smallest_noise(target_epsilon, delta, planned, history, accountant)
+
+    def fits(before: Sequence[Steps], steps: Steps) -> bool:
+        return epsilon_of([*before, steps], delta, accountant) <= target_epsilon
+
+    noise = smallest_noise(planned, partial(fits, history))
     if noise is None or not history:
         return noise
-    whole_budget = _smallest_noise(target_epsilon, delta, planned, (), accountant)
+    whole_budget = smallest_noise(planned, partial(fits, ()))
     if whole_budget is None or noise > MAX_NOISE_INCREASE * whole_budget:
         return None
     return noise
 
 
-def _smallest_noise(
-    target_epsilon: float, delta: float, planned: Steps, history: Sequence[Steps], accountant: str
-) -> float | None:
-    def epsilon_with(log_noise: float) -> float:
-        trial = replace(planned, noise_multiplier=math.exp(log_noise))
-        return epsilon_of([*history, trial], delta, accountant)
+def smallest_noise(planned: Steps, fits: Callable[[Steps], bool]) -> float | None:
+    """Return the smallest noise multiplier with which the steps `planned` fit, or None.
 
-    if epsilon_with(math.log(MAX_NOISE_MULTIPLIER)) > target_epsilon:
+    The search stops within 0.1 % above the smallest one, or below `MIN_NOISE_MULTIPLIER`.
+
+    Args:
+        planned: the steps; their own noise multiplier is ignored.
+        fits: whether steps with a noise multiplier fit. More noise must fit if less does.
+    """
+
+    def is_enough(log_noise: float) -> bool:
+        return fits(replace(planned, noise_multiplier=math.exp(log_noise)))
+
+    if not is_enough(math.log(MAX_NOISE_MULTIPLIER)):
         return None
     low, high = -1.0, 0.0
-    while epsilon_with(high) > target_epsilon:
+    while not is_enough(high):
         low, high = high, high + 1
-    while epsilon_with(low) <= target_epsilon and low > math.log(MIN_NOISE_MULTIPLIER):
+    while is_enough(low) and low > math.log(MIN_NOISE_MULTIPLIER):
         low, high = low - 1, low
     while high - low > LOG_NOISE_TOLERANCE:
         middle = (low + high) / 2
-        low, high = (low, middle) if epsilon_with(middle) <= target_epsilon else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     return math.exp(high)
 
 

@@ -96,6 +96,20 @@ def test_the_owners_limit_covers_all_runs_and_kinds_together(trainings, tmp_path
     assert len(ledger.entries_of("train")) == len(trainings) == 2
 
 
+def test_the_noise_is_raised_so_that_the_owners_limit_lasts_for_all_rounds(trainings):
+    """A filter allows less than the accountant that a run's target is held against."""
+    replies = {}
+    for limit in (1e3, 4.0):
+        client = client_of(target_epsilon=4.0, num_rounds=5, max_epsilon=limit, batch_size=8)
+        replies[limit] = [fit(client, number)[2] for number in range(1, 6)]
+        assert not any(metrics["budget-spent"] for metrics in replies[limit])
+        if client.limit.max_epsilon == 4.0:
+            assert client.limit.allows(client.ledger.mechanisms)
+    noises = [steps.noise_multiplier for steps in trainings]
+    assert noises[0] < noises[-1] < 1.5 * noises[0]
+    assert replies[4.0][-1]["epsilon"] < replies[1e3][-1]["epsilon"] <= 4.0
+
+
 def test_two_processes_do_not_spend_the_same_budget(trainings, tmp_path, monkeypatch):
     path = tmp_path / "ledger.json"
     clients = [client_of(Ledger(RecordDict(), path), run=run, max_epsilon=6.0) for run in (1, 2)]
