@@ -19,16 +19,20 @@ private part                             why the public API is not enough
 ``flwr.supercore.utils.get_flwr_home``   Where Flower keeps its files, by its own rules.
 ``…flower_supernode``, its options       A SuperNode can be started as a command only.
 ``…_pull_and_store_message``             The one place where a SuperNode takes a run's code.
+``…_verify_fab``                         How Flower verifies what the owner's entities signed.
 ``…primitives.asymmetric_ed25519``       How Flower signs a bundle.
+``…get_fused_config_from_fab``           Whether Flower can put a run's settings together.
 =======================================  ==========================================================
 
-The last three are imported where they are used, since only a SuperNode needs them.
+What is written with ``…`` is a part of a SuperNode. `flwr.supernode` and `flwr.cli` are imported
+where they are used, since a run needs neither.
 """
 
 import argparse
 import base64
 import hashlib
 import json
+import logging
 import os
 import random
 import sys
@@ -45,6 +49,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Error, Message, Metadata, RecordDict, UserConfig
 from flwr.app.message import make_message
+from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.constant import TaskType
@@ -302,7 +307,9 @@ class Gate:
         )
         # Any text counts as a licence. With one, Flower's log speaks of the missing signature.
         licence = {"valid_license": "fedattn"}
-        if not self._accepts(delivery) or not self._is_signed_by_an_entity(fab):
+        if not (
+            self._accepts(delivery) and self._is_signed_by_an_entity(fab) and _has_config(fab, run)
+        ):
             return Fab(fab.hash_str, b"", licence)
         return Fab(fab.hash_str, fab.content, licence | self._signature(fab.content))
 
@@ -324,6 +331,16 @@ class Gate:
         signature = self._key.sign(create_message_to_sign(digest, signed_at))
         encoded = base64.urlsafe_b64encode(signature).decode()
         return {APPROVAL_KEY_ID: json.dumps({"signed_at": signed_at, "signature": encoded})}
+
+
+def _has_config(fab: Fab, run: Run) -> bool:
+    """Return whether the settings of `run` are ones of its app: others would end the SuperNode."""
+    try:
+        get_fused_config_from_fab(fab.content, run)
+    except Exception:
+        logging.getLogger("flwr").error("Refused a run whose settings are not those of its app")
+        return False
+    return True
 
 
 class _KnownRuns:

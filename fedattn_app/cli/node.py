@@ -50,7 +50,7 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
         )
     OwnerPolicy.of_node(node_config)  # a mistake ends here, not in a run
     approvals = Approvals(approvals_folder(approved))
-    count = len(approvals.entries())
+    entries = approvals.entries()
 
     def accepts(delivery: "Delivery") -> bool:
         if reason := refusal(approvals, delivery):
@@ -58,7 +58,13 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
         return reason is None
 
     with folder_for_one_node(flower_compat.flower_home() / "fedattn") as folder:
-        FLOWER.info("%d bundles are approved in %s", count, approvals.folder)
+        if entries:
+            FLOWER.info("Approved bundles in %s: %d", approvals.folder, len(entries))
+        else:
+            FLOWER.warning(
+                "No bundle is approved in %s: runs are refused until fedattn approve adds one",
+                approvals.folder,
+            )
         flower_compat.run_supernode(
             context.args, folder, accepts, lambda sha256: is_still_approved(approvals, sha256)
         )

@@ -361,6 +361,19 @@ def test_a_revoked_bundle_is_refused_from_the_next_message_on(original, tmp_path
     assert "others can write to it" in node.refusals[-1]
 
 
+def test_settings_that_the_app_does_not_have_are_refused(original, approvals, tmp_path):
+    """Without the gate they end the whole SuperNode."""
+    settings = {"no-such-key": 1}
+    run, fab = run_of(original, override_config=settings)
+    with pytest.raises(ValueError, match="no-such-key"):
+        Node(approvals, tmp_path, gated=False).take(run, fab)
+    node = Node(approvals, tmp_path)
+    assert node.take(run, fab).code == ErrorCode.INVALID_FAB
+    assert node.stored(run) == []
+    run, fab = run_of(original, override_config={"num-rounds": 3})
+    assert node.take(run, fab) is None
+
+
 def test_a_flower_that_asks_no_gate_runs_nothing(original, approvals, tmp_path):
     """The key of the gate is all that Flower trusts, so that it refuses what was not signed."""
     node = Node(approvals, tmp_path)
