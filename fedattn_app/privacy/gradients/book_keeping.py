@@ -11,16 +11,20 @@ backward pass stops at the outputs of the trained layers, so it computes no grad
 2023, arXiv 2210.00038). On its way it records what each layer needs for its norms and sums. Where
 the g_i of a weight are not much larger than their factors a_i and e_i, they are computed after all,
 as in the mixed variant of that paper: norm and sum then come from the same product.
+
+**What rounding can add.** Take the recorded a_i and e_i as given. Then an example adds at most
+(1 + 2⁻⁹)·C, and changes what rounding adds to the sum of its pass by at most 2·2⁻⁸·C: one per cent
+in all, whatever model the server sends. `layers` derives the bounds on rounding. This module
+computes in float64 what could exceed these tolerances: the squared norm of an example whose error
+may be above 2⁻⁸ of its size (or of C², if it is shorter), and the sum of a pass whose error may be
+above 2⁻⁸·C. With ordinary models neither happens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedattn_app.data.examples import Examples
 from fedattn_app.privacy.gradients.engine import (
@@ -28,63 +32,21 @@ from fedattn_app.privacy.gradients.engine import (
     example_losses,
     trained_parameters,
 )
+from fedattn_app.privacy.gradients.layers import (
+    GUARD,
+    LAYERS,
+    SQUARE_ERROR,
+    Buffers,
+    ParameterGradients,
+    sum_error,
+)
 
-# A squared norm below this part of the sum of its terms' absolute values is computed in float64.
-CANCELLATION_THRESHOLD = 1e-3
-# Bound on the rounding error of a float32 sum, relative to the sum of its terms' absolute values.
-FLOAT32_SUM_ERROR = 2.0**-21
-# Norms of factors are raised to this minimum. Squares of shorter factors may underflow in float32,
-# while the other factor may be so long that the gradient is not short at all.
-MIN_FACTOR_NORM = 1e-12
-# Per-example gradients of a weight are computed if they have at most this many times as many
-# elements as their factors.
-MAX_GRADIENT_SIZE_RATIO = 2
+# Errors of squared norms above this fraction, and of sums above this fraction of C, are avoided.
+SQUARE_TOLERANCE = 2.0**-8
+SUM_TOLERANCE = 2.0**-8
 # Maximum number of examples per pass. More need more memory, and take longer if the operating
 # system has to map new pages in each pass.
 EXAMPLES_PER_PASS = 32
-
-# Adds Σ_i c_i g_i to a tensor of the parameter's shape; the second argument has the c_i, (B,).
-AddWeightedSum = Callable[[Tensor, Tensor], object]
-
-
-@dataclass(frozen=True)
-class _ParameterGradients:
-    """The norms of one parameter's gradients for B examples, and how to add the gradients.
-
-    Attributes:
-        parameter: the parameter.
-        squares: the squared norm of each example's gradient, (B,) float64.
-        bounds: upper bounds on the squared norms that there would be if no terms cancelled, (B,).
-            They are 0 if `add` adds the same gradients from which `squares` were computed.
-        add: adds the weighted sum of the gradients to a tensor.
-    """
-
-    parameter: Tensor
-    squares: Tensor
-    bounds: Tensor
-    add: AddWeightedSum
-
-
-class _Buffers:
-    """One buffer per parameter, reused in every pass because allocating memory is slow."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[Tensor, Tensor] = {}
-
-    def product(self, parameter: Tensor, a: Tensor, e: Tensor) -> Tensor:
-        """Return the product eᵀ a for each of B examples, (B, q, p).
-
-        The result lies in a buffer that the next call for `parameter` overwrites.
-
-        Args:
-            parameter: the weight, (q, p).
-            a: the inputs of its layer, (B, T, p).
-            e: the gradients of the layer's outputs, (B, T, q), of the same dtype.
-        """
-        buffer = self._buffers.get(parameter)
-        if buffer is None or len(buffer) < len(a):
-            buffer = self._buffers[parameter] = a.new_empty(len(a), *parameter.shape)
-        return torch.bmm(e.mT, a, out=buffer[: len(a)])
 
 
 class BookKeeping:
@@ -103,16 +65,16 @@ class BookKeeping:
             if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         ]
         for module in owners:
-            if type(module) not in _LAYERS:
+            if type(module) not in LAYERS:
                 raise TypeError(f"{type(module).__name__} is not supported")
         self._indices: dict[Tensor, int] = {
             parameter: index for index, parameter in enumerate(self.parameters)
         }
         self._batch_size = 0
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._inputs: dict[nn.Module, Tensor] = {}
         self._leaves: list[Tensor] = []  # where the backward pass ends
-        self._gradients: list[_ParameterGradients] = []
+        self._gradients: list[ParameterGradients] = []
         self._handles = [module.register_forward_hook(self._record_input) for module in owners]
         for parameter in self.parameters:
             parameter.requires_grad_(False)
@@ -133,21 +95,30 @@ class BookKeeping:
         self._clear()
         loss = example_losses(self.model, batch).sum()
         torch.autograd.grad(loss, self._leaves, allow_unused=True)  # its hooks fill `_gradients`
-        squares, bounds = (
-            torch.stack([values.double() for values in of_parameters]).sum(0)
-            for of_parameters in zip(*((g.squares, g.bounds) for g in self._gradients), strict=True)
-        )
-        # Terms that are scaled and added one by one may cancel less well than in the norm.
-        norms = squares.clamp(min=0).sqrt() + FLOAT32_SUM_ERROR * bounds.sqrt()
-        norms = norms.to(loss.dtype)
+        norms, bounds = self._norms_and_bounds(max_grad_norm)
         finite = norms.isfinite()
         if finite.all():
             scale = clipping_factors(norms, max_grad_norm)
+            error = sum_error(self._gradients) * float((scale * bounds).sum())
+            exactly = error > SUM_TOLERANCE * max_grad_norm
             for gradients in self._gradients:
-                gradients.add(sums[self._indices[gradients.parameter]], scale)
+                add = gradients.add_exactly if exactly else gradients.add
+                add(sums[self._indices[gradients.parameter]], scale)
         self._clear()
         if not finite.all() and finite.any():
             self._add_in_one_pass(batch[finite.nonzero()[:, 0]], max_grad_norm, sums)
+
+    def _norms_and_bounds(self, max_grad_norm: float) -> tuple[Tensor, Tensor]:
+        """Return the norms to clip by and the b_i over all recorded gradients, (B,) float64."""
+        squares = torch.stack([g.squares for g in self._gradients]).sum(0)
+        bounds = torch.stack([g.bounds for g in self._gradients]).sum(0)
+        allowed = SQUARE_TOLERANCE * squares.clamp(min=max_grad_norm * max_grad_norm)
+        doubtful = (~(SQUARE_ERROR * bounds <= allowed)).nonzero()[:, 0]  # or not a number
+        if len(doubtful):
+            exact = [gradients.exact_squares(doubtful) for gradients in self._gradients]
+            squares[doubtful] = torch.stack(exact).sum(0)
+        bounds = bounds.sqrt()
+        return squares.clamp(min=0).sqrt() + GUARD * bounds, bounds
 
     def _clear(self) -> None:
         self._inputs, self._leaves, self._gradients = {}, [], []
@@ -185,128 +156,6 @@ class BookKeeping:
 
         Only trained parameters are recorded. `output_gradient` has the shape of the output.
         """
-        gradients_of = _LAYERS[type(module)]
+        gradients_of = LAYERS[type(module)]
         found = gradients_of(module, self._inputs.pop(module), output_gradient, self._buffers)
         self._gradients += (g for g in found if g.parameter in self._indices)
-
-
-def _linear(
-    layer: nn.Linear, inputs: Tensor, output_gradient: Tensor, buffers: _Buffers
-) -> list[_ParameterGradients]:
-    a, e = (x.flatten(1, -2) if x.dim() > 2 else x[:, None] for x in (inputs, output_gradient))
-    length, p, q = a.shape[1], a.shape[2], e.shape[2]  # a: (B, T, p), e: (B, T, q)
-    if p * q <= MAX_GRADIENT_SIZE_RATIO * length * (p + q):
-        weight = _from_gradients(layer.weight, buffers.product(layer.weight, a, e))
-    else:
-        weight = _from_factors(layer.weight, a, e)
-    return [weight] if layer.bias is None else [weight, _from_gradients(layer.bias, e.sum(1))]
-
-
-def _from_factors(parameter: Tensor, a: Tensor, e: Tensor) -> _ParameterGradients:
-    """Return the norms and the weighted sum of the gradients eᵀ a without forming each one.
-
-    Args:
-        parameter: the weight, (q, p).
-        a: the inputs of its layer, (B, T, p).
-        e: the gradients of the layer's outputs, (B, T, q).
-    """
-    a_norms, e_norms = (x.norm(dim=2).clamp(min=MIN_FACTOR_NORM) for x in (a, e))  # (B, T)
-    bounds = (a_norms * e_norms).sum(1).square()
-    squares = _recompute_cancelled(
-        _pair_sums(a @ a.mT, e),
-        bounds,
-        lambda index: _pair_sums(a[index].double() @ a[index].double().mT, e[index].double()),
-    )
-
-    def add(total: Tensor, scale: Tensor) -> object:
-        return total.addmm_((e * scale[:, None, None]).flatten(0, 1).T, a.flatten(0, 1))
-
-    return _ParameterGradients(parameter, squares, bounds, add)
-
-
-def _pair_sums(products: Tensor, e: Tensor) -> Tensor:
-    """Return Σ_{s,t} products_st ⟨e_s, e_t⟩ for each example, (B,).
-
-    Args:
-        products: one factor per pair of positions, (B, T, T).
-        e: one vector per position, (B, T, q).
-    """
-    return (products * (e @ e.mT)).sum((1, 2))
-
-
-def _recompute_cancelled(
-    squares: Tensor, bounds: Tensor, exact: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return `squares` in float64, (B,); recompute the values whose terms largely cancel.
-
-    In float32, cancellation could leave nothing of a squared norm, and a gradient that is far too
-    long would not be clipped.
-
-    Args:
-        squares: squared norms as sums in float32, (B,).
-        bounds: the sum of the absolute values of the terms of each square, or more, (B,).
-        exact: returns the squares of the examples at the given indices, computed in float64.
-    """
-    result = squares.double()
-    cancelled = (squares < CANCELLATION_THRESHOLD * bounds).nonzero()[:, 0]
-    if len(cancelled):
-        result[cancelled] = exact(cancelled)
-    return result
-
-
-def _layer_norm(
-    layer: nn.LayerNorm, inputs: Tensor, output_gradient: Tensor, _: _Buffers
-) -> list[_ParameterGradients]:
-    if not layer.elementwise_affine or len(layer.normalized_shape) > 1:
-        raise TypeError("LayerNorm over several dimensions is not supported")
-    normal = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-    products = (normal * output_gradient, output_gradient)
-    weight, bias = (x.flatten(1, -2).sum(1) for x in products)  # (B, D)
-    gradients = [_from_gradients(layer.weight, weight)]
-    return gradients if layer.bias is None else [*gradients, _from_gradients(layer.bias, bias)]
-
-
-def _embedding(
-    layer: nn.Embedding, ids: Tensor, output_gradient: Tensor, _: _Buffers
-) -> list[_ParameterGradients]:
-    if layer.max_norm is not None or layer.scale_grad_by_freq:
-        raise TypeError("Embedding with max_norm or scale_grad_by_freq is not supported")
-    if layer.padding_idx is not None:
-        output_gradient = output_gradient * (ids != layer.padding_idx)[..., None]
-    same = ids[:, :, None] == ids[:, None, :]  # (B, T, T)
-    bounds = _pair_sums(same, output_gradient.norm(dim=2, keepdim=True))
-    squares = _recompute_cancelled(
-        _pair_sums(same, output_gradient),
-        bounds,
-        lambda index: _pair_sums(same[index], output_gradient[index].double()),
-    )
-
-    def add(total: Tensor, scale: Tensor) -> object:
-        scaled = (output_gradient * scale[:, None, None]).flatten(0, 1)
-        return total.index_add_(0, ids.flatten(), scaled)
-
-    return [_ParameterGradients(layer.weight, squares, bounds, add)]
-
-
-def _from_gradients(parameter: Tensor, gradients: Tensor) -> _ParameterGradients:
-    """Return the norms and the weighted sum of `gradients`.
-
-    Args:
-        parameter: the parameter.
-        gradients: the gradient of each example, (B, *shape of the parameter).
-    """
-
-    def add(total: Tensor, scale: Tensor) -> object:
-        return total.add_((scale @ gradients.flatten(1)).view_as(total))
-
-    squares = gradients.norm(dim=-1).double().square().view(len(gradients), -1).sum(1)
-    return _ParameterGradients(parameter, squares, torch.zeros_like(squares), add)
-
-
-_LAYERS: Mapping[
-    type[nn.Module], Callable[[Any, Tensor, Tensor, _Buffers], list[_ParameterGradients]]
-] = {
-    nn.Linear: _linear,
-    nn.LayerNorm: _layer_norm,
-    nn.Embedding: _embedding,
-}

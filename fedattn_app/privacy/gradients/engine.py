@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from fedattn_app.data.examples import UNKNOWN_LABEL, Examples
 
+LONGEST_ROW = 2**14
+
 
 class GradientEngine(Protocol):
     """Computes sums of clipped gradients of the parameters of a model that require gradients."""
@@ -50,7 +52,8 @@ class OneByOne:
         for index in torch.arange(len(batch))[:, None]:
             loss = example_losses(self.model, batch[index]).sum()
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
-            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            squares = [squared_norms(gradient[None]) for gradient in gradients]
+            norm = torch.cat(squares).sum().sqrt()
             if norm.isfinite():
                 scale = float(clipping_factors(norm, max_grad_norm))
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -73,11 +76,11 @@ class OpacusHooks:
             parameter.grad = None  # backward() would add to it, and it may be one of the `sums`
         example_losses(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad_sample for parameter in self.parameters]  # type: ignore[attr-defined]
-        norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+        norms = torch.stack([squared_norms(gradient) for gradient in gradients]).sum(0).sqrt()
         finite = norms.isfinite()
         scale = clipping_factors(norms[finite], max_grad_norm)
         for total, gradient in zip(sums, gradients, strict=True):
-            total.add_(torch.einsum("n,n...->...", scale, gradient[finite]))
+            total.add_(torch.einsum("n,n...->...", scale.to(total.dtype), gradient[finite]))
         for parameter in self.parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
 
@@ -97,6 +100,27 @@ def example_losses(model: nn.Module, batch: Examples) -> Tensor:
     return F.cross_entropy(logits, batch.labels, reduction="none", ignore_index=UNKNOWN_LABEL)
 
 
+def squared_norms(gradients: Tensor) -> Tensor:
+    """Return the squared norm of each example's gradient of a parameter, (B,) float64.
+
+    In a long float32 sum, a large square would swallow many small ones. Float32 squares are added
+    over at most `LONGEST_ROW` elements, which the norm does not show (by 2⁻¹⁰ at most).
+
+    Args:
+        gradients: the gradient of each example, (B, *shape of the parameter).
+    """
+    rows: Tensor
+    if gradients.dim() > 2 and gradients.shape[-1] <= LONGEST_ROW:
+        rows = gradients.norm(dim=-1).double()
+    else:
+        rows = gradients.double()
+    return rows.square().view(len(gradients), -1).sum(1)
+
+
 def clipping_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """Return min(1, `max_grad_norm` / norm) for each of the finite `norms`, any shape."""
-    return (max_grad_norm / norms).clamp(max=1.0)
+    """Return min(1, `max_grad_norm` / norm) for each of the finite `norms`, any shape.
+
+    A factor that float32 cannot hold with full precision is 0: rounded, it could be twice as large.
+    """
+    factors = (max_grad_norm / norms).clamp(max=1.0)
+    return factors.where(factors >= torch.finfo(torch.float32).tiny, 0.0)
