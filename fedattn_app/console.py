@@ -124,8 +124,8 @@ def print_line(line: str, stream: SafeStream | TextIO | None) -> None:
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run the `command` of a user and return the exit status of its process.
 
-    That is what the command returns, or 0 on success, 1 for a failed run, 2 for a user's mistake, and 130 when the user
-    interrupts it. A failure is one line on standard error.
+    That is what the command returns, or 0 on success, 1 for a failed run, 2 for a user's mistake,
+    and 130 when the user interrupts it. A failure is one line on standard error.
     """
     try:
         return command() or 0

@@ -237,13 +237,30 @@ def _open_to_others(folder: Path) -> Iterator[str]:
     with os.scandir(target) as entries:
         files = [entry for entry in entries if Path(entry.name).suffix in STATE_SUFFIXES]
     for file in files:
-        status = file.stat(follow_symlinks=False)
-        if stat.S_ISLNK(status.st_mode):
-            yield f"{file.name} in it is a link; put the file itself there"
-        elif not _is_ours(status):
-            yield f"{file.name} in it belongs to another user"
-        elif status.st_mode & OTHERS_WRITE:
-            yield f"others can write to {file.name} in it; chmod 600 that file"
+        if fault := _fault_of(file.stat(follow_symlinks=False)):
+            yield f"{file.name} in it: {fault}"
+
+
+def check_only_owner_writes(path: Path, status: os.stat_result) -> None:
+    """Raise `UserError` if another user than this one and root can change `path`.
+
+    Args:
+        path: a file or folder.
+        status: its own status, not that of what it links to.
+    """
+    if fault := _fault_of(status):
+        raise UserError(f"{path}: {fault}")
+
+
+def _fault_of(status: os.stat_result) -> str:
+    """Return how another user could change what has this status; empty if none can."""
+    if stat.S_ISLNK(status.st_mode):
+        return "is a link; put the file or folder itself there"
+    if not _is_ours(status):
+        return "belongs to another user, who could change it"
+    if status.st_mode & OTHERS_WRITE:
+        return "others can write to it; chmod go-w it"
+    return ""
 
 
 def _is_ours(status: os.stat_result) -> bool:

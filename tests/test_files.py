@@ -156,7 +156,7 @@ def test_a_file_that_others_can_write_is_refused(refused, folder, name):
     (folder / name).touch()
     for mode in (0o620, 0o602, 0o666):
         (folder / name).chmod(mode)
-        with refused(f"state-dir = {folder}: others can write to {name}", "chmod 600"):
+        with refused(f"state-dir = {folder}: {name} in it: others can write to it", "chmod go-w"):
             check_private_folder("state-dir", folder)
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_others_can_write_is_refused(refused, folder, name):
 def test_a_link_in_place_of_a_file_is_refused(refused, tmp_path, folder, name, target):
     (tmp_path / "kept").touch()
     (folder / name).symlink_to(tmp_path / target)
-    with refused(f"state-dir = {folder}: {name} in it is a link"):
+    with refused(f"state-dir = {folder}: {name} in it: is a link"):
         check_private_folder("state-dir", folder)
 
 
@@ -173,7 +173,7 @@ def test_a_link_in_place_of_a_file_is_refused(refused, tmp_path, folder, name, t
 def test_what_belongs_to_another_user_is_refused(refused, tmp_path, folder):
     (folder / "ledger.json").touch()
     os.chown(folder / "ledger.json", OTHER_USER, OTHER_USER)
-    with refused(f"state-dir = {folder}: ledger.json in it belongs to another user"):
+    with refused(f"state-dir = {folder}: ledger.json in it: belongs to another user"):
         check_private_folder("state-dir", folder)
     (tmp_path / "link").symlink_to(folder)
     os.chown(tmp_path / "link", OTHER_USER, OTHER_USER, follow_symlinks=False)

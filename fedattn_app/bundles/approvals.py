@@ -7,7 +7,6 @@ decides whose code runs, so a folder or file is used only if none but its owner 
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +15,12 @@ from pathlib import Path
 
 from fedattn_app.bundles.bundle import MAX_BYTES, Bundle, read_bundle, sha256_of
 from fedattn_app.errors import UserError
-from fedattn_app.files import acquire_lock, user_path, write_atomically
+from fedattn_app.files import (
+    acquire_lock,
+    check_only_owner_writes,
+    user_path,
+    write_atomically,
+)
 
 FOLDER_VARIABLE = "FEDATTN_APPROVED"
 DEFAULT_FOLDER = "~/.fedattn/approved"
@@ -111,10 +115,10 @@ class Approvals:
             self._check_folder()
             with self._locked():
                 others = [each for each in self.entries() if each.sha256 != bundle.sha256]
-                _write(self._path(bundle.sha256), bundle.content)
+                write_atomically(self._path(bundle.sha256), bundle.content)
                 self._write_list([*others, approval])
         except OSError as error:
-            raise _cannot_write(self.folder, error) from None
+            raise _cannotwrite_atomically(self.folder, error) from None
 
     def remove(self, prefix: str) -> Approval:
         """Revoke the approval of the one bundle whose SHA-256 starts with `prefix`; return it.
@@ -138,7 +142,7 @@ class Approvals:
                 self._write_list([each for each in self.entries() if each != found[0]])
                 self._path(found[0].sha256).unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(self.folder, error) from None
+            raise _cannotwrite_atomically(self.folder, error) from None
         return found[0]
 
     @contextmanager
@@ -163,7 +167,7 @@ class Approvals:
 
     def _write_list(self, approvals: list[Approval]) -> None:
         table = {"approved": [asdict(approval) for approval in approvals]}
-        _write(self.folder / _LIST, json.dumps(table, indent=1).encode() + b"\n")
+        write_atomically(self.folder / _LIST, json.dumps(table, indent=1).encode() + b"\n")
 
     def _check_folder(self) -> None:
         """Raise `UserError` if others can write to the folder, and `OSError` if there is none."""
@@ -189,31 +193,9 @@ def read_own_file(path: Path, limit: int) -> bytes:
         return file.read()
 
 
-def check_only_owner_writes(path: Path, about: os.stat_result) -> None:
-    """Raise `UserError` if another user than this one and root can write to `path`.
-
-    Args:
-        path: a file or folder.
-        about: its own status, not that of what it links to.
-    """
-    if stat.S_ISLNK(about.st_mode):
-        raise UserError(f"{path}: is a link; give the file or folder itself")
-    if os.name == "nt":  # it has access lists instead
-        return
-    if about.st_uid not in (0, os.geteuid()):
-        raise UserError(f"{path}: belongs to another user, who could change it")
-    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UserError(f"{path}: others can write to it; run chmod go-w on it")
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, content)
-    path.chmod(0o600)
-
-
 def _cannot_read(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read ({error.strerror})")
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def _cannotwrite_atomically(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({error.strerror or error})")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from fedattn_app.bundles.approvals import check_only_owner_writes
 from fedattn_app.errors import UserError
-from fedattn_app.files import acquire_lock
+from fedattn_app.files import acquire_lock, check_only_owner_writes
 
 LOCK_SECONDS = 10
 _PREFIX = "node-"

@@ -24,6 +24,7 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
     from fedattn_app.bundles.gate import is_still_approved, refusal
     from fedattn_app.bundles.unpacked import folder_for_one_node
     from fedattn_app.config import parse_pairs
+    from fedattn_app.files import check_private_folder
     from fedattn_app.policy.owner_policy import OwnerPolicy
 
     parser = flower_compat.supernode_options("fedattn node")
@@ -45,10 +46,12 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
     node_config = parse_pairs(options.node_config or "")
     if node_config != flower_compat.node_config_of(options):
         raise UserError(
-            f"--node-config {options.node_config}: Flower would leave out a part of it; write pairs "
-            'such as partition-id=0 data-path="/data/notes.csv"'
+            f"--node-config {options.node_config}: Flower would leave out a part of it; write "
+            'pairs such as partition-id=0 data-path="/data/notes.csv"'
         )
-    OwnerPolicy.of_node(node_config)  # a mistake ends here, not in a run
+    policy = OwnerPolicy.of_node(node_config)  # a mistake ends here, not in a run
+    if policy.state_folder:
+        check_private_folder("state-dir", policy.state_folder)
     approvals = Approvals(approvals_folder(approved))
     entries = approvals.entries()
 

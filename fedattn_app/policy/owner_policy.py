@@ -13,7 +13,7 @@ from flwr.app.user_config import UserConfig
 
 from fedattn_app.config.schema import Section, as_toml, key_of, setting
 from fedattn_app.errors import UserError
-from fedattn_app.files import user_path
+from fedattn_app.files import check_only_owner_writes, user_path
 from fedattn_app.policy.reasons import Reason, RefusalError
 from fedattn_app.privacy.privacy_filter import PrivacyFilter
 
@@ -178,10 +178,12 @@ def read_policy(text: str) -> dict[str, Any]:
     """Return the keys and values of the policy file with the path `text`.
 
     It is a TOML file with the keys of `OwnerPolicy`. Raises `UserError` for a file that cannot be
-    read, and for an unknown key.
+    read or that other users can write to, and for an unknown key.
     """
     path = user_path("policy", text)
     try:
+        status = path.stat()  # of the file itself: a link to it may be anywhere
+        check_only_owner_writes(path, status)
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"policy = {path}: cannot be read ({error.strerror})") from None

@@ -108,9 +108,9 @@ def noise_for(
 ) -> float | None:
     """Return the smallest noise multiplier with which `planned` after `history` fits the budget.
 
-    It is that of `smallest_noise`. Returns None if no noise is enough, either because `history` has spent too much or because the target
-    is too small. Returns None too if the budget is spent: the rest would need more than
-    `MAX_NOISE_INCREASE` times the noise that the whole budget needs.
+    It is that of `smallest_noise`. Returns None if no noise is enough, either because `history`
+    has spent too much or because the target is too small. Returns None too if the budget is spent:
+    the rest would need more than `MAX_NOISE_INCREASE` times the noise that the whole budget needs.
 
     Args:
         target_epsilon: the limit on ε of `history` and `planned` together.

@@ -1,7 +1,9 @@
 """What a node's owner writes: the keys, their values, and the policy file."""
 
 import math
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -144,5 +146,19 @@ def test_a_policy_file_that_cannot_be_read_is_named(refused, tmp_path, name):
         read_policy(str(tmp_path / name))
 
 
+def test_a_policy_file_that_others_can_write_is_refused(refused, tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text("max-epsilon = 1.0")
+    path.chmod(0o666)
+    with refused(str(path), "others can write to it"):
+        OwnerPolicy.of_node({"policy": str(path)})
+
+
 def test_a_node_has_the_keys_of_its_owner_and_flowers():
     assert {*OWNER_KEYS, "policy", "partition-id", "num-partitions"} == NODE_KEYS
+
+
+def test_the_deployment_guide_has_a_row_for_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(NODE_KEYS)
