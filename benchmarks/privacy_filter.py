@@ -14,8 +14,8 @@ many rounds (1,000 steps), 16 of 90, one in a hundred, and evaluation, which use
 
     python benchmarks/privacy_filter.py benchmarks/results/privacy_filter.jsonl
 
-It takes about five minutes on a quiet core and uses no data. It replaces the results file and prints
-the table.
+It takes about five minutes on a quiet core and uses no data. It replaces the results file and
+prints the table.
 """
 
 from collections.abc import Callable, Iterable, Sequence
