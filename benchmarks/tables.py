@@ -19,6 +19,8 @@ import dp_step
 import payloads
 import pretrained
 import privacy
+import privacy_filter
+import recovery
 import roofline
 import scale
 import scopes
@@ -48,6 +50,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "attacks": partial(_from_results, "aggregation_rules", aggregation_rules.attacks_table),
     "step": partial(_from_results, "step", step.table),
     "privacy": partial(_from_results, "privacy", privacy.table),
+    "privacy_filter": partial(_from_results, "privacy_filter", privacy_filter.table),
+    "recovery": partial(_from_results, "recovery", recovery.table),
     "simulation": partial(_from_results, "simulation", simulation.table),
     "roofline": partial(_from_results, "roofline", roofline.table),
     "dp_step": partial(_from_results, "dp_step", dp_step.table),
