@@ -10,7 +10,7 @@ from fedattn_app.cli.options import ApprovedFolder, print_lines
 from fedattn_app.errors import UserError
 
 if TYPE_CHECKING:
-    from fedattn_app.flower_compat import Delivery
+    from fedattn_app.flower_supernode import Delivery
 
 FLOWER = logging.getLogger("flwr")  # its handler prints the log of a SuperNode
 
@@ -20,14 +20,14 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
 
     A run whose bundle is not approved is refused before any of its code is unpacked.
     """
-    from fedattn_app import flower_compat
+    from fedattn_app import flower_supernode
     from fedattn_app.bundles.gate import is_still_approved, refusal
     from fedattn_app.bundles.unpacked import folder_for_one_node
     from fedattn_app.config import parse_pairs
     from fedattn_app.files import check_private_folder
     from fedattn_app.policy.owner_policy import OwnerPolicy
 
-    parser = flower_compat.supernode_options("fedattn node")
+    parser = flower_supernode.supernode_options("fedattn node")
     if {"-h", "--help"} & set(context.args):
         print_lines(f"{context.get_help()}\n\nOptions of Flower:\n".split("\n"))
         print_lines(parser.format_help().split("\n"))
@@ -44,7 +44,7 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
             "approved; install what the app needs before"
         )
     node_config = parse_pairs(options.node_config or "")
-    if node_config != flower_compat.node_config_of(options):
+    if node_config != flower_supernode.node_config_of(options):
         raise UserError(
             f"--node-config {options.node_config}: Flower would leave out a part of it; write "
             'pairs such as partition-id=0 data-path="/data/notes.csv"'
@@ -60,7 +60,7 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
             FLOWER.error("Refused to run this code: %s", reason)
         return reason is None
 
-    with folder_for_one_node(flower_compat.flower_home() / "fedattn") as folder:
+    with folder_for_one_node(flower_supernode.flower_home() / "fedattn") as folder:
         if entries:
             FLOWER.info("Approved bundles in %s: %d", approvals.folder, len(entries))
         else:
@@ -68,6 +68,6 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
                 "No bundle is approved in %s: runs are refused until fedattn approve adds one",
                 approvals.folder,
             )
-        flower_compat.run_supernode(
+        flower_supernode.run_supernode(
             context.args, folder, accepts, lambda sha256: is_still_approved(approvals, sha256)
         )
