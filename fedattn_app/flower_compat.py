@@ -1,4 +1,6 @@
-"""The parts of Flower that are not its public API: only this file and `flower_supernode` use them.
+"""The parts of Flower that are not its public API, but for those of a SuperNode.
+
+`bundles.flower_supernode` has the others, and no third file uses any.
 
 Each was seen in flwr 1.41.0 and 1.42.0, under the same name and with the same meaning. When a new
 version of flwr breaks one, the repair is here, and ``tests/test_flower_compat.py`` says which one

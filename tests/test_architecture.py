@@ -17,8 +17,8 @@ SOURCES = ("fedattn_app", "strategies")
 RANKS = [
     ["errors", "types"],
     [
-        *("cache", "console", "files", "flower_compat", "flower_supernode", "label_text"),
-        *("metrics", "optional_dependency", "run_identity"),
+        *("cache", "console", "files", "flower_compat", "label_text", "metrics"),
+        *("optional_dependency", "run_identity"),
     ],
     ["config"],
     ["models", "transport"],

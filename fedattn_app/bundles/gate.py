@@ -2,8 +2,8 @@
 
 from fedattn_app.bundles.approvals import Approvals
 from fedattn_app.bundles.bundle import sha256_of
+from fedattn_app.bundles.flower_supernode import Delivery
 from fedattn_app.errors import UserError
-from fedattn_app.flower_supernode import Delivery
 
 
 def refusal(approvals: Approvals, delivery: Delivery) -> str | None:

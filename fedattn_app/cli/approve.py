@@ -41,7 +41,7 @@ def _read(text: str) -> Bundle:
     """
     path = user_path("BUNDLE", text)
     if path.is_dir():
-        from fedattn_app.flower_supernode import build_bundle
+        from fedattn_app.bundles.flower_supernode import build_bundle
 
         return read_bundle(build_bundle(path), text)
     try:

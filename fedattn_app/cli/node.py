@@ -10,7 +10,7 @@ from fedattn_app.cli.options import ApprovedFolder, print_lines
 from fedattn_app.errors import UserError
 
 if TYPE_CHECKING:
-    from fedattn_app.flower_supernode import Delivery
+    from fedattn_app.bundles.flower_supernode import Delivery
 
 FLOWER = logging.getLogger("flwr")  # its handler prints the log of a SuperNode
 
@@ -20,7 +20,7 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
 
     A run whose bundle is not approved is refused before any of its code is unpacked.
     """
-    from fedattn_app import flower_supernode
+    from fedattn_app.bundles import flower_supernode
     from fedattn_app.bundles.gate import is_still_approved, refusal
     from fedattn_app.bundles.unpacked import folder_for_one_node
     from fedattn_app.config import parse_pairs

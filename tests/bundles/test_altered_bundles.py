@@ -33,9 +33,9 @@ from helpers.bundles import (
 
 from fedattn_app.bundles.approvals import Approvals
 from fedattn_app.bundles.bundle import read_bundle
+from fedattn_app.bundles.flower_supernode import Gate, build_bundle
 from fedattn_app.bundles.gate import is_still_approved, refusal
 from fedattn_app.flower_compat import empty_run, task_identity
-from fedattn_app.flower_supernode import Gate, build_bundle
 
 ROOT = Path(__file__).parents[2]
 client = import_module("flwr.supernode.start_client_internal")

@@ -11,7 +11,7 @@ from helpers.bundles import bundle_of, pyproject
 
 from fedattn_app.bundles.approvals import Approvals
 from fedattn_app.bundles.bundle import read_bundle
-from fedattn_app.flower_supernode import Delivery
+from fedattn_app.bundles.flower_supernode import Delivery
 
 client = import_module("flwr.supernode.start_client_internal")
 command = import_module("flwr.supernode.cli.flower_supernode")
@@ -61,7 +61,8 @@ def test_the_gate_asks_the_folder_of_the_option(fedattn, started, tmp_path, monk
     Approvals(tmp_path / "others").add(bundle)
     gates = []
     monkeypatch.setattr(
-        "fedattn_app.flower_supernode.run_supernode", lambda *arguments: gates.append(arguments[2:])
+        "fedattn_app.bundles.flower_supernode.run_supernode",
+        lambda *arguments: gates.append(arguments[2:]),
     )
     for given in ([], ["--approved", "others"]):
         assert fedattn("node", *OPTIONS, *given)[0] == 0

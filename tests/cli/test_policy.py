@@ -70,7 +70,7 @@ def test_wrong_arguments_are_one_line_or_the_help(fedattn, arguments):
 
 def test_a_node_does_not_start_with_a_mistake_in_its_policy(fedattn, policy, monkeypatch):
     monkeypatch.setattr(
-        "fedattn_app.flower_supernode.run_supernode", lambda *_: pytest.fail("started")
+        "fedattn_app.bundles.flower_supernode.run_supernode", lambda *_: pytest.fail("started")
     )
     policy.write_text("max-epsilon = 0")
     status, out, err = fedattn("node", "--insecure", "--node-config", f'policy="{policy}"')
@@ -83,7 +83,7 @@ def test_a_node_does_not_start_with_a_node_config_of_which_a_part_is_lost(
     fedattn, monkeypatch, text
 ):
     monkeypatch.setattr(
-        "fedattn_app.flower_supernode.run_supernode", lambda *_: pytest.fail("started")
+        "fedattn_app.bundles.flower_supernode.run_supernode", lambda *_: pytest.fail("started")
     )
     status, _, err = fedattn("node", "--insecure", "--node-config", text)
     assert status == 2

@@ -1,7 +1,7 @@
 """A SuperNode that runs approved code only, from the parts of Flower that are not its public API.
 
 As in `flower_compat`, each part was seen in flwr 1.41.0 and 1.42.0, and
-``tests/test_flower_supernode.py`` says which one a new version breaks.
+``tests/bundles/test_flower_supernode.py`` says which one a new version breaks.
 
 =======================================  ==========================================================
 private part                             why the public API is not enough

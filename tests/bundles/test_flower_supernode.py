@@ -12,14 +12,14 @@ import pytest
 from flwr.supercore.fab import Fab
 from helpers.bundles import FOREIGN_APP, files_of, foreign_files
 
-from fedattn_app.errors import UserError
-from fedattn_app.flower_supernode import (
+from fedattn_app.bundles.flower_supernode import (
     Gate,
     build_bundle,
     flower_home,
     node_config_of,
     supernode_options,
 )
+from fedattn_app.errors import UserError
 
 
 def test_an_app_is_built_and_a_folder_without_one_refused(tmp_path, refused):
