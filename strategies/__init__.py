@@ -15,7 +15,12 @@ from strategies.geometric_median import GeometricMedian
 from strategies.qfedavg import QFedAvg
 from strategies.weighted_fedavg import WeightedFedAvg
 from strategies.wrappers.attention_only import AttentionOnly
-from strategies.wrappers.client_level_dp import ClientLevelDP, check_clippable
+from strategies.wrappers.client_level_dp import (
+    ClientLevelDP,
+    ClippingNormError,
+    check_clippable,
+    check_clipping_norm,
+)
 from strategies.wrappers.decoded_replies import DecodedReplies
 from strategies.wrappers.update_checks import NormBounds, UpdateChecks
 
@@ -23,6 +28,7 @@ __all__ = [
     "AttentionOnly",
     "Bulyan",
     "ClientLevelDP",
+    "ClippingNormError",
     "DecodedReplies",
     "FedAdagrad",
     "FedAdam",
@@ -42,4 +48,5 @@ __all__ = [
     "UpdateChecks",
     "WeightedFedAvg",
     "check_clippable",
+    "check_clipping_norm",
 ]

@@ -38,6 +38,12 @@ class SecretRandom:
         drawn = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
         return torch.from_numpy((drawn >> np.uint64(11)).astype(np.float64)).mul_(2.0**-53)
 
+    def normal(self, count: int) -> Tensor:
+        """Return `count` independent standard normal numbers, (count,) float64."""
+        values = torch.zeros(count, dtype=torch.float64)
+        self.add_normal(values, 1.0)
+        return values
+
     def add_normal(self, values: Tensor, deviation: float) -> None:
         """Add independent normal noise of standard deviation `deviation` to a 1-d tensor, in place.
 

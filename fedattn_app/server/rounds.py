@@ -31,6 +31,7 @@ from fedattn_app.server.records import client_rows, pooled_scores, round_row
 from fedattn_app.server.reply_checks import number
 from fedattn_app.server.strategy_factory import Phase
 from fedattn_app.types import NDArray, Row
+from strategies import ClippingNormError
 
 log = logging.getLogger("fedattn")
 
@@ -200,13 +201,16 @@ class Rounds:
         """Let clients train once; return the combined arrays, the cohort, and how many were asked.
 
         Returns None if there are too few updates and clients have reported a spent budget. Raises
-        `RunFailedError` if there are too few for another reason, and `BudgetSpentError`.
+        `RunFailedError` if there are too few for another reason or if the parameters have grown too
+        large for `max-update-norm`, and `BudgetSpentError`.
         """
         self._check_budgets(outcome)
         try:
             cohort, num_asked = self._send_training_messages(server_round, phase, outcome)
         except PrivacyBudgetExhausted as error:
             raise BudgetSpentError(str(error).rstrip(".")) from None
+        except ClippingNormError as error:
+            raise self._failed(server_round, f"max-update-norm = {error}") from None
         needed = self.quorum.of_updates(num_asked)
         # Who answered is private where the server adds the noise, so that nothing may depend on it:
         # there, the quorum is one of the clients that are asked.

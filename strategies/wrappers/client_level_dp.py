@@ -3,28 +3,24 @@
     w ← w + (Σ_k Δ_k · min(1, C / ‖Δ_k‖) + N(0, σ²C²)) / m,    Δ_k = w_k − w
 
 for the m clients selected. McMahan, Ramage, Talwar and Zhang, "Learning differentially private
-recurrent language models", 2018, arXiv 1710.06963. Clipping, noise and accounting are Flower's own.
+recurrent language models", 2018, arXiv 1710.06963. The accounting is Flower's own.
+
+All of this is computed in float64, from the updates and not from the models. Only the result is
+rounded to the precision of w, after the noise, so that rounding cannot make a client count for more
+than C. A C that is not far above the spacing of the numbers of w is refused nevertheless: the model
+could not hold such updates.
 
 Use it if clients trust the server with their updates, and want a bound on what the model reveals to
 everyone else.
 """
 
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import (
     Grid,
     NeighboringRelation,
@@ -38,26 +34,34 @@ from strategies.common.replies import valid_replies
 
 # Flower asks for it; without amplification by sampling it does not affect ε.
 POPULATION_SIZE = 10**9
-# Norm given to an update of 0, as a fraction of the clipping norm: far below the noise.
-ZERO_UPDATE_NORM = 1e-6
+# Rounding may change the difference that an update of norm C makes to a model by this fraction.
+MAX_ROUNDING = 0.01
+
+NDArray = npt.NDArray[Any]
+# Returns independent standard normal numbers, (count,) float64, for the round and the count that it
+# is given. They must be secret: whoever can predict them can take the noise away.
+StandardNormal = Callable[[int, int], npt.NDArray[np.float64]]
+
+
+class ClippingNormError(ValueError):
+    """The clipping norm is too small for the arrays; the text begins with its value."""
 
 
 class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
-    """Flower's wrapper with fixed clipping on the server, made robust and accounted for.
+    """Flower's accounting around clipping on the server, noise, and a plain average.
 
-    Flower's class fails on an update of 0 and skips a round if one client fails. Here a client that
-    fails, does not answer or sends an invalid update counts as one whose update is 0, so that the
-    noise is always what the accountant counts. All clients weigh the same. Their metrics carry no
-    noise and are not combined.
+    A client that fails, does not answer or sends an invalid update counts as one whose update is 0,
+    so that the noise is always what the accountant counts. All clients weigh the same. Their
+    metrics carry no noise and are not combined.
 
     Args:
-        strategy: Flower's `FedAvg`, which samples clients and averages.
+        strategy: Flower's `FedAvg`, which samples clients.
         noise_multiplier: Noise σ > 0, in units of `clipping_norm`.
         clipping_norm: Maximum L2 norm C > 0 of an update.
         target_delta: δ at which the accountant reports ε.
+        normal: The source of the noise.
         max_epsilon: Maximum ε. `configure_train` raises `PrivacyBudgetExhausted` for a round that
             would exceed it. None: no limit.
-        seed: Seed of the noise. None: the operating system's randomness.
     """
 
     def __init__(
@@ -66,8 +70,8 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         noise_multiplier: float,
         clipping_norm: float,
         target_delta: float,
+        normal: StandardNormal,
         max_epsilon: float | None = None,
-        seed: int | None = None,
     ) -> None:
         config = PrivacyConfig(
             target_delta=target_delta,
@@ -79,8 +83,7 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
         super().__init__(
             strategy, noise_multiplier, clipping_norm, 1, accountant=RdpAccountant(config)
         )
-        self.seed = seed
-        self.weight_key = strategy.weighted_by_key
+        self.normal = normal
         self._cohort: list[int] = []
 
     def configure_train(
@@ -88,10 +91,13 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     ) -> Iterable[Message]:
         """Return the inner strategy's training messages, and check the privacy budget.
 
-        Raises `PrivacyBudgetExhausted` if the round would exceed `max_epsilon`, and `ValueError`
-        if an array cannot be clipped.
+        Raises `PrivacyBudgetExhausted` if the round would exceed `max_epsilon`, `ValueError` if an
+        array cannot be clipped, and `ClippingNormError` if the arrays have grown too large for the
+        clipping norm.
         """
-        check_clippable({name: array.numpy() for name, array in arrays.items()})
+        values = {name: array.numpy() for name, array in arrays.items()}
+        check_clippable(values)
+        check_clipping_norm(values, self.clipping_norm)
         self.current_arrays = arrays
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._cohort = [message.metadata.dst_node_id for message in messages]
@@ -103,61 +109,46 @@ class ClientLevelDP(DifferentialPrivacyServerSideFixedClipping):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Clip the updates, average them, add noise, and record the release with the accountant.
 
-        This happens even if no client answers. Returns the new global arrays and the inner
-        strategy's metrics, or (None, None) if the round sent no messages.
+        This happens even if no client answers. Returns the new global arrays and no metrics, or
+        (None, None) if the round sent no messages.
         """
-        answers = {
-            reply.metadata.src_node_id: arrays
-            for reply in valid_replies(replies)
-            if (arrays := self._valid_arrays(reply)) is not None
-        }
-        unchanged = {name: array.numpy() for name, array in self.current_arrays.items()}
-        complete = [
-            self._reply(node, answers.get(node, unchanged)) for node in sorted(self._cohort)
-        ]
-        with _numpy_seeded(self.seed, server_round):
-            return super().aggregate_train(server_round, complete)
+        event = self._pop_pending_event(server_round)
+        if event is None:
+            return None, None
+        answers = {reply.metadata.src_node_id: reply for reply in valid_replies(replies)}
+        before = {name: array.numpy() for name, array in self.current_arrays.items()}
+        size = sum(array.size for array in before.values())
+        total = self.normal(server_round, size) * (self.noise_multiplier * self.clipping_norm)
+        for node in sorted(answers.keys() & set(self._cohort)):
+            update = self._update(answers[node], before)
+            if update is not None:
+                norm = float(np.linalg.norm(update))
+                total += update * (min(1.0, self.clipping_norm / norm) if norm else 1.0)
+        total /= len(self._cohort)
+        self._compose_release(event)
+        return _moved(before, total), None
 
-    def _valid_arrays(self, reply: Message) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the arrays of `reply` by name, in the order of the global arrays.
+    def _update(
+        self, reply: Message, before: Mapping[str, NDArray]
+    ) -> npt.NDArray[np.float64] | None:
+        """Return what `reply` adds to the arrays `before`, as one vector in their order.
 
-        Returns None if a name, shape or dtype differs from the global arrays, or if the update is
-        not finite.
+        Returns None if a name, shape or dtype differs, or if the update's norm is not finite.
         """
         record = next(iter(reply.content.array_records.values()), ArrayRecord())
-        if set(record) != set(self.current_arrays):
+        if set(record) != set(before):
             return None
-        arrays = {name: record[name].numpy() for name in self.current_arrays}
-        for name, now in self.current_arrays.items():
-            if arrays[name].shape != tuple(now.shape) or arrays[name].dtype != now.dtype:
+        parts = []
+        for name, now in before.items():
+            array = record[name].numpy()
+            if array.shape != now.shape or array.dtype != now.dtype:
                 return None
-            if not np.isfinite(arrays[name] - now.numpy()).all():
-                return None
-        return arrays
-
-    def _reply(self, node: int, arrays: dict[str, npt.NDArray[Any]]) -> Message:
-        """Return a reply of weight 1 from `node` with these `arrays`, for Flower's wrapper.
-
-        Flower cannot clip an update of norm 0. If `arrays` equal the global arrays, one value is
-        increased slightly so that the norm is above 0.
-        """
-        now = self.current_arrays
-        if not _flower_norm([array - now[name].numpy() for name, array in arrays.items()]):
-            name = next(iter(arrays))
-            moved = arrays[name].copy()
-            # The smallest number has the finest spacing, so that the step is not rounded away.
-            smallest = np.abs(moved).argmin()
-            moved.flat[smallest] += max(
-                ZERO_UPDATE_NORM * self.clipping_norm,
-                2 * float(np.spacing(np.abs(moved.flat[smallest]))),
-            )
-            arrays = {**arrays, name: moved}
-        content = RecordDict({"metrics": MetricRecord({self.weight_key: 1})})
-        content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
-        return Message(content, node, MessageType.TRAIN)
+            parts.append(np.subtract(array, now, dtype=np.float64).ravel())
+        update = np.concatenate(parts)
+        return update if np.isfinite(np.linalg.norm(update)) else None
 
 
-def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
+def check_clippable(arrays: Mapping[str, NDArray]) -> None:
     """Raise `ValueError` if any array cannot be clipped.
 
     An array can be clipped if it is float32 or float64, has at least one dimension, and is not
@@ -171,31 +162,32 @@ def check_clippable(arrays: dict[str, npt.NDArray[Any]]) -> None:
             )
 
 
-def _flower_norm(arrays: Sequence[npt.NDArray[Any]]) -> float:
-    """Return the L2 norm that Flower's clipping divides by.
+def smallest_clipping_norm(arrays: Mapping[str, NDArray]) -> float:
+    """Return the smallest norm of an update of `arrays` that rounding changes by `MAX_ROUNDING`.
 
-    The squares are computed in the arrays' own precision, so the norm of a tiny update underflows
-    to 0.
+    The arrays with the update and those without it are rounded, each number by at most half the
+    distance to the next one.
     """
-    norms = [np.linalg.norm(array.flat) for array in arrays]
-    return float(np.sqrt(sum([norm**2 for norm in norms])))
+    distances = [np.spacing(np.abs(array)).astype(np.float64) for array in arrays.values()]
+    return math.sqrt(sum(float(np.sum(each**2)) for each in distances)) / MAX_ROUNDING
 
 
-@contextmanager
-def _numpy_seeded(seed: int | None, server_round: int) -> Iterator[None]:
-    """Context manager that seeds numpy's global generator and restores its state afterwards.
+def check_clipping_norm(arrays: Mapping[str, NDArray], clipping_norm: float) -> None:
+    """Raise `ClippingNormError` if `clipping_norm` is below the smallest for these `arrays`."""
+    smallest = smallest_clipping_norm(arrays)
+    if clipping_norm < smallest:
+        raise ClippingNormError(
+            f"{clipping_norm:g}: must be at least {smallest:.3g}, because the shared parameters "
+            "are too large to hold smaller updates"
+        )
 
-    Flower draws its noise from this generator. If `seed` is not None, `seed` and `server_round`
-    determine the state. If it is None, the whole state comes from the operating system.
-    """
-    before = np.random.get_state()
-    entropy: Sequence[int] | npt.NDArray[np.uint32] = (
-        np.frombuffer(secrets.token_bytes(4 * 624), dtype=np.uint32)
-        if seed is None
-        else [seed, server_round]
-    )
-    np.random.seed(entropy)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
+
+def _moved(before: Mapping[str, NDArray], update: npt.NDArray[np.float64]) -> ArrayRecord:
+    """Return the arrays `before` plus `update`, which has their numbers as one vector."""
+    ends = np.cumsum([array.size for array in before.values()])
+    parts = np.split(update, ends[:-1])
+    moved = {
+        name: (array + part.reshape(array.shape)).astype(array.dtype)
+        for (name, array), part in zip(before.items(), parts, strict=True)
+    }
+    return ArrayRecord({name: Array(array) for name, array in moved.items()})

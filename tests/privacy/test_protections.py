@@ -7,8 +7,12 @@ import ast
 from pathlib import Path
 from pkgutil import resolve_name
 
+import numpy as np
 import pytest
+import torch
+from flwr.serverapp.strategy import FedAvg
 from helpers.runs import QUICK
+from scipy.stats import kstest
 
 from fedattn_app.clients.base import FrozenClient
 from fedattn_app.config import PROTECTIONS, Config, Registered
@@ -110,6 +114,33 @@ def test_delta_must_be_below_one_over_the_number_of_clients(refused):
     many.check_num_clients(9)
     with refused("target-delta = 0.1", "1 / 10"):
         many.check_num_clients(10)
+
+
+def client_dp_rule(**settings):
+    chosen = protection("client-dp", max_update_norm=0.5, **settings)
+    return chosen.build_rule(FedAvg, {}, {}, {}, num_rounds=3)
+
+
+def test_client_dp_draws_its_noise_from_the_secret_stream(monkeypatch):
+    """Neither the run's seed nor numpy's or torch's generators decide it."""
+    drawn = []
+    for _ in range(2):
+        np.random.seed(1)
+        torch.manual_seed(1)
+        drawn += [client_dp_rule(seed=3).normal(1, 20_001)]
+        monkeypatch.setattr(np.random, "normal", None)
+    assert drawn[0].dtype == np.float64
+    assert not np.isin(drawn[0], drawn[1]).any()
+    assert kstest(drawn[0], "norm").pvalue > 1e-6
+    assert not np.isin(client_dp_rule().normal(1, 9), client_dp_rule().normal(1, 9)).any()
+
+
+def test_reproducible_noise_of_client_dp_depends_on_the_seed_and_the_round():
+    def drawn(seed, server_round):
+        return client_dp_rule(seed=seed, reproducible_noise=True).normal(server_round, 9).tobytes()
+
+    assert drawn(3, 1) == drawn(3, 1)
+    assert len({drawn(3, 1), drawn(3, 2), drawn(4, 1)}) == 3
 
 
 def test_a_new_protection_needs_one_class_and_one_row(tmp_path, monkeypatch):

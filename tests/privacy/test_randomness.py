@@ -83,6 +83,14 @@ def test_noise_is_added_in_place(dtype):
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 9, 70_000])
+def test_normal_numbers_are_the_noise_of_deviation_one_in_double_precision(count):
+    drawn = SecretRandom.from_seed(6).normal(count)
+    assert drawn.dtype == torch.float64
+    expected = normal(SecretRandom.from_seed(6), count, dtype=torch.float64)
+    np.testing.assert_array_equal(drawn.numpy(), expected)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 16, 23])
 def test_every_element_gets_noise_at_any_length(monkeypatch, count):
     monkeypatch.setattr(randomness, "BLOCK_SIZE", 8)

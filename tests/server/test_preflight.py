@@ -52,6 +52,10 @@ REFUSED = {
         {**CLIENT_DP, "target-epsilon": 0.05},
         ["target-epsilon = 0.05", "noise-multiplier = 1", "one round"],
     ),
+    "rounding under client-dp": (
+        {**CLIENT_DP, "max-update-norm": 1e-7},
+        ["max-update-norm = 1e-07: must be at least 7"],
+    ),
     "no noise for scores": (
         {**DP_SGD, "evaluate-epsilon": 1e-4, "fraction-evaluate": 1.0},
         ["evaluate-epsilon = 0.0001", "no noise is enough"],
@@ -179,6 +183,8 @@ def test_a_parameter_that_cannot_be_clipped_is_refused_before_any_message(refuse
     protection.check_model(nn.Linear(2, 2), {"w": np.zeros((2, 2), np.float32)})
     with refused("client-dp", "'scale'", "clipped"):
         protection.check_model(nn.Linear(2, 2), {"scale": np.zeros((), np.float32)})
+    with refused("max-update-norm = 1: must be at least", "too large"):
+        protection.check_model(nn.Linear(2, 2), {"w": np.full((2, 2), 1e8, np.float32)})
 
 
 def test_a_node_with_data_of_its_own_is_not_judged_by_the_data_of_the_run(tmp_path):

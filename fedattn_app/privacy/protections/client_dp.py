@@ -9,6 +9,8 @@ from fedattn_app.privacy.protections.noise import NoisyProtection
 from fedattn_app.types import NDArray
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from flwr.serverapp import PrivacyAccountant
     from flwr.serverapp.strategy import FedAvg
 
@@ -54,8 +56,8 @@ class ClientDp(NoisyProtection):
             self._noise_multiplier(self._spent(accountant_state), num_rounds),
             settings.max_update_norm,
             settings.target_delta,
+            self._normal,
             settings.target_epsilon or None,
-            self.config.federation.seed if settings.reproducible_noise else None,
         )
         assert wrapper.accountant
         if not accountant_state:
@@ -71,11 +73,14 @@ class ClientDp(NoisyProtection):
         return wrapper
 
     def check_model(self, model: "Classifier", arrays: Mapping[str, NDArray]) -> None:
-        """Raise `UserError` for trained `arrays` that cannot be clipped."""
-        from strategies import check_clippable
+        """Raise `UserError` for trained `arrays` that cannot be clipped to `max-update-norm`."""
+        from strategies import ClippingNormError, check_clippable, check_clipping_norm
 
         try:
-            check_clippable(dict(arrays))
+            check_clippable(arrays)
+            check_clipping_norm(arrays, self.settings.max_update_norm)
+        except ClippingNormError as error:
+            raise UserError(f"max-update-norm = {error}") from None
         except ValueError as error:
             raise UserError(f'privacy = "client-dp": {error}; share other parameters') from None
 
@@ -93,6 +98,16 @@ class ClientDp(NoisyProtection):
         With reproducible noise it says instead that ε holds for nobody.
         """
         return {"privacy_note": COVERED_FILES_NOTE} | super().summary_notes()
+
+    def _normal(self, server_round: int, count: int) -> "npt.NDArray[np.float64]":
+        """Return `count` standard normal numbers, (count,), from a secret stream of their own."""
+        from fedattn_app.privacy.randomness import SecretRandom
+
+        random = SecretRandom()
+        if self.settings.reproducible_noise:
+            random = SecretRandom.from_seed(self.config.federation.seed, "client-dp", server_round)
+        drawn: npt.NDArray[np.float64] = random.normal(count).numpy()
+        return drawn
 
     def _check_first_release(self, accountant: "PrivacyAccountant") -> None:
         """Raise `UserError` if the whole budget does not suffice for one round."""

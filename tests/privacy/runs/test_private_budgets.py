@@ -143,3 +143,12 @@ def test_client_dp_refuses_a_delta_too_large_for_the_clients(run, refused):
     with refused("target-delta = 0.34", "1 / number of clients = 1 / 3"):
         run(**settings, target_delta=0.34)
     assert run(**settings, target_delta=0.33)[0].summary["delta"] == 0.33
+
+
+def test_client_dp_ends_when_the_model_has_grown_too_large_for_its_clipping_norm(run):
+    """Noise of 33 per parameter makes it so large that it could not hold updates of 0.01."""
+    line = (
+        r"^round 2: max-update-norm = 0\.01: must be at least .*; the rounds before are in .*out$"
+    )
+    with pytest.raises(RunFailedError, match=line):
+        run(privacy="client-dp", noise_multiplier=1e4, max_update_norm=0.01, num_rounds=3)
