@@ -213,6 +213,8 @@ def reader_folder(tmp_path, monkeypatch, pretrained_folder):
         write(tmp_path / "my" / "folder" / f"{split}.csv", texts, labels)
     # A hub id that is also a folder is read as the folder.
     (tmp_path / "distilbert-base-uncased").symlink_to(pretrained_folder("distilbert"))
+    (policy,) = (block for block in BLOCKS if block.text.startswith("# policy.toml"))
+    (tmp_path / "policy.toml").write_text(policy.text)
     return tmp_path
 
 
