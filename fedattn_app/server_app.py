@@ -9,10 +9,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedattn_app.config import Config
+from fedattn_app.config.output import OutputConfig
 from fedattn_app.console import printing
 from fedattn_app.errors import RunFailedError, UserError
+from fedattn_app.flower_compat import serves_simulation
 from fedattn_app.privacy.protections import Protection, protection_of
 from fedattn_app.results.checkpoint import read_accountant, read_budgets
+from fedattn_app.results.operator_folder import within_operators_folder
 from fedattn_app.results.resume import EarlierRun, earlier_run
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
@@ -48,19 +51,22 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         with printing():
-            run(PartitionGrid(grid), Config.from_run_config(context.run_config))
+            config, new_runs = Config.from_run_config(context.run_config), OutputConfig.NEW_RUNS
+            if not serves_simulation(grid):
+                config, new_runs = within_operators_folder(config)
+            run(PartitionGrid(grid), config, new_runs)
     except (UserError, RunFailedError):
         sys.tracebacklimit = 0  # Flower logs the exception, in one line then, and ends the process
         raise
 
 
-def run(grid: PartitionGrid, config: Config) -> RunResult:
-    """Run one federation on `grid` and return its folder.
+def run(grid: PartitionGrid, config: Config, new_runs: str = OutputConfig.NEW_RUNS) -> RunResult:
+    """Run one federation on `grid` and return its folder, by default one of its own in `new_runs`.
 
     Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` if no
     client can continue.
     """
-    with RunFolder(config) as folder:
+    with RunFolder(config, new_runs) as folder:
         return _run(grid, config, folder)
 
 
