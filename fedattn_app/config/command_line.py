@@ -39,7 +39,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no TOML, no UTF-8, or a number with thousands of digits
         hint = f"; {BACKSLASH_HINT}" if _BACKSLASH_FAULT.search(str(error)) else ""
         raise UserError(f"{path}: not a TOML file ({error}){hint}") from None
     if table.pop("versions", None):  # only a run's own config.toml has this table
@@ -57,7 +57,7 @@ def parse_pairs(text: str) -> dict[str, Any]:
     for key, value in _PAIR.findall(text):
         try:
             values[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:  # no TOML, or a number with thousands of digits
             hint = BACKSLASH_HINT if _is_path_like(value) else "put text in quotes"
             raise UserError(f"{key} = {value}: not a TOML value; {hint}") from None
         if _is_path_like(value) and _CONTROL_CHARACTER.search(values[key]):

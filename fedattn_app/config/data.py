@@ -73,7 +73,10 @@ class DataConfig(Section):
         "labels by `/` in the order of `labels`",
     )
     examples_per_client: int = setting(
-        100, "number of examples of each client, including those held out", minimum=1
+        100,
+        "number of examples of each client, including those held out",
+        minimum=1,
+        maximum=2**31 - 1,
     )
     validation_fraction: float = setting(
         0.1,
@@ -97,8 +100,8 @@ class DataConfig(Section):
 
     def _check_shares(self) -> None:
         for shares in self.shares_per_client or [()]:
-            wrong_sum = abs(sum(shares) - 100) > PER_CENT_TOLERANCE
-            if not shares or wrong_sum or min(shares) < 0:
+            right_sum = abs(sum(shares) - 100) <= PER_CENT_TOLERANCE  # False for NaN
+            if not shares or not right_sum or min(shares) < 0:
                 raise UserError(
                     f"label-shares = {as_toml(self.label_shares)}: must give each client shares of "
                     "the labels that sum to 100, such as 50/50, 20/80"

@@ -20,8 +20,10 @@ ConfigValue: TypeAlias = bool | int | float | str
 Choices: TypeAlias = Collection[str] | Callable[[], Collection[str]]
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-MAX_WHOLE_NUMBER = 2**63 - 1  # what Flower can send
 EXACT_FLOAT_LIMIT = 2**53  # whole numbers below it are floats without rounding
+WHOLE_NUMBER_LIMIT = 2**63  # TOML and Flower have whole numbers of 64 bits
+MAX_TEXT = 100_000  # characters of a text, which every node reads again for every message
+MAX_SHOWN_TEXT = 1000  # characters of a text that an error repeats
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,9 @@ class Constraint:
             return value in self.names
         if isinstance(value, str):
             return True
-        if isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
-            return False
-        within = self.above < value and self.minimum <= value <= self.maximum
-        return within and math.isfinite(value)
+        return (
+            self.above < value and self.minimum <= value <= self.maximum and abs(value) < math.inf
+        )
 
 
 def setting(
@@ -125,9 +126,18 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def as_toml(value: object) -> str:
-    """Return a value as a user writes it in a TOML file: text in double quotes, `true`, `1e-05`."""
-    if isinstance(value, (str, bool)):
-        return json.dumps(value, ensure_ascii=False)
+    """Return a value as a user writes it in a TOML file: text in double quotes, `true`, `1e-05`.
+
+    It is one line, in which three dots stand for the end of a very long text.
+    """
+    if isinstance(value, str):
+        shown = value if len(value) <= MAX_SHOWN_TEXT else value[:MAX_SHOWN_TEXT] + "..."
+        quoted = json.dumps(shown, ensure_ascii=False)
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_TEXT:
+        return "a whole number of more than 300 digits"
     return repr(value)
 
 
@@ -144,14 +154,23 @@ class Section:
     def __post_init__(self) -> None:
         for entry in fields(self):
             constraint, value_type = constraint_of(entry), type(entry.default)
+            allowed = constraint.allowed(value_type)
             given = value = getattr(self, entry.name)
             if isinstance(given, str) and not _is_unicode(given):
                 raise UserError(f"{key_of(entry)} = {given!r}: must be text that UTF-8 can encode")
+            if isinstance(given, str) and len(given) > MAX_TEXT:
+                raise UserError(
+                    f"{key_of(entry)} = {as_toml(given)}: must be {allowed} of at most {MAX_TEXT} "
+                    f"characters, not {len(given)}"
+                )
+            if type(given) is int and abs(given) >= WHOLE_NUMBER_LIMIT:
+                raise UserError(
+                    f"{key_of(entry)} = {as_toml(given)}: must be {allowed} and fit into 64 bits"
+                )
             if value_type is float and type(given) is int and abs(given) < EXACT_FLOAT_LIMIT:
                 value = float(given)
                 object.__setattr__(self, entry.name, value)
             if type(value) is not value_type or not constraint.allows(cast(ConfigValue, value)):
-                allowed = constraint.allowed(value_type)
                 raise UserError(f"{key_of(entry)} = {as_toml(given)}: must be {allowed}")
 
 

@@ -110,3 +110,11 @@ def test_the_config_of_a_run_is_read_without_its_folders(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text('seed = 5\noutput-dir = "a"\nresume-from = "b"\n[versions]\nflwr = "1"\n')
     assert parse_run_config([str(file)]) == {"seed": 5}
+
+
+def test_a_number_with_thousands_of_digits_is_refused(refused, tmp_path):
+    with refused("seed = 9999", "not a TOML value"):
+        parse_run_config(["seed=" + "9" * 5000])
+    (tmp_path / "run.toml").write_text("seed = " + "9" * 5000)
+    with refused(tmp_path / "run.toml", "not a TOML file"):
+        parse_run_config([str(tmp_path / "run.toml")])

@@ -49,6 +49,7 @@ OUT_OF_RANGE = [
     ("update-clip-norm", math.nan, "a number"),
     ("learning-rate-schedule", "nonsense", "cosine"),
     ("examples-per-client", 0, ">= 1"),
+    ("examples-per-client", 2**31, "<= 2147483647"),
     ("weighting", "nonsense", "uniform"),
     ("local", "nonsense", "personal"),
     ("codec", "nonsense", "float16"),
@@ -117,15 +118,23 @@ def test_every_key_with_a_range_is_in_the_table_above():
     assert {key for key, _, _ in OUT_OF_RANGE} == limited
 
 
-def test_a_whole_number_that_no_float_can_hold_is_refused(refused):
-    with refused("learning-rate = 1000", "a number"):
-        Config.from_run_config({"learning-rate": 10**400})
+@pytest.mark.parametrize("key", [*KEYS_OF_TYPE[int], *KEYS_OF_TYPE[float]])
+def test_a_whole_number_of_more_than_64_bits_is_refused(refused, key):
+    for value in (2**63, -(2**63), 10**400):
+        with refused(f"{key} = {as_toml(value)}: must be {SETTINGS[key].allowed}", "64 bits"):
+            Config.from_run_config({key: value})
+    with refused(f"{key} = a whole number of more than 300 digits: must be", "64 bits"):
+        Config.from_run_config({key: 10**5000})  # too long for Python to write
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
-def test_a_whole_number_that_flower_cannot_send_is_refused(refused, value):
-    with refused("local-epochs = ", "a whole number >= 1"):
-        Config.from_run_config({"local-epochs": value})
+def test_a_whole_number_of_64_bits_is_accepted():
+    assert Config.from_run_config({"num-rounds": 2**63 - 1}).federation.num_rounds == 2**63 - 1
+
+
+@pytest.mark.parametrize("key", KEYS_OF_TYPE[str])
+def test_a_text_that_every_node_would_read_for_seconds_is_refused(refused, key):
+    with refused(f'{key} = "xxx', "must be", "characters, not 100001"):
+        Config.from_run_config({key: "x" * 100_001})
 
 
 @pytest.mark.parametrize("key", KEYS_OF_TYPE[int])
@@ -177,7 +186,16 @@ def test_names_are_read_from_a_registry_or_a_function_whenever_a_value_is_checke
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("né", '"né"'), ("a\n", '"a\\n"'), (True, "true"), (1e-5, "1e-05"), (3, "3"), (None, "None")],
+    [
+        ("né", '"né"'),
+        ("a\n", '"a\\n"'),
+        ("a\x85\u2028b", r'"a\u0085\u2028b"'),
+        ("x" * 1001, f'"{"x" * 1000}..."'),
+        (True, "true"),
+        (1e-5, "1e-05"),
+        (3, "3"),
+        (None, "None"),
+    ],
 )
 def test_values_are_shown_as_a_user_writes_them_on_one_line(value, text):
     assert as_toml(value) == text

@@ -34,6 +34,8 @@ from fedattn_app.config import (
         ),
         ({"partitioner": "label-shares", "label-shares": "a/b"}, ['label-shares = "a/b"', "100"]),
         ({"partitioner": "label-shares", "label-shares": "110/-10"}, ["label-shares", "100"]),
+        ({"partitioner": "label-shares", "label-shares": "nan/100"}, ["label-shares", "100"]),
+        ({"partitioner": "label-shares", "label-shares": "inf/-inf"}, ["label-shares", "100"]),
     ],
 )
 def test_a_value_of_the_wrong_form_is_refused(refused, settings, parts):

@@ -47,7 +47,7 @@ SCOPES = (
         "lora-a",
         "lora-b",
     ),
-    *(".*", "head.*", "(?=a)b", "[", "", "embedding.weight", "x" * 9999),
+    *(".*", "head.*", r"(\w+\.?)+!", "(.*)*x", "(?=a)b", "[", "", "embedding.weight", "x" * 9999),
 )
 SIZES = (
     *({"width": 512}, {"width": 8192, "heads": 64}, {"layers": 64, "width": 8192}),

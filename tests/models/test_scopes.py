@@ -1,5 +1,7 @@
 """The parameters that a scope selects: in the built-in, in pretrained and in unknown models."""
 
+import time
+
 import pytest
 import torch
 from helpers.classifiers import (
@@ -15,6 +17,7 @@ from helpers.classifiers import (
 from helpers.pretrained_folders import FAMILIES_TESTED, LAYERS, UNKNOWN_FAMILIES
 from torch import nn
 
+from fedattn_app import simulate
 from fedattn_app.config import ModelConfig, TrainingConfig, as_toml
 from fedattn_app.data.examples import Examples
 from fedattn_app.models.families import BUILT_IN
@@ -77,10 +80,62 @@ def test_a_regex_that_matches_no_whole_name_is_refused_with_the_names(
         selected(model, shared)
 
 
-@pytest.mark.parametrize("shared", ["(", "[a-", "*", "x{99999999999999999999}"])
-def test_an_invalid_regex_is_refused(refused, model, shared):
-    with refused(f"shared = {as_toml(shared)}", "attention+head", "regex"):
+@pytest.mark.parametrize(
+    "shared",
+    [
+        *("(", "[a-", "*", "x{9999}", "x{2,1}", "(((x{100}){100}){100}){100}"),
+        *("(?=head).*", "(?!head).*", "(?<=h)ead", "(?<!h)ead", r"(h)ead\1", "(?P=a)", "(?>a)"),
+        *(
+            "(?(1)a|b)",
+            "(" * 10_000,
+            r"(?i)\pL" * 1400,
+            "x{900}" * 1000,
+            "(?:.{0,1000}){1000}",
+            "[é-a]",
+        ),
+    ],
+    ids=lambda shared: shared[:20],
+)
+def test_an_invalid_regex_is_refused(refused, capfd, model, shared):
+    with refused(f"shared = {as_toml(shared)}", "attention+head", "regex", "no lookaround"):
         selected(model, shared)
+    assert capfd.readouterr() == ("", "")  # RE2 would print the reason too
+
+
+# A backtracking engine takes longer than anybody waits, on one of the names or on a longer one.
+HOSTILE = (
+    *(r"(\w+\.?)+!", r"(\w*)*!", r"(.+)+\d!", r"(\w|\w\w|\.)+!", r"([a-z_]+|[a-z]+|\.)*!"),
+    *(r"(.*)*(.*)*!", r"(.*?,?){200}!", r"((a*)*|.)*!", r"(\w?){60}\w{60}(.*)*!"),
+    *("(.*.*)*" * 200 + "!", "(.*a?){900}!", "(x|" * 900 + ".*" + ")*" * 900 + "!"),
+    *("|" * 9_999 + "!", "(.{0,30}){0,30}!"),
+)
+
+
+@pytest.mark.parametrize("shared", HOSTILE, ids=lambda shared: shared[:20])
+def test_a_regex_that_would_backtrack_for_ever_is_answered_at_once(refused, names, shared):
+    began = time.perf_counter()
+    with refused(f"shared = {as_toml(shared)}", "matches no parameter"):
+        scope_of(shared, "frozen", BUILT_IN, names)
+    assert time.perf_counter() - began < 1
+
+
+def test_every_parameter_of_a_deep_model_may_be_named(names):
+    names = [f"bert.encoder.layer.{k}.{name}" for k in range(4) for name in names]
+    shared = "|".join(names)
+    assert scope_of(shared, "frozen", BUILT_IN, names).shared == set(names)
+
+
+def test_a_regex_longer_than_any_that_somebody_writes_is_refused(refused, names):
+    with refused('shared = "xxx', "a regex of at most 10000 characters"):
+        scope_of("x" * 10_001, "frozen", BUILT_IN, names)
+
+
+@pytest.mark.parametrize("shared", [r"(\w+\.?)+!", "(?=x)x", "(" * 50_000])
+def test_a_run_with_such_a_regex_ends_in_one_line(refused, tiny, shared):
+    began = time.perf_counter()
+    with refused("shared = "):
+        simulate({**tiny, "shared": shared}, 2, workers=1, quiet=True)
+    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize("local", ["frozen", "personal"])

@@ -6,6 +6,7 @@ types would turn the text "007" into 7 and the label "true" into True.
 
 import csv
 import gzip
+import stat
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ def read_cells(file: Path, request: Request) -> Cells:
     suffix = suffix_of(file.name)
     try:
         reader = READERS[suffix.removesuffix(COMPRESSED)]
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would wait for somebody who writes to it
+            raise UserError(f"{file}: is not a regular file")
         if not (request.secret and reader is read_json):  # whose first bytes are those of a row
             check_content(file)
         return reader(file, request)

@@ -2,10 +2,14 @@
 
 import gzip
 import io
+import os
 import zipfile
 
 import pytest
 from helpers.data_files import load
+
+from fedattn_app.data.files.cells import Request
+from fedattn_app.data.files.readers import read_cells
 
 pytestmark = pytest.mark.usefixtures("fresh_caches")
 
@@ -75,4 +79,20 @@ def test_what_is_compressed_is_checked_too(refused, tmp_path):
         load(tmp_path)
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress(TEXT + "é,b\n".encode("latin-1")))
     with refused("line 4 is not UTF-8 text"):
+        load(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("name", ["train.csv", "train.json", "train.parquet", "train.csv.gz"])
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_pipe_is_refused_and_not_waited_for(refused, tmp_path, name, secret):
+    os.mkfifo(tmp_path / name)
+    request = Request({"text-column": "text", "label-column": "label"}, secret=secret)
+    with refused(tmp_path / name, "is not a regular file"):
+        read_cells(tmp_path / name, request)
+
+
+def test_a_device_is_refused(refused, tmp_path):
+    (tmp_path / "train.csv").symlink_to(os.devnull)
+    with refused(tmp_path / "train.csv", "is not a regular file"):
         load(tmp_path)
