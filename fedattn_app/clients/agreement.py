@@ -40,17 +40,21 @@ def check_agreement(config: Mapping[str, Scalar], own: RunIdentity) -> None:
             raise MismatchError(reason)
 
 
-def check_own_data(state: RecordDict, path: str, fingerprint: str) -> None:
+def check_own_data(state: RecordDict, run: int, path: str, fingerprint: str) -> None:
     """Raise `UserError` if the node's own data have changed since its first message of the run.
 
-    Other rows would be held out then, among them some that the model was trained on.
+    Other rows would be held out then, among them some that the model was trained on. Nothing is
+    compared between runs. Flower may give several runs one state, and each names the columns that
+    are read: whether two columns are equal is for no run to know.
 
     Args:
-        state: Flower's state of this node in this run, where the first call keeps `fingerprint`.
+        state: Flower's state of this node, where the first call for `run` keeps `fingerprint`.
+        run: Flower's id of the run.
         path: the `data-path` of the node, for the error text.
         fingerprint: the SHA-256 (hex) of the rows as they are now.
     """
-    record = state.config_records.setdefault(_OWN_DATA, ConfigRecord({"sha256": fingerprint}))
+    name = f"{_OWN_DATA}-{run}"
+    record = state.config_records.setdefault(name, ConfigRecord({"sha256": fingerprint}))
     if record["sha256"] != fingerprint:
         raise UserError(
             f"data-path = {path}: has changed since this node's first message of the run; put it "

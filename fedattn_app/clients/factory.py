@@ -131,7 +131,7 @@ def _data(
     # A node with its own file reads no other file, not even for the label names.
     secret = protection.protects_on_node
     data = private_data(config.data, config.model, seed, policy.data_path, secret)
-    check_own_data(context.state, policy.data_path, data.source_fingerprint)
+    check_own_data(context.state, context.run_id, policy.data_path, data.source_fingerprint)
     if not len(data.train):
         log.warning("this node has no examples, and trains nothing")
     if protection.fraction_evaluate and not len(data.validation):

@@ -8,6 +8,10 @@ from fedattn_app.config.schema import Registered, Section, setting
 
 _BUDGET = ("target_epsilon", "target_delta", "noise_multiplier", "reproducible_noise")
 
+# With a larger norm, a sum of clipped gradients could overflow before it gets noise: whether it does
+# would tell of one example.
+MAX_NORM = 1e6
+
 PROTECTIONS: Mapping[str, Registered] = {
     "none": Registered("fedattn_app.privacy.protections.base:NoProtection"),
     "dp-sgd": Registered(
@@ -50,10 +54,13 @@ class PrivacyConfig(Section):
         minimum=0,
     )
     max_grad_norm: float = setting(
-        1.0, "L2 norm to which the gradient of each example is clipped", minimum=1e-6
+        1.0,
+        "L2 norm to which the gradient of each example is clipped",
+        minimum=1e-6,
+        maximum=MAX_NORM,
     )
     max_update_norm: float = setting(
-        1.0, "L2 norm to which the update of each client is clipped", above=0
+        1.0, "L2 norm to which the update of each client is clipped", above=0, maximum=MAX_NORM
     )
     accountant: str = setting(
         "rdp",

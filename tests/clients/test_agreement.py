@@ -8,6 +8,7 @@ from helpers.nodes import OPEN, PERSONAL, PRIVATE, SETTINGS, context, message
 from fedattn_app import client_app
 from fedattn_app.clients.agreement import REASONS, MismatchError, check_agreement, check_own_data
 from fedattn_app.clients.factory import make_client
+from fedattn_app.errors import UserError
 from fedattn_app.policy.reasons import Reason
 from fedattn_app.run_identity import RunIdentity
 
@@ -70,8 +71,28 @@ def test_own_data_that_change_during_a_run_stop_the_node(tmp_path, task_id, capl
 
 
 def test_the_next_run_takes_the_data_as_they_are_then():
-    check_own_data(RecordDict(), "site.csv", "0" * 64)
-    check_own_data(RecordDict(), "site.csv", "1" * 64)
+    """Runs may share a state: a comparison between them would tell whether two columns are equal."""
+    state = RecordDict()
+    for run in (1, 2):
+        check_own_data(state, run, "site.csv", str(run) * 64)
+    check_own_data(state, 1, "site.csv", "1" * 64)
+    with pytest.raises(UserError, match="has changed"):
+        check_own_data(state, 1, "site.csv", "2" * 64)
+
+
+@pytest.mark.parametrize("column", ["text-column", "label-column"])
+def test_runs_with_one_state_do_not_compare_their_columns(tmp_path, task_id, column):
+    rows = [f"t{k},t{k},no,no" for k in range(39)] + ["last,other,no,yes"]
+    file = tmp_path / "site.csv"
+    file.write_text("\n".join(["text,words,label,sex", *rows]) + "\n")
+    other = {"text-column": "words", "label-column": "sex"}[column]
+    private = PRIVATE | {"target-epsilon": 1e-9, "noise-multiplier": 1.0}
+    state = RecordDict()
+    for run, changes in ((1, {}), (2, {column: other})):
+        node = context(private | changes, data_path=str(file), state_dir=str(tmp_path / "state"))
+        node.run_id, node.state = run, state
+        reply = client_app.app(message(run_config=private), node)
+        assert reply.content["metrics"]["budget-spent"] == 1
 
 
 def test_personal_parameters_belong_to_the_order_of_the_labels(site):
