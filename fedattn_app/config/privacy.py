@@ -8,8 +8,8 @@ from fedattn_app.config.schema import Registered, Section, setting
 
 _BUDGET = ("target_epsilon", "target_delta", "noise_multiplier", "reproducible_noise")
 
-# With a larger norm, a sum of clipped gradients could overflow before it gets noise: whether it does
-# would tell of one example.
+# With a larger norm, a sum of clipped gradients could overflow before it gets noise, and whether it
+# does would tell of one example.
 MAX_NORM = 1e6
 
 PROTECTIONS: Mapping[str, Registered] = {

@@ -71,7 +71,7 @@ def test_own_data_that_change_during_a_run_stop_the_node(tmp_path, task_id, capl
 
 
 def test_the_next_run_takes_the_data_as_they_are_then():
-    """Runs may share a state: a comparison between them would tell whether two columns are equal."""
+    """Runs may share a state: comparing them would tell whether two columns are equal."""
     state = RecordDict()
     for run in (1, 2):
         check_own_data(state, run, "site.csv", str(run) * 64)
