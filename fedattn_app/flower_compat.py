@@ -15,7 +15,6 @@ private part                             why the public API is not enough
 ``flwr.common.constant``                 Error codes, array formats and the SuperLink's node id.
 ``flwr.common.serde``                    The size of a record needs its protocol buffer.
 ``flwr.supercore.run.Run``               The abstract `Grid` has it in its signatures.
-``flwr.superlink.grid``                  Whether a ServerApp runs in a simulation.
 ``flwr.supercore.task_identity``         Without an identity no process can make a `Message`.
 =======================================  ==========================================================
 """
@@ -29,7 +28,6 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.common.serde import recorddict_to_proto
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -75,13 +73,6 @@ def protobuf_size(content: RecordDict) -> int:
 def empty_run(run_id: int) -> Run:
     """Return Flower's record of a run, with an id and nothing else."""
     return Run.create_empty(run_id)
-
-
-def serves_simulation(grid: Grid) -> bool:
-    """Return whether `grid` is that of Flower's simulation engine, and not of a shared server."""
-    from flwr.superlink.grid import InMemoryGrid
-
-    return isinstance(grid, InMemoryGrid)
 
 
 def in_simulation_engine() -> bool:

@@ -9,13 +9,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedattn_app.config import Config
-from fedattn_app.config.output import OutputConfig
 from fedattn_app.console import printing
 from fedattn_app.errors import RunFailedError, UserError
-from fedattn_app.flower_compat import serves_simulation
 from fedattn_app.privacy.protections import Protection, protection_of
 from fedattn_app.results.checkpoint import read_accountant, read_budgets
-from fedattn_app.results.operator_folder import within_operators_folder
 from fedattn_app.results.resume import EarlierRun, earlier_run
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
@@ -51,22 +48,19 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         with printing():
-            config, new_runs = Config.from_run_config(context.run_config), OutputConfig.NEW_RUNS
-            if not serves_simulation(grid):
-                config, new_runs = within_operators_folder(config)
-            run(PartitionGrid(grid), config, new_runs)
+            run(PartitionGrid(grid), Config.from_run_config(context.run_config))
     except (UserError, RunFailedError):
         sys.tracebacklimit = 0  # Flower logs the exception, in one line then, and ends the process
         raise
 
 
-def run(grid: PartitionGrid, config: Config, new_runs: str = OutputConfig.NEW_RUNS) -> RunResult:
-    """Run one federation on `grid` and return its folder, by default one of its own in `new_runs`.
+def run(grid: PartitionGrid, config: Config) -> RunResult:
+    """Run one federation on `grid` and return its folder.
 
     Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` if no
     client can continue.
     """
-    with RunFolder(config, new_runs) as folder:
+    with RunFolder(config) as folder:
         return _run(grid, config, folder)
 
 

@@ -11,7 +11,6 @@ class OutputConfig(Section):
     """The folder for the results, and the earlier run to resume."""
 
     title: ClassVar[str] = "Output"
-    NEW_RUNS: ClassVar[str] = "runs"  # the folder in which a new run makes its own
 
     output_dir: str = setting(
         "", "folder for the results; empty: the resumed run's folder, else a new one in `runs/`"

@@ -14,7 +14,6 @@ from typing import Self
 from filelock import FileLock
 
 from fedattn_app.config import Config, ConfigValue
-from fedattn_app.config.output import OutputConfig
 from fedattn_app.errors import RunFailedError, UserError
 from fedattn_app.files import (
     FULL_ERRORS,
@@ -65,17 +64,16 @@ class RunFolder:
 
     Args:
         config: the settings of the run.
-        new_runs: the folder in which a run without `output-dir` makes its own.
 
     Attributes:
         path: the folder, absolute.
         best: the model of the round with the best score so far.
     """
 
-    def __init__(self, config: Config, new_runs: str = OutputConfig.NEW_RUNS) -> None:
+    def __init__(self, config: Config) -> None:
         output = config.output
         self.config = config
-        self.path = user_path("output-dir", output.output_dir or output.resume_from or new_runs)
+        self.path = user_path("output-dir", output.output_dir or output.resume_from or "runs")
         self.best = BestModel()
         self.identity = RunIdentity()
         self._earlier = user_path("resume-from", output.resume_from) if output.resume_from else None

@@ -60,10 +60,10 @@ def start_site(deployment, site, **keys):
 
 def run_on_sites(deployment, settings):
     """Run the app for two rounds on the reviews; `settings` is added to the run-config."""
-    output = deployment.folder / "runs" / "out"
+    output = deployment.folder / "out"
     run_config = (
         'dataset="file" labels="negative,positive" num-rounds=2 local-epochs=3 '
-        f'output-dir="out" {settings}'
+        f'output-dir="{output}" {settings}'
     )
     ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
     assert f"results in {output}" in ran.stdout, ran.stdout + ran.stderr
