@@ -13,6 +13,7 @@ private part                             why the public API is not enough
 ``flwr.common.constant``                 Error codes, array formats and the SuperLink's node id.
 ``flwr.common.serde``                    The size of a record needs its protocol buffer.
 ``flwr.supercore.run.Run``               The abstract `Grid` has it in its signatures.
+``flwr.superlink.grid``                  Only a grid's class says whether its clients are simulated.
 ``flwr.supercore.task_identity``         Without an identity no process can make a `Message`.
 =======================================  ==========================================================
 """
@@ -25,6 +26,7 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -70,6 +72,17 @@ def protobuf_size(content: RecordDict) -> int:
 def empty_run(run_id: int) -> Run:
     """Return Flower's record of a run, with an id and nothing else."""
     return Run.create_empty(run_id)
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Return whether the clients behind `grid` are simulated by Flower in this process.
+
+    A ServerApp of a SuperLink with real nodes has another grid. So has what is unknown here, which
+    counts as real.
+    """
+    from flwr.superlink.grid import InMemoryGrid  # slow to import, and of no use on a node
+
+    return isinstance(grid, InMemoryGrid)
 
 
 @contextmanager

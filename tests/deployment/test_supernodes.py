@@ -58,6 +58,7 @@ class Deployment:
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FEDATTN_RUNS": str(folder),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
         (folder / "flwr").mkdir()
@@ -331,3 +332,25 @@ def test_a_site_killed_during_training_has_recorded_the_rounds_cost(deployment):
     assert [entry["server_round"] for entry in after] == [1, 1, 2]
     reported = epsilons(again, "north")
     assert before[0]["epsilon"] < reported[0] < reported[1] == after[-1]["epsilon"]
+
+
+@pytest.mark.slow
+def test_the_folders_of_a_run_stay_where_the_operator_allows(deployment):
+    outside = deployment.folder / "outside"
+    deployment.environment["FEDATTN_RUNS"] = str(deployment.folder / "runs")
+    start_two_sites(deployment, state_dir=deployment.folder / "state")
+    quick = 'model="tiny" vocabulary=512 dataset="file" labels="negative,positive" num-rounds=1'
+
+    def run(settings):
+        arguments = ("run", str(ROOT), "test", "--stream", "--run-config", f"{quick} {settings}")
+        return deployment.flwr(*arguments).stdout
+
+    allowed = f"must be inside FEDATTN_RUNS = {deployment.folder / 'runs'}"
+    for text in (str(outside), "../outside", str(deployment.folder / "north.csv")):
+        for key in ("output-dir", "resume-from"):
+            assert f'{key} = "{text}": {allowed}' in run(f'{key}="{text}"')
+    assert not outside.exists()
+    assert not (deployment.folder / "runs").exists()
+    assert f"results in {deployment.folder / 'runs' / 'first'}" in run('output-dir="first"')
+    assert f"results in {deployment.folder / 'runs'}{os.sep}" in run("")
+    assert len(list((deployment.folder / "runs").iterdir())) == 2
