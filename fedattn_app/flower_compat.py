@@ -15,6 +15,7 @@ private part                             why the public API is not enough
 ``flwr.common.constant``                 Error codes, array formats and the SuperLink's node id.
 ``flwr.common.serde``                    The size of a record needs its protocol buffer.
 ``flwr.supercore.run.Run``               The abstract `Grid` has it in its signatures.
+``flwr.superlink.grid``                  Only a grid's class says whether its clients are simulated.
 ``flwr.supercore.task_identity``         Without an identity no process can make a `Message`.
 =======================================  ==========================================================
 """
@@ -28,6 +29,7 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -82,6 +84,17 @@ def in_simulation_engine() -> bool:
     """
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Return whether the clients behind `grid` are simulated by Flower in this process.
+
+    A ServerApp of a SuperLink with real nodes has another grid. So has what is unknown here, which
+    counts as real.
+    """
+    from flwr.superlink.grid import InMemoryGrid  # slow to import, and of no use on a node
+
+    return isinstance(grid, InMemoryGrid)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -11,8 +12,10 @@ from flwr.serverapp import Grid, ServerApp
 from fedattn_app.config import Config
 from fedattn_app.console import printing
 from fedattn_app.errors import RunFailedError, UserError
+from fedattn_app.flower_compat import is_simulated
 from fedattn_app.privacy.protections import Protection, protection_of
 from fedattn_app.results.checkpoint import read_accountant, read_budgets
+from fedattn_app.results.confinement import DEFAULT_PARENT, confine
 from fedattn_app.results.resume import EarlierRun, earlier_run
 from fedattn_app.results.run_folder import RunFolder
 from fedattn_app.results.run_result import RunResult
@@ -48,19 +51,23 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         with printing():
-            run(PartitionGrid(grid), Config.from_run_config(context.run_config))
+            config, parent = Config.from_run_config(context.run_config), DEFAULT_PARENT
+            if not is_simulated(grid):
+                output, parent = confine(config.output)
+                config = replace(config, output=output)
+            run(PartitionGrid(grid), config, parent)
     except (UserError, RunFailedError):
         sys.tracebacklimit = 0  # Flower logs the exception, in one line then, and ends the process
         raise
 
 
-def run(grid: PartitionGrid, config: Config) -> RunResult:
-    """Run one federation on `grid` and return its folder.
+def run(grid: PartitionGrid, config: Config, parent: str = DEFAULT_PARENT) -> RunResult:
+    """Run one federation on `grid` and return its folder, a new one in `parent` if none is named.
 
     Raises `UserError` before any training for a mistake in `config`, and `RunFailedError` if no
     client can continue.
     """
-    with RunFolder(config) as folder:
+    with RunFolder(config, parent) as folder:
         return _run(grid, config, folder)
 
 

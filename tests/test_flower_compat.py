@@ -5,6 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
 from fedattn_app import flower_compat
 from fedattn_app.flower_compat import (
@@ -13,6 +14,7 @@ from fedattn_app.flower_compat import (
     Run,
     empty_run,
     failure_reply,
+    is_simulated,
     message_with_metadata,
     protobuf_size,
     set_message_id,
@@ -87,3 +89,8 @@ def test_messages_can_be_made_inside_the_identity_only(monkeypatch):
         assert (metadata.run_id, metadata.src_node_id) == (LOCAL_RUN_ID, SERVER_NODE_ID)
     with pytest.raises(RuntimeError, match="TaskIdentity"):
         Message(RecordDict(), 7, "train")
+
+
+def test_the_grid_says_whether_its_clients_are_simulated():
+    assert is_simulated(object.__new__(InMemoryGrid))
+    assert not is_simulated(HttpGrid(token="none"))

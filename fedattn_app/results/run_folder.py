@@ -35,6 +35,7 @@ from fedattn_app.results.checkpoint import (
     write_best,
     write_spending,
 )
+from fedattn_app.results.confinement import DEFAULT_PARENT
 from fedattn_app.results.resume import EarlierRun
 from fedattn_app.results.run_state import (
     ENDED,
@@ -64,16 +65,17 @@ class RunFolder:
 
     Args:
         config: the settings of the run.
+        parent: the folder in which a run that names none gets one of its own.
 
     Attributes:
         path: the folder, absolute.
         best: the model of the round with the best score so far.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, parent: str = DEFAULT_PARENT) -> None:
         output = config.output
         self.config = config
-        self.path = user_path("output-dir", output.output_dir or output.resume_from or "runs")
+        self.path = user_path("output-dir", output.output_dir or output.resume_from or parent)
         self.best = BestModel()
         self.identity = RunIdentity()
         self._earlier = user_path("resume-from", output.resume_from) if output.resume_from else None

@@ -47,6 +47,7 @@ class Deployment:
             MARK: str(folder),
             "FLWR_HOME": str(folder / "flwr"),
             "FEDATTN_APPROVED": str(folder / "approved"),
+            "FEDATTN_RUNS": str(folder),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
