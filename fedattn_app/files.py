@@ -226,8 +226,10 @@ def _open_to_others(folder: Path) -> Iterator[str]:
     """Yield every way in which other users may change what is in the folder `folder`."""
     target = folder.resolve()
     for parent in {*folder.parents, *target.parents}:
-        mode = parent.stat().st_mode
-        if mode & OTHERS_WRITE & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        above = parent.stat()
+        if not _is_ours(above):
+            yield f"the owner of {parent} can replace it; move it to a folder of yours or root's"
+        if above.st_mode & OTHERS_WRITE & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
             yield f"anyone can replace it in {parent}; chmod o-w that folder"
     status = target.stat()
     if not (_is_ours(folder.lstat()) and _is_ours(status)):

@@ -18,6 +18,7 @@ from fedattn_app.errors import UserError
 from fedattn_app.files import (
     acquire_lock,
     check_only_owner_writes,
+    make_private_folder,
     user_path,
     write_atomically,
 )
@@ -110,8 +111,7 @@ class Approvals:
             bundle.sha256, bundle.name, bundle.version, datetime.now(UTC).isoformat("T", "seconds")
         )
         try:
-            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            make_private_folder(self.folder)
             self._check_folder()
             with self._locked():
                 others = [each for each in self.entries() if each.sha256 != bundle.sha256]

@@ -25,6 +25,7 @@ TEXT_SUFFIXES = (".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl")
 MAX_BYTES = 10 * 1024**2  # as in Flower
 MAX_BYTES_UNPACKED = 8 * MAX_BYTES
 MAX_FILES = 5_000
+MAX_CONFIG_BYTES = 64 * 1024  # a longer one could take Python minutes to read
 # Of publisher, name and version: Flower makes a folder's name of them.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _ENCRYPTED = 0x1  # in the flags of a zip entry
@@ -108,6 +109,10 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         raise _DamagedError(f"{shown} is not the path of a file")
     if set(entry.filename) & set('\\:,*?"<>|'):
         raise _DamagedError(f"{shown} has a character that not every system allows in a path")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _DamagedError(f"{shown} is compressed in a way that flwr build does not use")
+    if entry.filename == CONFIG and entry.file_size > MAX_CONFIG_BYTES:
+        raise _DamagedError(f"{shown} has more than {MAX_CONFIG_BYTES} bytes")
     if entry.flag_bits & _ENCRYPTED:
         raise _DamagedError(f"{shown} is encrypted")
     kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -159,7 +164,7 @@ def _name_and_version(config: bytes) -> tuple[str, str]:
         app, project = table["tool"]["flwr"]["app"], table["project"]
         values = app["publisher"], project["name"], project["version"]
         app["components"]["clientapp"]
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _DamagedError(f"{CONFIG} is not TOML ({error})") from None
     except (KeyError, TypeError):
         raise _DamagedError(

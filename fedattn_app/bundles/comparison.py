@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from fedattn_app.bundles.bundle import Bundle, sha256_of
 
+# Hangul fillers, which are letters to Python, and the empty Braille pattern.
+BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"
+
 
 def describe(bundle: Bundle) -> Iterator[str]:
     """Yield one line per file of `bundle`, with its size in bytes and its SHA-256."""
@@ -55,12 +58,21 @@ def printable(text: str) -> str:
     r"""Return `text` with an escape such as ``\x1b`` for all that is not seen as itself.
 
     These are control and format characters, among them line breaks, terminal codes and those that
-    reorder or hide text, unassigned and private ones, spaces other than the usual one, and marks
-    that are drawn over other characters. A backslash stays as it is.
+    reorder or hide text, unassigned and private ones, spaces other than the usual one, letters that
+    are blank or written from right to left, and marks that are drawn over other characters. A
+    backslash stays as it is.
     """
     return "".join(
-        character
-        if character.isprintable() and not unicodedata.category(character).startswith("M")
-        else character.encode("unicode_escape").decode()
+        character if _is_seen(character) else character.encode("unicode_escape").decode()
         for character in text
+    )
+
+
+def _is_seen(character: str) -> bool:
+    """Return whether a terminal shows `character` as itself, at its own place."""
+    return (
+        character.isprintable()
+        and character not in BLANK_LETTERS
+        and not unicodedata.category(character).startswith("M")
+        and unicodedata.bidirectional(character) not in ("R", "AL", "AN")
     )

@@ -13,6 +13,7 @@ private part                             why the public API is not enough
 ``…_pull_and_store_message``             The one place where a SuperNode takes a run's code.
 ``…_verify_fab``                         How Flower verifies what the owner's entities signed.
 ``…primitives.asymmetric_ed25519``       How Flower signs a bundle.
+``…set_run_series_context``              Where a SuperNode takes a task's node-config.
 ``…get_fused_config_from_fab``           Whether Flower can put a run's settings together.
 =======================================  ==========================================================
 
@@ -29,7 +30,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,13 +38,15 @@ from typing import Any, NoReturn
 from click import ClickException
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import UserConfig
+from flwr.app import Context, UserConfig
 from flwr.common.config import get_fused_config_from_fab
+from flwr.common.constant import FAB_HASH_TRUNCATION
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
 from flwr.supercore.run import Run
 
+from fedattn_app.bundles.certificate import write_certificate
 from fedattn_app.errors import UserError
 
 APPROVAL_KEY_ID = "fedattn-approved"  # how the gate's own signature is called
@@ -148,10 +151,27 @@ def run_supernode(
     trusted.write_text(json.dumps(gate.trusted_entities))
     pull = "_pull_and_store_message"
     setattr(client, pull, gate.around(getattr(client, pull)))
-    scripts = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    _keep_node_config(node_config_of(options))
+    own = [] if options.ssl_certfile else write_certificate(home, options.host)
+    scripts = [str(Path(sys.executable).parent), os.environ.get("PATH") or os.defpath]
     os.environ.update(FLWR_HOME=str(home), PATH=os.pathsep.join(scripts))
-    sys.argv = ["flower-supernode", *arguments, "--trusted-entities", str(trusted)]
+    sys.argv = ["flower-supernode", *arguments, *own, "--trusted-entities", str(trusted)]
     command.flower_supernode()
+
+
+def _keep_node_config(node_config: UserConfig) -> None:
+    """Give every context of this process the owner's `node_config`.
+
+    A process that runs a task sends its context back, and Flower would take another node-config
+    from it. Flower does not check who sends it, so another user of the machine could.
+    """
+    state = import_module("flwr.supernode.nodestate.in_memory_nodestate").InMemoryNodeState
+    take = state.set_run_series_context
+
+    def take_with_own_config(self: Any, series_id: int, context: Context) -> None:
+        take(self, series_id, replace(context, node_config=dict(node_config)))
+
+    state.set_run_series_context = take_with_own_config
 
 
 class Gate:
@@ -173,6 +193,7 @@ class Gate:
         self._still_accepts = still_accepts
         self._entities = entities
         self._key = Ed25519PrivateKey.generate()
+        self._folders: dict[str, str] = {}  # hash of the code by the digits that name its folder
 
     @property
     def trusted_entities(self) -> dict[str, str]:
@@ -216,10 +237,18 @@ class Gate:
         # Any text counts as a licence. With one, Flower's log speaks of the missing signature.
         licence = {"valid_license": "fedattn"}
         if not (
-            self._accepts(delivery) and self._is_signed_by_an_entity(fab) and _has_config(fab, run)
+            self._accepts(delivery)
+            and self._is_signed_by_an_entity(fab)
+            and _has_config(fab, run)
+            and self._has_own_folder(fab)
         ):
             return Fab(fab.hash_str, b"", licence)
         return Fab(fab.hash_str, fab.content, licence | self._signature(fab.content))
+
+    def _has_own_folder(self, fab: Fab) -> bool:
+        """Return whether no other code is unpacked where Flower would look for this one."""
+        digits = fab.hash_str[:FAB_HASH_TRUNCATION]
+        return self._folders.setdefault(digits, fab.hash_str) == fab.hash_str
 
     def _is_signed_by_an_entity(self, fab: Fab) -> bool:
         """Return whether one of the owner's entities has signed `fab`, if there are any."""

@@ -9,7 +9,12 @@ from pathlib import Path
 from filelock import Timeout
 
 from fedattn_app.errors import UserError
-from fedattn_app.files import acquire_lock, check_only_owner_writes
+from fedattn_app.files import (
+    acquire_lock,
+    check_only_owner_writes,
+    check_private_folder,
+    make_private_folder,
+)
 
 LOCK_SECONDS = 10
 _PREFIX = "node-"
@@ -23,9 +28,9 @@ def folder_for_one_node(parent: Path) -> Iterator[Path]:
     made, or others can write to `parent`.
     """
     try:
-        parent.parent.mkdir(parents=True, exist_ok=True)
-        parent.mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(parent)
         check_only_owner_writes(parent, parent.lstat())
+        check_private_folder("FLWR_HOME", parent.parent)
         starting = acquire_lock(parent / ".lock", LOCK_SECONDS)
         try:
             for left in parent.glob(f"{_PREFIX}*"):

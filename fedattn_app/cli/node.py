@@ -24,7 +24,7 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
     from fedattn_app.bundles.gate import is_still_approved, refusal
     from fedattn_app.bundles.unpacked import folder_for_one_node
     from fedattn_app.config import parse_pairs
-    from fedattn_app.files import check_private_folder
+    from fedattn_app.files import check_private_folder, user_path
     from fedattn_app.policy.owner_policy import OwnerPolicy
 
     parser = flower_supernode.supernode_options("fedattn node")
@@ -52,6 +52,8 @@ def node(context: typer.Context, approved: ApprovedFolder = None) -> None:
     policy = OwnerPolicy.of_node(node_config)  # a mistake ends here, not in a run
     if policy.state_folder:
         check_private_folder("state-dir", policy.state_folder)
+    if policy.data_path and not user_path("data-path", policy.data_path).exists():
+        raise UserError(f"data-path = {policy.data_path}: is not there")
     approvals = Approvals(approvals_folder(approved))
     entries = approvals.entries()
 

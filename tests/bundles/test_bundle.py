@@ -1,5 +1,6 @@
 """Bundles are read only if what is shown of them is what runs."""
 
+import io
 import random
 import stat
 import struct
@@ -179,3 +180,26 @@ def test_damage_anywhere_is_refused_or_changes_the_hash(files, made):
     for end in range(0, len(content), 7):
         with pytest.raises(UserError):
             read_bundle(bytes(content[:end]), "b.fab")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_than_that_of_flwr_build_are_refused(method, files, refused):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for path, text in {**files, MANIFEST: manifest_of(files)}.items():
+            archive.writestr(path, text)
+    with refused("compressed in a way that flwr build does not use"):
+        read_bundle(buffer.getvalue(), "b.fab")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("x = " + "[" * 20_000, "is not TOML"),
+        ("a" + ".a" * 200_000 + " = 1", "has more than 65536 bytes"),
+    ],
+)
+def test_a_configuration_that_hangs_or_crashes_its_reader_is_refused(files, refused, more, reason):
+    config = f"{more}\n{files['pyproject.toml']}"
+    with refused("b.fab: not a bundle that can be approved", reason):
+        read_bundle(bundle_of(files | {"pyproject.toml": config}), "b.fab")

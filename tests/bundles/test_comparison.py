@@ -71,4 +71,6 @@ def test_every_control_and_format_character_is_escaped():
         character = chr(number)
         kind = unicodedata.category(character)
         hides = kind[0] in "CM" or kind in ("Zl", "Zp") or (kind == "Zs" and character != " ")
-        assert (len(printable(character)) > 1) == hides
+        hides |= character in "\u115f\u1160\u3164\uffa0\u2800"  # blank
+        hides |= unicodedata.bidirectional(character) in ("R", "AL", "AN")  # moves its neighbours
+        assert (len(printable(character)) > 1) == hides, hex(number)

@@ -4,14 +4,23 @@
 """
 
 import json
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 
 import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.supercore.fab import Fab
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supernode.nodestate import NodeStateFactory
 from helpers.bundles import FOREIGN_APP, files_of, foreign_files
 
+from fedattn_app.bundles import flower_supernode
+from fedattn_app.bundles.certificate import write_certificate
 from fedattn_app.bundles.flower_supernode import (
     Gate,
     build_bundle,
@@ -96,3 +105,56 @@ def test_flower_leaves_out_what_it_does_not_understand_of_a_node_config():
     assert node_config_of(parser.parse_args([])) == {}
     with pytest.raises(UserError, match="--node-config"):
         read("a=/no quotes")
+
+
+def test_a_task_cannot_change_the_node_config(monkeypatch):
+    """Flower takes what a process sends back, and does not ask which process it is."""
+    module = import_module("flwr.supernode.nodestate.in_memory_nodestate")
+    kind = module.InMemoryNodeState
+    monkeypatch.setattr(kind, "set_run_series_context", kind.set_run_series_context)
+    flower_supernode._keep_node_config({"max-epsilon": 1.0})
+    state = NodeStateFactory(ObjectStoreFactory()).state()
+    forged = {"max-epsilon": 1e6, "allow-unprotected": True}
+    records = RecordDict({"kept": ConfigRecord({"a": 1})})
+    state.set_run_series_context(5, Context(1, 2, forged, records, {"num-rounds": 3}))
+    kept = state.get_run_series_context(5)
+    assert kept.node_config == {"max-epsilon": 1.0}
+    assert (kept.state, kept.run_config) == (records, {"num-rounds": 3})
+
+
+def test_the_certificate_of_a_node_is_that_of_its_own_port(tmp_path):
+    """A server without the key, on the same port, is not taken for the SuperNode."""
+    for name in ("node", "stranger"):
+        (tmp_path / name).mkdir()
+    options = write_certificate(tmp_path / "node", "127.0.0.1")
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert Path(given["--ssl-keyfile"]).stat().st_mode & 0o777 == 0o600
+    write_certificate(tmp_path / "stranger", "127.0.0.1")
+
+    def connects(folder):
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(folder / "runtime.pem", folder / "runtime.key")
+        client = ssl.create_default_context(cafile=given["--ssl-ca-certfile"])
+        ends = socket.socketpair()
+        with ThreadPoolExecutor() as pool:
+            accepted = pool.submit(server.wrap_socket, ends[0], server_side=True)
+            try:
+                client.wrap_socket(ends[1], server_hostname="127.0.0.1").close()
+                accepted.result(10).close()
+            except ssl.SSLError:
+                return False
+            finally:
+                for end in ends:
+                    end.close()
+        return True
+
+    assert connects(tmp_path / "node")
+    assert not connects(tmp_path / "stranger")
+
+
+def test_two_bundles_that_flower_would_unpack_in_one_folder_are_not_both_accepted():
+    gate = Gate(lambda delivery: True, lambda sha256: True)
+    assert gate._has_own_folder(Fab("0123456789", b"", {}))
+    assert gate._has_own_folder(Fab("0123456789", b"", {}))
+    assert not gate._has_own_folder(Fab("01234567ff", b"", {}))
+    assert gate._has_own_folder(Fab("f0123456", b"", {}))

@@ -50,7 +50,7 @@ def test_a_node_has_flowers_options_a_gate_and_a_folder_of_its_own(fedattn, star
     assert list(config.trusted_entities) == ["fedattn-approved"]
     assert started["pull"] is not before
     assert Path(environment["FLWR_HOME"]).parent == tmp_path / "flwr" / "fedattn"
-    assert started["home"] == [".lock", "trusted.json"]
+    assert started["home"] == [".lock", "runtime.key", "runtime.pem", "trusted.json"]
     assert environment["PATH"].startswith(f"{Path(sys.executable).parent}{os.pathsep}")
     assert not Path(environment["FLWR_HOME"]).exists()
 

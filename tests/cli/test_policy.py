@@ -89,3 +89,11 @@ def test_a_node_does_not_start_with_a_node_config_of_which_a_part_is_lost(
     assert status == 2
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
+
+
+def test_a_node_does_not_start_without_its_data(fedattn, monkeypatch, tmp_path):
+    started = "fedattn_app.bundles.flower_supernode.run_supernode"
+    monkeypatch.setattr(started, lambda *_: pytest.fail("started"))
+    given = f'data-path="{tmp_path}/nots.csv"'
+    status, _, err = fedattn("node", "--insecure", "--node-config", given)
+    assert (status, err) == (2, f"error: data-path = {tmp_path}/nots.csv: is not there\n")

@@ -195,7 +195,7 @@ def test_a_link_in_place_of_a_file_is_refused_and_not_followed(refused, path, na
     kept = path.parent / "kept.json"
     kept.write_text(ledger_text(row()))
     path.with_name(name).symlink_to(target)
-    with refused(f"state-dir = {path.parent}", f"{name} in it is a link"):
+    with refused(f"state-dir = {path.parent}", f"{name} in it: is a link"):
         Ledger(RecordDict(), path)
     assert path.with_name(name).is_symlink()
     assert kept.read_text() == ledger_text(row())
@@ -209,7 +209,7 @@ def test_a_link_that_appears_later_is_refused_before_anything_is_spent(refused, 
     path.with_name(name).rename(path.with_name("moved"))
     path.with_name(name).symlink_to("moved")
     before = path.with_name("moved").read_bytes()
-    with refused(f"{name} in it is a link"):
+    with refused(f"{name} in it: is a link"):
         ledger.add(SECOND)
     assert path.with_name("moved").read_bytes() == before
     assert ledger.entries == [FIRST]
@@ -256,7 +256,7 @@ def test_a_file_that_others_can_write_is_refused(refused, path, name, mode):
     ledger.add(FIRST)
     path.with_name(name).chmod(mode)
     for attempt in (lambda: Ledger(RecordDict(), path), lambda: ledger.add(SECOND)):
-        with refused(f"state-dir = {path.parent}", f"can write to {name}", "chmod 600"):
+        with refused(f"state-dir = {path.parent}", f"{name} in it: others can write", "chmod go-w"):
             attempt()
     path.with_name(name).chmod(0o600)
     assert Ledger(RecordDict(), path).entries == [FIRST]
