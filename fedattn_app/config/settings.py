@@ -16,7 +16,14 @@ from fedattn_app.config.federation import FederationConfig
 from fedattn_app.config.model import LoraConfig, ModelConfig
 from fedattn_app.config.output import OutputConfig
 from fedattn_app.config.privacy import PrivacyConfig
-from fedattn_app.config.schema import ConfigValue, Constraint, Section, constraint_of, key_of
+from fedattn_app.config.schema import (
+    ConfigValue,
+    Constraint,
+    Section,
+    as_toml,
+    constraint_of,
+    key_of,
+)
 from fedattn_app.config.training import TrainingConfig
 from fedattn_app.config.transport import TransportConfig
 from fedattn_app.errors import UserError
@@ -59,6 +66,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 DEFAULTS: Mapping[str, ConfigValue] = {key: its.default for key, its in SETTINGS.items()}
 
+MAX_SHOWN_KEY = 100  # characters of an unknown key that the error repeats
 # Old key → new key.
 RENAMED_KEYS: Mapping[str, str] = {
     "attentive-step": "fedatt-step",
@@ -139,6 +147,8 @@ class Config:
 def _unknown_key(key: str) -> str:
     if key in RENAMED_KEYS:
         return f"{key}: was renamed; use {RENAMED_KEYS[key]}"
+    if not key.isprintable() or len(key) > MAX_SHOWN_KEY:
+        key = as_toml(key[:MAX_SHOWN_KEY])
     near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(SETTINGS)}"
     return f"{key}: no such run-config key; {hint}"

@@ -23,6 +23,9 @@ from fedattn_app.cache import PROCESS_CACHE
 RDP_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 # The memory and time of Opacus' PRV grow with ε. Above this ε, RDP is precise enough.
 MAX_PRV_EPSILON = 30.0
+# They grow with the number of steps too: with these, up to some seconds and a gigabyte for each of
+# the twenty ε that the search for a noise multiplier takes. Above it, RDP has to do.
+MAX_PRV_STEPS = 100_000
 # The range of noise multipliers to search. More noise is accounted for as the maximum.
 MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 1e-2, 1e7
 # Below this noise multiplier the divergence overflows, and ε counts as infinite.
@@ -173,7 +176,9 @@ def _rdp_of_step(noise_multiplier: float, sample_rate: float) -> npt.NDArray[np.
 
 @PROCESS_CACHE.keep(max_entries=256)
 def _prv_epsilon(history: tuple[Steps, ...], delta: float) -> float:
-    """Return Opacus' upper bound of ε, or infinity if it finds none."""
+    """Return Opacus' upper bound of ε, or infinity if it finds none or the steps are too many."""
+    if sum(steps.count for steps in history) > MAX_PRV_STEPS:
+        return math.inf
     from opacus.accountants import PRVAccountant
 
     counts: dict[tuple[float, float], int] = {}

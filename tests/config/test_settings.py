@@ -96,6 +96,16 @@ def test_an_unknown_key_is_refused_with_a_hint(refused, key, hint):
         Config.from_run_config({"seed": 2, key: 3})
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("a\nb\u2028c", r'"a\nb\u2028c": no such'), ("k" * 10**6, f'"{"k" * 100}": no such')],
+    ids=["lines", "long"],
+)
+def test_an_unknown_key_is_shown_on_one_short_line(refused, key, shown):
+    with refused(shown):
+        Config.from_run_config({key: 1})
+
+
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_an_old_name_is_refused_with_the_new_one(refused, old, new):
     assert old not in SETTINGS

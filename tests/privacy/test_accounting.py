@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from fedattn_app.privacy.accounting import RDP_ORDERS, Steps, _rdp_of_step, epsilon_of, noise_for
+from fedattn_app.privacy.accounting import (
+    MAX_PRV_STEPS,
+    RDP_ORDERS,
+    Steps,
+    _rdp_of_step,
+    epsilon_of,
+    noise_for,
+)
 
 HISTORIES = {
     "one step": [Steps(1.0, 1.0, 1)],
@@ -103,6 +110,17 @@ def test_the_order_of_the_history_does_not_matter(accountant):
     together = [Steps(2.0, 1.0, 1), Steps(1.0, 0.1, 100)]
     first, second = (epsilon_of(history, 1e-5, accountant) for history in (apart, together))
     assert first == pytest.approx(second, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [MAX_PRV_STEPS + 1, 10**9, 2**62])
+def test_rdp_is_used_for_more_steps_than_prv_has_memory_for(count):
+    planned = Steps(1.0, 0.01, count)
+    noise = noise_for(1.0, 1e-5, planned, (), "prv")
+    assert noise == noise_for(1.0, 1e-5, planned)
+    history = [replace(planned, noise_multiplier=noise)]
+    assert epsilon_of(history, 1e-5, "prv") == epsilon_of(history, 1e-5)
+    halves = [replace(history[0], count=count // 2), replace(history[0], count=count - count // 2)]
+    assert epsilon_of(halves, 1e-5, "prv") == epsilon_of(halves, 1e-5)
 
 
 def test_rdp_is_used_if_prv_fails(monkeypatch):
