@@ -212,7 +212,6 @@ def test_real_nodes_answer_hostile_runs_with_fixed_sentences(deployment):
         f'{TINY} strategy="fedsgd" shared="all"': Reason.UNPROTECTED,
         f'{TINY} {DP} text-column="diagnosis"': Reason.USE_DATA,
         f"{TINY} {DP} target-delta=2.4e-3": Reason.DELTA,
-        f"{TINY} {DP} local-epochs=1000": Reason.EPOCHS,
     }
     for run_config, reason in reasons.items():
         ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
@@ -233,3 +232,17 @@ def test_a_real_node_without_a_file_is_no_simulated_one(deployment):
         deployment.start_supernode(number, partition_id=number, num_partitions=2)
     ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", TINY)
     assert f"client 1 failed: {Reason.DATA}" in ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+def test_the_folders_of_a_run_stay_where_the_operator_allows(deployment):
+    """A run that is refused needs no node."""
+    runs, outside = deployment.folder / "runs", deployment.folder / "outside"
+    deployment.environment["FEDATTN_RUNS"] = str(runs)
+    deployment.start_superlink()
+    for key, text in (("output-dir", "../outside"), ("resume-from", str(outside))):
+        run_config = f'{TINY} {key}="{text}"'
+        ran = deployment.flwr("run", str(ROOT), "test", "--stream", "--run-config", run_config)
+        assert f'{key} = "{text}": must be inside FEDATTN_RUNS = {runs}' in ran.stdout
+    assert not outside.exists()
+    assert not runs.exists()
