@@ -128,11 +128,11 @@ def test_what_others_can_change_is_neither_read_nor_written(refused, folder, cal
         attempt()
     folder.chmod(0o700)
     file.chmod(0o606)
-    with refused(f"state-dir = {folder}", f"others can write to {file.name}"):
+    with refused(f"state-dir = {folder}", f"{file.name} in it: others can write"):
         attempt()
     file.chmod(0o600)
     file.rename(folder / "moved")
     file.symlink_to("moved")
-    with refused(f"state-dir = {folder}", f"{file.name} in it is a link"):
+    with refused(f"state-dir = {folder}", f"{file.name} in it: is a link"):
         attempt()
     assert (folder / "moved").read_bytes() == before

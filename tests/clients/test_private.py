@@ -1,5 +1,8 @@
 """The replies and the noise of a private client, and that it writes the ledger first."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from flwr.app import RecordDict
@@ -13,6 +16,7 @@ from fedattn_app.data.triage import LABELS
 from fedattn_app.errors import UserError
 from fedattn_app.models.parameters import get_arrays
 from fedattn_app.models.transformer import build_model
+from fedattn_app.privacy import ledger as ledger_module
 from fedattn_app.privacy.accounting import Steps, epsilon_of
 from fedattn_app.privacy.ledger import Ledger
 
@@ -150,9 +154,13 @@ def test_a_client_whose_ledger_cannot_be_written_computes_nothing(
     refused, tmp_path, trainings, monkeypatch
 ):
     monkeypatch.setattr(PrivateClient, "_noisy_counts", lambda *_: trainings.append(None))
-    (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "ledger.json"
+    path = tmp_path / "ledger.json"
     client = client_of(Ledger(RecordDict(), path), evaluate_epsilon=1.0)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ledger_module, "write_atomically", fail)
     for call in (fit, evaluate):
         with refused(path, "cannot be written"):
             call(client)
