@@ -98,7 +98,8 @@ class OwnerPolicy(Section):
                 f"state-dir = {self.state_dir}: must be an absolute path, so that this node finds "
                 "its privacy ledger wherever it is started"
             )
-        if self.max_epsilon and PrivacyFilter(self.max_epsilon, self.max_delta).budget <= 0:
+        # Every message makes a policy, queries included, so nothing is searched for here.
+        if self.max_epsilon and PrivacyFilter(self.max_epsilon, self.max_delta).is_too_small:
             raise UserError(
                 f"max-epsilon = {self.max_epsilon:g}: too small for any noise at max-delta = "
                 f"{self.max_delta:g}; raise one of them"

@@ -68,6 +68,14 @@ class PrivacyFilter:
         """α, one of `RDP_ORDERS`; it depends on `max_epsilon` and `delta` alone."""
         return float(RDP_ORDERS[self._index])
 
+    @property
+    def is_too_small(self) -> bool:
+        """Whether `max_epsilon` is too small for any step, at any order.
+
+        This takes no search for an order, which `budget` does.
+        """
+        return bool(self.max_epsilon <= conversion(self.delta).min())
+
     @cached_property
     def budget(self) -> float:
         """B, the Rényi divergence at `order` that converts to `max_epsilon` at `delta`.

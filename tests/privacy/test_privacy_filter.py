@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from fedattn_app.privacy.accounting import RDP_ORDERS, Steps, epsilon_of, noise_for
+from fedattn_app.privacy.accounting import RDP_ORDERS, Steps, conversion, epsilon_of, noise_for
 from fedattn_app.privacy.privacy_filter import PrivacyFilter
 
 LIMITS = [(0.5, 1e-5), (1.0, 1e-5), (8.0, 1e-5), (2.0, 1e-8), (3.0, 1e-3), (40.0, 1e-5)]
@@ -209,3 +209,12 @@ def test_any_limit_has_an_order(max_epsilon, delta):
     privacy_filter = PrivacyFilter(max_epsilon, delta)
     assert privacy_filter.order in RDP_ORDERS
     assert math.isfinite(privacy_filter.budget)
+
+
+@pytest.mark.parametrize("delta", [1e-12, 1e-5])
+def test_a_limit_is_too_small_where_no_order_has_a_budget(delta):
+    smallest = float(conversion(delta).min())
+    for factor, too_small in ((0.5, True), (1.0, True), (1.1, False), (4.0, False)):
+        limit = PrivacyFilter(smallest * factor, delta)
+        assert limit.is_too_small is too_small
+        assert (limit.budget <= 0) is too_small
